@@ -40,7 +40,7 @@ class Arrays:
         if x.dtype == torch.uint8: x = x.float().div_(255)
         return (x,) if self.y is None else (x, self.y[rows])
 
-# %% ../../nbs/core/data.ipynb #70636564
+# %% ../../nbs/core/data.ipynb #f5ed55e5
 class ArrayDataset:
     "The `rows` of some `Arrays`; a row's number is the sample's id"
     def __init__(self,
@@ -54,8 +54,8 @@ class ArrayDataset:
 
     def new_empty(self):
         "The same without samples, as `learn.export` wants it"
-        a = self.arrays
-        return ArrayDataset(Arrays(a.x[:0], None if a.y is None else a.y[:0]), self.rows[:0], self.loss_func)
+        none = lambda o: None if o is None else o[:0].clone()  # a view would be saved with all its data
+        return ArrayDataset(Arrays(none(self.arrays.x), none(self.arrays.y)), none(self.rows), self.loss_func)
 
 # %% ../../nbs/core/data.ipynb #2fa4a6ae
 class ArrayDL(DataLoader):

@@ -6,9 +6,11 @@
 __all__ = ['loss_name', 'unreduced', 'soft_target_loss', 'target_kind', 'dense_targets', 'Supervision', 'SupervisionCallback',
            'LabelCallback', 'LossPart']
 
-# %% ../../nbs/core/supervision.ipynb #ad015406
+# %% ../../nbs/core/supervision.ipynb #d3a44f3d
 from copy import copy
 from functools import partial
+from importlib import import_module
+from itertools import chain
 from zlib import crc32
 
 import torch
@@ -104,7 +106,7 @@ def soft_target_loss(
     loss = _per_sample(loss_func, pred, targets)
     return _weighted_mean(loss, None, weights, getattr(loss_func, "reduction", "mean"))
 
-# %% ../../nbs/core/supervision.ipynb #57d955e0
+# %% ../../nbs/core/supervision.ipynb #af4cbf6a
 def target_kind(y:torch.Tensor, loss_func)->str:
     "What the targets of a batch are: 'single' label, 'segmentation', 'soft', 'multi' or 'regression'"
     if not y.is_floating_point(): return "single" if y.ndim<2 else "multi" if y.ndim==2 else "segmentation"
@@ -113,11 +115,11 @@ def target_kind(y:torch.Tensor, loss_func)->str:
 def dense_targets(y:torch.Tensor, c:int, kind:str)->torch.Tensor:
     "Targets as floats [B, C, ...]: labels become one-hot; pixels outside 0..C-1 (to be ignored) become rows of zeros"
     if kind not in ("single", "segmentation"): return y.float()
-    if kind == "single": return F.one_hot(y, c).float()
+    if kind == "single": return torch.zeros(len(y), c, device=y.device).scatter_(1, y[:,None], 1.)
     known = (y >= 0) & (y < c)
     return F.one_hot(y.where(known, 0), c).mul_(known[...,None]).movedim(-1, 1).float()
 
-# %% ../../nbs/core/supervision.ipynb #6a2f3471
+# %% ../../nbs/core/supervision.ipynb #addba19f
 class Supervision:
     "What a batch is supervised with: dense targets and weights of its labeled samples, the unlabeled ones beside them, and further named losses"
     def __init__(self,
@@ -144,6 +146,7 @@ class Supervision:
     def targets(self, t): self._targets,self.edited = t,True
 
     edited = False  # whether targets or weights differ from what the loader gave
+    labeled_weight = 1.  # factor on the labeled loss, which counts 1 beside the added ones; sample weights cannot scale it, their mean is taken
 
     def weigh(self, weights:torch.Tensor):
         "Multiply the samples' weights by `weights` [B]"
@@ -185,7 +188,7 @@ def _bad_rows(x, ids):
     rows = (~x.detach().flatten(1).isfinite().all(1)).nonzero().flatten()
     return [] if not len(rows) else (rows if ids is None else ids[rows.to(ids.device)]).tolist()
 
-# %% ../../nbs/core/supervision.ipynb #b6cbdf34
+# %% ../../nbs/core/supervision.ipynb #2d4ff216
 class SupervisionCallback(Callback):
     "Make the record of each training batch, let the techniques edit it, and turn it into the loss"
     order,run_valid = 5,False
@@ -255,8 +258,10 @@ class SupervisionCallback(Callback):
         loss = self.learn.loss_grad
         if s.edited: loss = self._labeled_loss(s)
         parts = {"labeled": loss} | {k: v for k,(v,_) in s.losses.items()}
+        scaled = s.labeled_weight != 1
+        if scaled: loss = s.labeled_weight*loss
         for v,w in s.losses.values(): loss = loss + w*v
-        if s.edited or s.losses: self.learn.loss_grad,self.learn.loss = loss,loss.clone()
+        if s.edited or s.losses or scaled: self.learn.loss_grad,self.learn.loss = loss,loss.clone()
         if not self.learn.loss.detach().isfinite().all(): self._not_finite(s)
         for k,v in parts.items(): self._sums[k] = self._sums.get(k, 0) + v.detach().mean()
         self._batches += 1
@@ -288,11 +293,14 @@ class SupervisionCallback(Callback):
     def __getstate__(self):
         return {k: v for k,v in self.__dict__.items() if k not in ("record", "_xb", "_unlabeled", "_sums")}
 
-# %% ../../nbs/core/supervision.ipynb #791358be
+# %% ../../nbs/core/supervision.ipynb #1f50c6e9
 def _endless(dl):
     "Batches of `dl` and their ids, starting again when it ends"
     while True:
-        for i,b in enumerate(dl):
+        batches = iter(dl)
+        # PyTorch draws a seed from the global stream when an iteration begins: leave that stream as it would be without us
+        with torch.random.fork_rng(devices=[]): first = next(batches)
+        for i,b in enumerate(chain([first], batches)):
             b = b if isinstance(b, (tuple, list)) else (b,)
             yield b,batch_ids(dl, i, len(b[0]))
 
@@ -304,7 +312,7 @@ def _check_labels(s):
         fix = "mark such samples before loading: see labelkit's `from_arrays` and `label_dls`" if low < 0 else "correct the labels, or set dls.c"
         raise LabelKitError(f"labels of the batch go from {low} to {high}, outside the {s.c} classes 0..{s.c-1}: {fix}")
 
-# %% ../../nbs/core/supervision.ipynb #aef57dec
+# %% ../../nbs/core/supervision.ipynb #94aa732f
 class LabelCallback(Callback):
     "Base of every technique: brings the supervision along, checks what it needs before the first batch, keeps its state, is inert in validation"
     order,run_valid = 0,False
@@ -338,6 +346,14 @@ class LabelCallback(Callback):
                                 "mark samples with -1 in `from_arrays`, or give your own loaders some with `label_dls(dls, unlabeled=…)`")
         if "ids" in self.needs and not (hasattr(self.dls.train, "ids") or hasattr(self.dls.train, "first_id")):
             raise LabelKitError(f"{type(self).__name__} follows single samples and dls has no ids: call `label_dls(dls)` once")
+
+    explorer = None  # "module:Class" of the explorer that shows this technique
+
+    def explore(self, **kwargs):
+        "The technique's interactive explorer, with what it has learned so far"
+        if self.explorer is None: raise LabelKitError(f"{type(self).__name__} has no explorer yet: see what it did with `ledger` or `compare`")
+        module,cls = self.explorer.split(":")
+        return getattr(import_module(module), cls).from_technique(self, **kwargs)
 
     @property
     def searching(self)->bool:
