@@ -1,0 +1,235 @@
+"""The contract: what every registered technique promises, whatever it does. A technique is covered by being registered."""
+import pickle
+
+import pytest
+import torch
+from fastai.basics import CancelFitException, load_learner
+from fastai.callback.core import Callback
+from fastai.callback.training import GradientAccumulation
+
+from contract import EXCEPTIONS, SLUGS, Drawn, Raise, build, data, fit, learner, model, same, weights
+from labelkit.core.checkpoint import Checkpoint
+from labelkit.core.errors import LabelKitError
+from labelkit.core.supervision import LabelCallback
+from labelkit.core.technique import registry
+from labelkit.mix.cutmix import CutMix
+from labelkit.pseudo.fixmatch import FixMatch
+
+
+@pytest.fixture(params=SLUGS)
+def slug(request):
+    reason = EXCEPTIONS.get((request.param, request.node.originalname))
+    if reason: pytest.skip(reason)
+    return request.param
+
+
+class Gradients(Callback):
+    "The largest gradient that each named loss sends into the weights"
+    order = 6
+    def before_fit(self): self.seen = {}
+    def after_loss(self):
+        if not self.training: return
+        params = [p for p in self.learn.model.parameters() if p.requires_grad]
+        for name,(value,_) in self.learn.supervision.record.losses.items():
+            assert value.requires_grad, f"the loss {name!r} has no gradient"
+            grads = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
+            size = max(float(g.abs().max()) for g in grads if g is not None)
+            self.seen[name] = max(size, self.seen.get(name, 0.))
+
+
+def test_loss_reaches_the_weights(slug):
+    plain = fit(learner())
+    learn = learner([build(slug, active=True), g := Gradients()])
+    before = weights(learn)
+    fit(learn)
+    after = weights(learn)
+    assert all(torch.isfinite(v).all() for v in after.values())
+    for name,p in learn.model.named_parameters(): assert not torch.equal(before[name], after[name]) or p.grad is None, f"{name} did not move"
+    assert all(v > 0 for v in g.seen.values()), f"no gradient from {g.seen}"
+    assert not same(after, weights(plain)), "the technique changed nothing"
+
+
+def test_neutral_setting_is_the_baseline(slug):
+    plain,neutral = fit(learner(), 2),fit(learner([build(slug, **registry[slug].neutral)]), 2)
+    assert registry[slug].neutral, "the card names no neutral setting"
+    assert same(weights(plain), weights(neutral))
+    assert plain.recorder.losses == neutral.recorder.losses
+
+
+def test_one_seed_one_result(slug):
+    a,b = (fit(learner([build(slug, active=True)])) for _ in range(2))
+    assert same(weights(a), weights(b))
+    other = fit(learner([build(slug, active=True)], seed=4), seed=4)
+    assert not same(weights(a), weights(other))
+
+
+def test_global_random_numbers_are_left_alone(slug):
+    "Dropout, say, sees the same numbers with and without the technique"
+    states = []
+    for cbs in ([], [build(slug, active=True)]):
+        fit(learner(cbs))
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
+def test_validation_is_untouched(slug):
+    learn = fit(learner([build(slug, active=True)]))
+    with learn.no_bar(), learn.no_logging():
+        loss,preds = list(learn.validate()),learn.get_preds()[0]
+        learn.remove_cbs([cb for cb in list(learn.cbs) if isinstance(cb, LabelCallback)])
+        assert list(learn.validate()) == loss
+        assert torch.equal(learn.get_preds()[0], preds)
+
+
+def test_the_loss_function_and_data_are_untouched(slug):
+    dls = data()
+    loss = torch.nn.CrossEntropyLoss()
+    learn = learner([build(slug, active=True)], dls=dls, loss_func=loss)
+    loaders,x,given = list(dls.loaders),dls.train_ds.arrays.x.clone(),dls.given.clone()
+    fit(learn)
+    assert learn.loss_func is loss and loss.reduction == "mean"
+    assert learn.dls is dls and all(a is b for a,b in zip(loaders, dls.loaders))
+    assert torch.equal(dls.train_ds.arrays.x, x) and torch.equal(dls.given, given)
+    assert learn.xb == (None,) and learn.yb == (None,)
+    assert "one_batch" not in learn.__dict__
+
+
+@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "after_step", "after_batch"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException])
+def test_an_interruption_leaves_a_clean_learner(slug, event, error):
+    loss = torch.nn.CrossEntropyLoss()
+    learn = learner([build(slug, active=True)], loss_func=loss)
+    dls,drawn = learn.dls,Drawn()
+    try: fit(learn, cbs=[drawn, Raise(event, error)])
+    except KeyboardInterrupt:
+        for a,b in zip((*learn.xb, *learn.yb), drawn.batch): assert torch.equal(a, b)
+    assert learn.loss_func is loss and learn.dls is dls
+    assert "one_batch" not in learn.__dict__
+    fit(learn)
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
+
+
+def test_a_resumed_fit_equals_the_unbroken_one(slug, tmp_path):
+    whole = fit(learner([build(slug, active=True)]), 3)
+    path = tmp_path/"fit.pt"
+
+    class Die(Callback):
+        order = 1000
+        def after_batch(self):
+            if self.training and self.epoch == 1 and self.iter == 1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(learner([build(slug, active=True)]), 3, cbs=[Checkpoint(path), Die()])
+    resumed = fit(learner([build(slug, active=True)]), 3, cbs=[Checkpoint(path)], seed=99)
+    assert same(weights(whole), weights(resumed))
+    assert whole.recorder.losses == resumed.recorder.losses
+
+
+@pytest.mark.parametrize("bs", [1, 7])
+def test_batch_of_one_and_odd_batches(slug, bs):
+    learn = fit(learner([build(slug, active=True)], dls=data(n=80, labeled=40, bs=bs)))
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
+
+
+def test_last_partial_batch(slug):
+    dls = data()
+    dls.train.steps,dls.train.drop_last = None,False
+    dls.train.bs = 60  # 64 labeled samples: 60 and 4
+    sizes = []
+
+    class Sizes(Callback):
+        def after_batch(self):
+            if self.training: sizes.append(len(self.yb[0]))
+    learn = fit(learner([build(slug, active=True)], dls=dls), cbs=[Sizes()])
+    assert sizes == [60, 4]
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
+
+
+class Autocast(Callback):
+    "bf16 on the CPU, opened and closed where fastai's MixedPrecision does"
+    order = 10
+    def before_batch(self): self.context = torch.autocast("cpu", torch.bfloat16); self.context.__enter__()
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_loss(self): self.context.__exit__(None, None, None)
+
+
+def test_bf16_autocast(slug):
+    learn = fit(learner([build(slug, active=True), Autocast()]))
+    assert all(v.dtype != torch.bfloat16 and torch.isfinite(v).all() for v in weights(learn).values())
+
+
+def test_gradient_accumulation(slug):
+    steps = []
+
+    class Steps(Callback):
+        order = 1000
+        def after_step(self): steps.append(1)
+    learn = fit(learner([build(slug, active=True), GradientAccumulation(32), Steps()]))
+    assert len(steps) == len(learn.dls.train)//2
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
+
+
+@pytest.mark.parametrize("other", ["cutmix", "fixmatch"])
+def test_beside_another(slug, other):
+    mate = CutMix() if other == "cutmix" else FixMatch(threshold=0.)
+    if slug == other: pytest.skip("the same technique twice")
+
+    class Sums(Callback):
+        order = 6
+        def after_pred(self):
+            if self.training:
+                t = self.learn.supervision.record.targets
+                torch.testing.assert_close(t.sum(1), torch.ones(len(t)))
+    learn = fit(learner([build(slug, active=True), mate, Sums()]))
+    alone = fit(learner([build(slug, active=True)]))
+    assert not same(weights(learn), weights(alone))
+
+
+def test_pickles_and_exports_without_a_teacher(slug, tmp_path):
+    learn = learner([build(slug, active=True)])
+    fit(learn)
+    pickle.loads(pickle.dumps([cb for cb in learn.cbs if isinstance(cb, LabelCallback)][0].state_dict()))
+    learn.path = tmp_path
+    x = learn.dls.valid.one_batch()[0][:4]
+    preds = learn.get_preds(dl=learn.dls.test_dl(x))[0]
+    learn.export("learner.pkl")
+    weight_bytes = sum(v.numel()*v.element_size() for v in learn.model.state_dict().values())
+    assert (tmp_path/"learner.pkl").stat().st_size < 1.7*weight_bytes + 60_000, "more than one set of weights was exported"
+    again = load_learner(tmp_path/"learner.pkl")
+    assert torch.equal(again.get_preds(dl=learn.dls.test_dl(x))[0], preds)
+
+
+def test_learning_rate_search(slug):
+    learn = learner([build(slug, active=True)])
+    before = weights(learn)
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    assert same(before, weights(learn))
+    assert "one_batch" not in learn.__dict__
+
+
+def test_what_is_missing_is_said(slug):
+    needs,cb = registry[slug].needs,build(slug)
+    if "unlabeled" in needs:
+        with pytest.raises(LabelKitError, match="needs unlabeled samples.*label_dls"): fit(learner([cb], dls=data(labeled=None)))
+    if "ids" in needs:
+        from fastai.basics import DataLoader, DataLoaders
+        items = [(torch.rand(1,8,8), torch.tensor(i % 10)) for i in range(20)]
+        dls = DataLoaders(DataLoader(items, bs=4), DataLoader(items, bs=4))
+        dls.c = 10
+        with pytest.raises(LabelKitError, match="no ids: call `label_dls"): fit(learner([cb], dls=dls, loss_func=torch.nn.CrossEntropyLoss()))
+    if "teacher" in needs:
+        from labelkit.core.models import small_cnn
+        with pytest.raises(LabelKitError, match="7.*10|10.*7"): fit(learner([registry[slug].cls(teacher=small_cnn(c=7, c_in=1))]))
+
+
+def test_a_sample_that_is_not_a_number_is_named(slug):
+    dls = data()
+    bad = int(dls.train_ds.rows[5])
+    dls.train_ds.arrays.x[bad] = float("nan")
+    with pytest.raises(LabelKitError, match=rf"samples \[.*{bad}.*\] are not finite"): fit(learner([build(slug)], dls=dls), 2)
+
+
+def test_the_model_of_the_contract_is_real():
+    "The small network learns: the contract is not tested on one that cannot"
+    learn = learner(dls=data(n=1000, labeled=None, bs=32))
+    learn.model = model()
+    fit(learn, 6)
+    assert learn.final_record[-1] > .8
