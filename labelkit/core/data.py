@@ -225,17 +225,15 @@ def from_arrays(
     dls._recipe = partial(from_arrays, **keep)
     return dls
 
-# %% ../../nbs/core/data.ipynb #b4b008b0
+# %% ../../nbs/core/data.ipynb #9d6ae605
 def _given_labels(y, kind, c, labeled, noise_rate, noise, x, g):
     "True labels (`None` where unknown) and the labels that are handed out"
     truth = y.clone() if kind=="single" and bool((y >= 0).all()) else None
     if noise_rate:
         if kind != "single": raise LabelKitError(f"noise_rate={noise_rate} is for class labels, not for kind={kind!r}: leave it out")
-        kinds = dict(symmetric=corrupt.symmetric_noise, pair=corrupt.pair_noise, instance=partial(corrupt.instance_noise, x=x))
-        if noise not in kinds: raise LabelKitError(f"noise={noise!r} is none of {', '.join(kinds)}: use one of them")
         known = y >= 0
         if noise == "instance" and not known.all(): raise LabelKitError("noise='instance' needs a label for every sample: use 'symmetric' or 'pair'")
-        y = y.clone(); y[known] = kinds[noise](y[known], noise_rate, c, generator=g)
+        y = y.clone(); y[known] = corrupt.add_noise(y[known], noise_rate, c, generator=g, noise=noise, x=x)
     if labeled is None: return truth,y
     if isinstance(labeled, int):
         if not 0 < labeled <= len(y): raise LabelKitError(f"labeled={labeled} is not between 1 and {len(y)}, the number of samples: pass one that is")
@@ -250,12 +248,12 @@ def _stats(x):
     f = x.float()/(255 if x.dtype==torch.uint8 else 1)
     return f.mean((0,2,3)).tolist(), f.std((0,2,3)).clamp_min(1e-3).tolist()
 
-# %% ../../nbs/core/data.ipynb #aa0e41b6
+# %% ../../nbs/core/data.ipynb #3492fd07
 def digits(
     labeled:int=None,       # how many samples keep their label, equally many of each class; all if `None`
     noise_rate:float=0.,    # share of the labels that is made wrong on purpose
     noise:str="symmetric",  # "symmetric", "pair" or "instance"
-    bs:int=32,              # labeled samples a batch
+    bs:int=None,            # labeled samples a batch; 16 when a few are labeled and 64 when all are, if `None`
     valid_pct:float=.3,     # share kept for validation
     seed:int=0,             # decides labeled samples, noise and order
     **kwargs                # passed on to `from_arrays`
@@ -268,6 +266,7 @@ def digits(
     n = int(len(x)*check_range("valid_pct", valid_pct, .01, .99))
     t,v = order[n:],order[:n]
     kwargs = dict(view_hints=dict(flip=False), vocab=[str(i) for i in range(10)]) | kwargs
+    bs = bs or (64 if labeled is None else 16)
     return from_arrays(x[t], y[t], x[v], y[v], labeled=labeled, noise_rate=noise_rate, noise=noise, bs=bs, seed=seed, **kwargs)
 
 # %% ../../nbs/core/data.ipynb #61c8186b

@@ -12,7 +12,7 @@ import torch
 
 from .errors import LabelKitError, atomic_path
 
-# %% ../../nbs/core/ledger.ipynb #c16085d1
+# %% ../../nbs/core/ledger.ipynb #bd9134c6
 class Ledger:
     "Latest suggestion for every sample, and the distribution of confidence in every epoch"
     bins = 100  # of equal width over 0..1, so that a threshold in per cent is an edge
@@ -25,7 +25,9 @@ class Ledger:
         vocab=None,               # class names
         reasons:tuple=("",),      # what the numbers in `reason` mean
         device="cpu",             # where batches are recorded without a transfer
+        columns:dict=None,        # further columns of a technique: name -> dtype
     ):
+        self._columns = type(self)._columns | dict(columns or {})
         self.n_ids,self.vocab,self.reasons = n_ids,vocab,tuple(reasons)
         self.given = torch.full((n_ids,), -1) if given is None else given
         self.truth = None if truth is None else truth.to(device)
@@ -35,6 +37,16 @@ class Ledger:
         self.columns["epoch"] -= 1
         self.epochs,self._done,self._now = [],[],self._empty(device)
         self.class_threshold = []
+
+    @classmethod
+    def of(cls,
+        dls,      # any `DataLoaders`, of labelkit or prepared by `label_dls`
+        **kwargs  # passed on: `reasons`, `columns`, and `given` where `dls` does not know it
+    ):
+        "A ledger for all samples of `dls`"
+        tensors = {k: v for k in ("given", "truth") if isinstance(v := getattr(dls, k, None), torch.Tensor)}
+        kwargs = tensors | dict(vocab=getattr(dls, "vocab", None), device=dls.device or "cpu") | kwargs
+        return cls(getattr(dls, "n_ids", 0) or len(dls.train.dataset), **kwargs)
 
     def _empty(self, device): return torch.zeros(3, 2, self.bins, device=device)  # (right, wrong, not known) × (refused, accepted) × bins
 
@@ -46,6 +58,7 @@ class Ledger:
         epoch:int,             # number of the epoch
         reason=0,              # [n] long or a number: index into `reasons`
         class_threshold=None,  # [C] float: thresholds by class in this epoch
+        **more                 # [n] values of further columns
     ):
         "Keep what was suggested for a batch; all tensor work, on the device"
         if not self.epochs or epoch != self.epochs[-1]: self._close(epoch)
@@ -53,7 +66,7 @@ class Ledger:
         ids = ids.to(device)
         confidence = confidence.detach().float()
         new = dict(suggested_label=suggested_label, confidence=confidence, accepted=accepted, epoch=torch.full_like(ids, epoch),
-                   reason=torch.as_tensor(reason, device=device).expand(len(ids)))
+                   reason=torch.as_tensor(reason, device=device).expand(len(ids)), **more)
         for k,v in new.items(): self.columns[k][ids] = v.to(self._columns[k])
         kind = torch.full_like(ids, 2) if self.truth is None else (suggested_label != self.truth[ids]).long()
         bin_ = (confidence*self.bins).long().clamp(0, self.bins-1)

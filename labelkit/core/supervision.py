@@ -188,11 +188,12 @@ def _bad_rows(x, ids):
     rows = (~x.detach().flatten(1).isfinite().all(1)).nonzero().flatten()
     return [] if not len(rows) else (rows if ids is None else ids[rows.to(ids.device)]).tolist()
 
-# %% ../../nbs/core/supervision.ipynb #2d4ff216
+# %% ../../nbs/core/supervision.ipynb #8c047baf
 class SupervisionCallback(Callback):
     "Make the record of each training batch, let the techniques edit it, and turn it into the loss"
     order,run_valid = 5,False
     record = _xb = _unlabeled = None
+    _batches,_sums = 0,None
 
     def __init__(self): self.parts = {}  # name of a loss -> its mean in each epoch
 
@@ -287,7 +288,9 @@ class SupervisionCallback(Callback):
     def after_batch(self): self._restore()
     def after_train(self):
         self._release()
-        for k,v in (self._sums if self._batches else {}).items(): self.parts.setdefault(k, []).append(float(v)/self._batches)
+        if not self._batches: return
+        for k,v in self._sums.items(): self.parts.setdefault(k, []).append(float(v)/self._batches)
+        self._batches = 0
     def after_fit(self): self.record = self._unlabeled = None
 
     def __getstate__(self):

@@ -8,9 +8,9 @@ __all__ = ['view_ops', 'RAND_OPS', 'SMALL_OPS', 'op_brightness', 'op_contrast', 
            'op_translate_x', 'op_translate_y', 'warp', 'op_cutout', 'ViewOp', 'View', 'Weak', 'RandAugment',
            'CustomView', 'as_view', 'Cutout', 'Chain', 'Strong', 'Normalized', 'default_views']
 
-# %% ../../nbs/core/views.ipynb #b82d293f
+# %% ../../nbs/core/views.ipynb #385fa45d
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import functools, inspect, math
 
 import torch, torch.nn.functional as F
@@ -192,7 +192,7 @@ view_ops:dict[str,ViewOp] = {o.name:o for o in [
 
 RAND_OPS = tuple(k for k in view_ops if k not in ("invert", "cutout"))  # the 14 of the paper; the other two are in its first PyTorch port
 
-# %% ../../nbs/core/views.ipynb #b9633667
+# %% ../../nbs/core/views.ipynb #a1401b1f
 class View:
     "Base of random views: `view(x, generator)` on images `[B,C,H,W]`. Subclasses write `apply`, and `limits` if they cannot take every image"
     unit = False # True if the images must lie in [0, 1]
@@ -214,6 +214,7 @@ class View:
         found = f"{x.dtype} of shape {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         if not torch.is_tensor(x) or x.ndim != 4:
             raise LabelKitError(f"x is {found}: pass a batch of images as a float tensor [B, C, H, W]; x[None] makes a batch of one")
+        if 0 in x.shape[1:]: raise LabelKitError(f"x is {found}, {x.shape[-2]}x{x.shape[-1]} pixels: pass images that are not empty")
         if not x.is_floating_point(): raise LabelKitError(f"x is {found}: pass floats in [0, 1], for bytes x.float()/255")
         self.limits(x.shape[1], *x.shape[-2:])
         if self.unit and len(x):
@@ -231,7 +232,7 @@ class View:
     def __repr__(self):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items() if not k.startswith('_'))})"
 
-# %% ../../nbs/core/views.ipynb #e1ec77a3
+# %% ../../nbs/core/views.ipynb #c9306c6e
 def _pixels(size, side):
     "A fraction of `side`, rounded; an `int` is already in pixels"
     return size if isinstance(size, int) else int(size*side+.5)
@@ -244,6 +245,7 @@ class Weak(View):
         fill:float=None,   # colour of what a shift uncovers; `None` reflects the image
     ):
         if isinstance(check_range("pad", pad, 0), float): check_range("pad", pad, 0, .99)
+        if fill is not None: check_range("fill", fill, 0, 1)
         self.pad, self.flip, self.fill = pad, flip, fill
 
     def limits(self, c, h, w):
@@ -269,14 +271,15 @@ class Weak(View):
 
 def _reflect(i, side): return (side-1) - ((side-1)-i.abs()).abs()
 
-# %% ../../nbs/core/views.ipynb #0674b752
+# %% ../../nbs/core/views.ipynb #af1b23bb
 def _as_ops(ops):
     "A tuple of `ViewOp`, from names, from `ViewOp`s, or from a dictionary of names and strongest values"
+    if isinstance(ops, str): raise LabelKitError(f"ops={ops!r} is one name: pass a list of names, ops=[{ops!r}]")
     out = []
     for o in ops:
         known = o if isinstance(o, ViewOp) else view_ops.get(o)
         if known is None: raise LabelKitError(f"ops has {o!r}, which is no operation: choose from {', '.join(view_ops)}")
-        out.append(known if not isinstance(ops, dict) else ViewOp(o, known.f, known.low, float(ops[o]), known.signed, known.kind))
+        out.append(replace(known, high=check_range(f"ops[{o!r}]", ops[o], -360, 360)) if isinstance(ops, dict) else known)
     if not out: raise LabelKitError("ops is empty: pass at least one operation, for example ops=['identity']")
     return tuple(out)
 
