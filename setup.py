@@ -40,5 +40,5 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": (cfg["dev_requirements"] + " " + cfg["bench_requirements"]).split(),
                     "bench": cfg["bench_requirements"].split()},
-    entry_points={"console_scripts": cfg["console_scripts"].split("\n"), "nbdev": ["labelkit=labelkit._modidx:d"]},
+    entry_points={"console_scripts": cfg["console_scripts"].split("\n")},
 )
