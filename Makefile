@@ -63,7 +63,7 @@ test: setup
 	@$(PY) -m pytest $(XDIST) $(ARGS)
 
 lab: setup
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=nbs
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
 
 docs: setup
 	@$(PY) scripts/site_pages.py

@@ -9,10 +9,10 @@ each sample with the one at the mirrored place instead of drawing partners. One 
 import argparse
 
 import torch
-from torch.nn.functional import one_hot
 
 from timing import alternate, save, table, versions
-from labelkit.mix.base import blend, sample_lam
+from labelkit.core.supervision import dense_targets
+from labelkit.mix.base import blend, sample_lam, take_partner
 from labelkit.mix.cutmix import cut_boxes, cutmix
 
 CLASSES = 100
@@ -23,11 +23,11 @@ def ours(x, y, per_sample):
     rng = torch.Generator().manual_seed(0)
     def f():
         n = len(x) if per_sample else 1
-        lam, partner = sample_lam(1., n, rng), torch.randperm(len(x), generator=rng)
+        lam, partner = sample_lam(1., n, rng), int(torch.randint(1, len(x), (1,), generator=rng))
         centre = torch.stack([torch.randint(side, (n,), generator=rng) for side in x.shape[-2:]], 1)
         boxes, share = cut_boxes(x.shape[-2:], lam, centre)
-        t = one_hot(y, CLASSES).float()
-        return cutmix(x, partner, boxes), blend(t, t[partner], share)
+        t = dense_targets(y, CLASSES, "single")
+        return cutmix(x, partner, boxes), blend(t, take_partner(t, partner), share)
     return f
 
 

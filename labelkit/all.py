@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/all.ipynb #dad0860a
+# %% ../nbs/all.ipynb #a6ea85af
 from importlib import import_module
 
 _modules = """core.errors core.technique core.corrupt core.data core.supervision core.views core.models core.teachers core.ledger core.checkpoint
               mix.base mix.mixup mix.cutmix
-              pseudo.base pseudo.fixmatch
+              pseudo.base pseudo.fixmatch pseudo.mean_teacher pseudo.self_training
+              relabel.base relabel.confident_relabel
+              distill.base distill.knowledge_distillation
               explore.compare explore.report explore.atlas""".split()
 
 __all__ = []

@@ -17,9 +17,13 @@ SLUGS = sorted(registry)
 # Arguments under which a technique is sure to act within a few batches. A threshold of .95 is not reached by a network that has seen ten batches.
 ACTIVE = {
     "fixmatch": dict(threshold=0.),
+    "selftraining": dict(threshold=0.),
 }
 # Arguments that only make it faster; what it does stays the same.
-QUICK = {}
+QUICK = {
+    "confidentrelabel": dict(folds=2, epochs=1),
+    "selftraining": dict(warmup=0., rounds=2),
+}
 
 # Techniques that cannot keep a rule, with the reason. The test of that rule is left out for them alone.
 EXCEPTIONS:dict[tuple[str, str], str] = {}

@@ -213,7 +213,7 @@ def test_what_is_missing_is_said(slug):
         from fastai.basics import DataLoader, DataLoaders
         items = [(torch.rand(1,8,8), torch.tensor(i % 10)) for i in range(20)]
         dls = DataLoaders(DataLoader(items, bs=4), DataLoader(items, bs=4))
-        dls.c = 10
+        dls.c,dls.unlabeled = 10,dls.train
         with pytest.raises(LabelKitError, match="no ids: call `label_dls"): fit(learner([cb], dls=dls, loss_func=torch.nn.CrossEntropyLoss()))
     if "teacher" in needs:
         from labelkit.core.models import small_cnn

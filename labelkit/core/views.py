@@ -435,7 +435,7 @@ class Normalized(View):
         mean, std = (x.new_tensor(s).view(1, -1, 1, 1) for s in (self.mean, self.std))
         return self.view(x*std + mean, generator).sub_(mean).div_(std)
 
-# %% ../../nbs/core/views.ipynb #d42e67de
+# %% ../../nbs/core/views.ipynb #62df0371
 SMALL_OPS = dict(identity=0., autocontrast=0., brightness=1.5, contrast=1.5, sharpness=1.9, posterize=4., rotate=20., shear_x=.2, shear_y=.2,
                  translate_x=.2, translate_y=.2)  # for images under 16 pixels: operations and their values at magnitude 30
 
@@ -457,7 +457,8 @@ def default_views(
 
 def _image_shape(dls):
     "`C, H, W` of the images, from a validation batch, without moving any random stream that training uses"
-    with torch.random.fork_rng(devices=[]): x = next(iter(dls.valid))[0]
+    with torch.random.fork_rng(devices=[]): b = dls.valid.one_batch() if hasattr(dls.valid, "one_batch") else next(iter(dls.valid))
+    x = b[0] if isinstance(b, (tuple, list)) else b
     if torch.is_tensor(x) and x.ndim == 4: return x.shape[1:]
     found = f"a tensor of shape {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
     raise LabelKitError(f"dls gives {found}, not images [B, C, H, W]: pass views of your own, weak=f and strong=f with functions f(x)")

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['default_mixes', 'mixup_pair', 'cutmix_pair', 'mix_grid', 'beta_density', 'mixed_share', 'MixExplorer']
 
-# %% ../../nbs/explore/mix_explorer.ipynb #c4a8e25d
+# %% ../../nbs/explore/mix_explorer.ipynb #c3be3b26
 import numpy as np
 import torch
 from torch.nn import functional as F
+from ..core.data import digits
 from ..core.errors import LabelKitError, check_range
 from .explorer import Explorer, fixed, pack, to_uint8
 from ..mix.cutmix import box_masks, cut_boxes, cutmix
@@ -108,7 +109,7 @@ def mixed_share(
     from scipy.special import betainc
     return float(betainc(alpha, alpha, 1-edge)-betainc(alpha, alpha, edge))
 
-# %% ../../nbs/explore/mix_explorer.ipynb #4ed3440b
+# %% ../../nbs/explore/mix_explorer.ipynb #9ebc4569
 class MixExplorer(Explorer):
     """Two samples, λ and its mask, the mixed picture, the shares of the label and the density λ is drawn from.
 
@@ -152,6 +153,19 @@ class MixExplorer(Explorer):
         self.alphas = sorted({.1, .2, .4, .8, 1., 2., 4.} | ({float(alpha)} if alpha > 0 else set()))
         opening = dict(technique=technique or next(iter(self.mixes)), lam=.65, alpha=float(alpha) or 1.)
         super().__init__(state, opening, title, key, seed)
+
+    @classmethod
+    def from_technique(cls,
+        cb,       # a mixing callback; pictures of its learner's validation set if it has one, else digits
+        **kwargs  # passed on to `MixExplorer`
+    ):
+        "The explorer that opens with the callback's mix and alpha"
+        dls = cb.learn.dls if getattr(cb, "learn", None) is not None else digits()
+        x,y = dls.valid.one_batch()[:2]
+        if x.ndim != 4 or x.min() < 0 or x.max() > 1:  # no pictures, or normalised ones
+            dls = digits()
+            x,y = dls.valid.one_batch()
+        return cls(x, y, getattr(dls, "vocab", None), **dict(technique=type(cb).__name__, alpha=cb.alpha) | kwargs)
 
     def name(self,
         i:int, # place of an image

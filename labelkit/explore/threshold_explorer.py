@@ -17,7 +17,7 @@ def above(
     "Counts at or above each bin's lower edge"
     return np.cumsum(np.asarray(counts)[:, ::-1], axis=1)[:, ::-1]
 
-# %% ../../nbs/explore/threshold_explorer.ipynb #f63002ff
+# %% ../../nbs/explore/threshold_explorer.ipynb #cd5bc679
 class ThresholdExplorer(Explorer):
     """Accepted and rejected pseudo-labels by confidence, epoch and threshold, with their correctness; mask rate and accuracy over the epochs.
 
@@ -41,6 +41,16 @@ class ThresholdExplorer(Explorer):
         low, high = self.history["bins"][0], self.history["bins"][-2]
         opening = dict(epoch=self.history["epochs"][-1], threshold=min(max(threshold, low), high))
         super().__init__(state, opening, title, key)
+
+    @classmethod
+    def from_technique(cls,
+        cb,       # a pseudo-labeling callback that was trained with
+        **kwargs  # passed on to `ThresholdExplorer`
+    ):
+        "The explorer of the callback's ledger, opened at its threshold"
+        if getattr(cb, "ledger", None) is None: raise LabelKitError(f"{type(cb).__name__} has labeled nothing yet: train with it first")
+        threshold = getattr(cb, "threshold", None)
+        return cls(cb.ledger, **({} if threshold is None else dict(threshold=threshold)) | kwargs)
 
     @staticmethod
     def _fit(history):

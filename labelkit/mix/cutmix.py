@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['cut_boxes', 'box_masks', 'cutmix', 'CutMix']
 
-# %% ../../nbs/mix/cutmix.ipynb #bc18907b
+# %% ../../nbs/mix/cutmix.ipynb #3168e974
 import numpy as np
 import torch
 
 from ..core.technique import technique
-from .base import MixCallback
+from .base import MixCallback, take_partner
 
 # %% ../../nbs/mix/cutmix.ipynb #f2f8992b
 def cut_boxes(
@@ -39,17 +39,21 @@ def box_masks(
     rows,cols = torch.arange(size[0], device=boxes.device).view(1,-1,1),torch.arange(size[1], device=boxes.device).view(1,1,-1)
     return ~((rows>=top) & (rows<bottom) & (cols>=left) & (cols<right))[:,None]
 
-# %% ../../nbs/mix/cutmix.ipynb #fdf3728e
+# %% ../../nbs/mix/cutmix.ipynb #ba884697
 def cutmix(
-    x:torch.Tensor,       # [B, C, H, W] images
-    partner:torch.Tensor, # [B] long, whose pixels are pasted
-    boxes:torch.Tensor,   # [B, 4] one box an image, or [1, 4] one for all, on the CPU
+    x:torch.Tensor,           # [B, C, H, W] images
+    partner:int|torch.Tensor, # whose pixels are pasted, see `take_partner`
+    boxes:torch.Tensor,       # [B, 4] one box an image, or [1, 4] one for all, on the CPU
 )->torch.Tensor: # [B, C, H, W]
-    "`x` with the boxes filled from `x[partner]`; `x` is not changed (Yun et al. 2019, https://arxiv.org/abs/1905.04899)"
-    if len(boxes) > 1: return torch.where(box_masks(x.shape[-2:], boxes.to(x.device)), x, x.index_select(0, partner))
+    "`x` with the boxes filled from the partners; `x` itself is not changed (Yun et al. 2019, https://arxiv.org/abs/1905.04899)"
+    if len(boxes) > 1: return torch.where(box_masks(x.shape[-2:], boxes.to(x.device)), x, take_partner(x, partner))
     top,left,bottom,right = boxes[0].tolist()
     res = x.clone()
-    res[..., top:bottom, left:right] = x[..., top:bottom, left:right].index_select(0, partner)
+    old,new = (o[..., top:bottom, left:right] for o in (x, res))
+    if isinstance(partner, int):  # in two blocks, without a copy in between
+        n = len(x)-partner
+        new[:n],new[n:] = old[partner:],old[:partner]
+    else: new.copy_(take_partner(old, partner))
     return res
 
 # %% ../../nbs/mix/cutmix.ipynb #e34ae476

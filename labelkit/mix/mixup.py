@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['mixup', 'MixUp']
 
-# %% ../../nbs/mix/mixup.ipynb #b039a080
+# %% ../../nbs/mix/mixup.ipynb #aa889c00
 import torch
 
 from ..core.technique import technique
-from .base import MixCallback, blend
+from .base import MixCallback, blend, take_partner
 
-# %% ../../nbs/mix/mixup.ipynb #c8953e96
+# %% ../../nbs/mix/mixup.ipynb #ff7e7399
 def mixup(
-    x:torch.Tensor,       # [B, ...] inputs
-    partner:torch.Tensor, # [B] long, which sample each one is mixed with
-    lam:torch.Tensor,     # [B] or [1], share of the own input, in 0..1
+    x:torch.Tensor,           # [B, ...] inputs
+    partner:int|torch.Tensor, # which sample each one is mixed with, see `take_partner`
+    lam:torch.Tensor,         # [B] or [1], share of the own input, in 0..1
 )->torch.Tensor: # [B, ...]
-    "λ·x + (1−λ)·x[partner] (Zhang et al. 2018, https://arxiv.org/abs/1710.09412)"
-    return blend(x, x[partner], lam.to(x.device))
+    "λ·x + (1−λ)·x of the partner (Zhang et al. 2018, https://arxiv.org/abs/1710.09412)"
+    return blend(x, take_partner(x, partner), lam.to(x.device))
 
 # %% ../../nbs/mix/mixup.ipynb #9bbdbdf9
 @technique("MixUp", family="mix", year=2018, paper="https://arxiv.org/abs/1710.09412", cost="none", neutral=dict(alpha=0.))

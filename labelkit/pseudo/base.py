@@ -73,12 +73,13 @@ def consistency_loss(
     "Cross-entropy to `target` where `mask` says so, mean over all U samples"
     return (F.cross_entropy(logits, target, reduction="none")*mask).mean()
 
-# %% ../../nbs/pseudo/base.ipynb #583d8cd5
+# %% ../../nbs/pseudo/base.ipynb #62a718aa
 class PseudoLabelCallback(LabelCallback):
     "Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a technique overrides `select`"
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
     order = -6  # before mixes, so that a view is of one image
     needs,state_names = ("unlabeled",),("ledger",)
+    ledger = None  # what was suggested, how confidently, and accepted or not; made when training begins
 
     def __init__(self,
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
