@@ -47,7 +47,7 @@ def test_show(capsys):
     (["run", "cutmix", "--set", "alpha"], "not of the form knob=value"), (["run", "cutmix", "--set", "alpha=much"], "is no number"),
     (["run", "cutmix+mixup", "--set", "alpha=.5"], "write cutmix.alpha"), (["run"], "--config FILE"), (["run", "cutmix+cutmix"], "named twice"),
     (["run", "cutmix", "--labeled", "-3"], "labeled=-3"), (["run", "cutmix", "--noise-rate", "2"], "noise_rate=2"),
-    (["run", "cutmix", "--noise-rate", ".2", "--noise", "pairs"], "noise='pairs'"), (["run", "cutmix", "--data", "mnist"], "--root"),
+    (["run", "cutmix", "--noise-rate", ".2", "--noise", "pairs"], "'pairs'"), (["run", "cutmix", "--data", "mnist"], "--root"),
     (["run", "--config", "no/config.json"], "no/config.json"), (["compare", "cutmix", "--seeds", "0"], "--seeds 0"), (["atlas", "--family", "mx"], "family='mx'")])
 def test_wrong_words(capsys, words, says): assert says in fails(capsys, *words)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['trained', 'demo_sections', 'demo']
 
-# %% ../../nbs/explore/demo.ipynb #e3c3c35e
+# %% ../../nbs/explore/demo.ipynb #a747426f
 from functools import partial
-from fastai.basics import Learner
+from fastai.basics import Callback, CancelValidException, Learner
 from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
 from fastai.callback.progress import ProgressCallback
 
@@ -18,7 +18,11 @@ from .atlas import load_techniques
 from .compare import Comparison, compare
 from .report import report
 
-# %% ../../nbs/explore/demo.ipynb #c6a7a0e3
+# %% ../../nbs/explore/demo.ipynb #5b2a0918
+class _NoValidation(Callback):
+    "Train without looking at the validation set"
+    def before_validate(self): raise CancelValidException()
+
 def trained(
     dls,             # labeled data
     model=small_cnn, # function of `dls` that makes the model
@@ -26,12 +30,12 @@ def trained(
     lr:float=3e-3,   # largest learning rate
 ): # the trained model, in evaluation mode
     "A model trained on the labels of `dls`"
-    learn = Learner(dls, model(dls))
+    learn = Learner(dls, model(dls), cbs=_NoValidation())
     learn.remove_cbs([o for o in learn.cbs if isinstance(o, ProgressCallback)])
     with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model.eval()
 
-# %% ../../nbs/explore/demo.ipynb #8feba1bb
+# %% ../../nbs/explore/demo.ipynb #09ef2697
 def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of `compare`
     "The demo's three comparisons as data"
     load_techniques()
@@ -48,10 +52,10 @@ def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of
             rows={"as given": [], "ConfidentRelabel": T("ConfidentRelabel")},
             data=digits(noise_rate=.3, bs=128), model=net, epochs=10, lr=1e-2),
         "A small net with a teacher": dict(
-            note="A student of 4 channels learns from the forty labels alone, or from what a teacher of 32 channels, trained on the same forty, says about "
+            note="A student of 4 channels learns from the forty labels alone, or from what a teacher of 16 channels, trained on the same forty, says about "
                  "all digits. The teacher's own row is there to compare.",
-            rows={"student alone": [], "KnowledgeDistillation": lambda dls: T("KnowledgeDistillation", teacher=trained(dls, lr=1e-2), unlabeled=True),
-                  "the teacher": dict(model=small_cnn)},
+            rows={"student alone": [], "KnowledgeDistillation": lambda dls: T("KnowledgeDistillation", teacher=trained(dls, net, lr=1e-2), unlabeled=True),
+                  "the teacher": dict(model=net)},
             data=digits(labeled=40, bs=16), model=slim, epochs=15, lr=1e-2)}
 
 def demo(
