@@ -6,7 +6,7 @@
 __all__ = ['Arrays', 'ArrayDataset', 'ArrayDL', 'LabelDataLoaders', 'check_soft', 'from_arrays', 'digits', 'mnist',
            'fashion_mnist', 'cifar10', 'cifar100', 'svhn', 'stl10', 'label_dls', 'batch_ids']
 
-# %% ../../nbs/core/data.ipynb #888bdf6b
+# %% ../../nbs/core/data.ipynb #a131c985
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -15,7 +15,7 @@ import math, random
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
-from fastai.torch_core import default_device, tensor, to_device
+from fastai.torch_core import default_device, tensor
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 
 from . import corrupt

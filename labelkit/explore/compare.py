@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['t_interval', 'train_row', 'plain_message', 'knobs', 'describe', 'versions', 'Comparison', 'figure_svg', 'compare']
 
-# %% ../../nbs/explore/compare.ipynb #c33a37fb
+# %% ../../nbs/explore/compare.ipynb #9451052a
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 import html, json, math, numbers, platform, random, re, time
 import numpy as np, pandas as pd, torch
@@ -323,7 +324,7 @@ def figure_svg(
         panels.append(_panel(f"against {c.rows[0]}, paired", apart, zero=True))
     return f"<div style='display:flex;flex-wrap:wrap;gap:16px 32px'>{''.join(panels)}</div>"
 
-# %% ../../nbs/explore/compare.ipynb #5975538e
+# %% ../../nbs/explore/compare.ipynb #1d5f98e4
 @contextmanager
 def _progress(progress, total):
     "A function to call after every run: fastai's bar, a function of the user's, or nothing"
@@ -340,6 +341,12 @@ def _progress(progress, total):
         bar.comment = f"{run['row']}, seed {run['seed']}: {run['metric']:.3f}"
         next(steps, None)
     yield step
+
+def _name_of(o):
+    "A function, or what `partial` makes of one, as it would be typed; numbers and words as they are"
+    if isinstance(o, (int, float, str)): return str(o)
+    if isinstance(o, partial): return f"{_name_of(o.func)}({', '.join(f'{k}={_name_of(v)}' for k,v in o.keywords.items())})"
+    return getattr(o, "__name__", type(o).__name__)
 
 def _run(name, row, seed, metric, fit, learner_kw):
     "Train one row with one seed; what `Comparison` keeps of it, and the learner"
@@ -391,9 +398,8 @@ def compare(
     if not isinstance(epochs, numbers.Integral) or epochs < 1: raise LabelKitError(f"epochs={epochs!r} is no whole number of at least 1: nothing would be trained")
     common = dict(data=data, epochs=epochs, lr=lr, model=model, loss_func=loss_func)
     todo = {str(n): common | _as_row(n, v) for n,v in rows.items()}
-    name = lambda o: getattr(o, "__name__", type(o).__name__)
-    config = dict(epochs=epochs, lr=lr, model=name(model), data=None, loss=name(loss_func) if loss_func else "of the data, else cross-entropy",
-                  fit=name(fit) if fit else "fit_one_cycle", device=str(torch.device("cuda" if torch.cuda.is_available() else "cpu")), rows={}, versions=versions())
+    config = dict(epochs=epochs, lr=lr, model=_name_of(model), data=None, loss=_name_of(loss_func) if loss_func else "of the data, else cross-entropy",
+                  fit=_name_of(fit) if fit else "fit_one_cycle", device=str(torch.device("cuda" if torch.cuda.is_available() else "cpu")), rows={}, versions=versions())
     out = Comparison([], list(todo), seeds, mk_metric(metric).name, config)
     total = len(todo)*len(seeds)
     with _progress(progress, total) as step:
@@ -421,5 +427,4 @@ def _describe_row(row, cbs, common):
     from fastai.callback.core import TrainEvalCallback
     from fastai.learner import CastToTensor
     own = [o for o in cbs if not isinstance(o, (Recorder, TrainEvalCallback, CastToTensor)) and type(o).__name__ != "SupervisionCallback"]
-    name = lambda v: v if isinstance(v, (int, float, str)) else getattr(v, "__name__", type(v).__name__)
-    return [describe(o) for o in own] + [f"{k}={name(row[k])}" for k in ("model", "epochs", "lr") if row[k] is not common[k]]
+    return [describe(o) for o in own] + [f"{k}={_name_of(row[k])}" for k in ("model", "epochs", "lr") if row[k] is not common[k]]

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['FixMatch']
 
-# %% ../../nbs/pseudo/fixmatch.ipynb #3c46b9d9
-import torch
-
+# %% ../../nbs/pseudo/fixmatch.ipynb #e8b9e113
 from ..core.errors import check_range
 from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold, hard_target
