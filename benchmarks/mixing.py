@@ -1,8 +1,8 @@
 """CutMix beside timm and torchvision: one box a batch, and one box a sample.
 
 Each call gets images and class numbers and gives mixed images and soft targets over 100 classes, so the making of targets is counted on
-every side. labelkit and torchvision leave their input as it was; timm's batch mode writes into it and so is spared a copy, and it pairs
-each sample with the one at the mirrored place instead of drawing partners. One thread, processor time, median over rounds that alternate.
+every side. labelkit and torchvision leave their input as it was; timm's batch mode writes into it and so is spared a copy. timm pairs each sample
+with the one at the mirrored place, torchvision with the next, labelkit with the one a random number of places further on. One thread, processor time, median over rounds that alternate.
 
     python benchmarks/mixing.py
 """
@@ -13,21 +13,20 @@ import torch
 from timing import alternate, save, table, versions
 from labelkit.core.supervision import dense_targets
 from labelkit.mix.base import blend, sample_lam, take_partner
-from labelkit.mix.cutmix import cut_boxes, cutmix
+from labelkit.mix.cutmix import CutMix
 
 CLASSES = 100
 
 
 def ours(x, y, per_sample):
     "The steps of `CutMix.before_forward`, with the one-hot targets that the supervision record starts from"
-    rng = torch.Generator().manual_seed(0)
+    mix = CutMix(per_sample=per_sample)
+    mix._rng = torch.Generator().manual_seed(0)
     def f():
-        n = len(x) if per_sample else 1
-        lam, partner = sample_lam(1., n, rng), int(torch.randint(1, len(x), (1,), generator=rng))
-        centre = torch.stack([torch.randint(side, (n,), generator=rng) for side in x.shape[-2:]], 1)
-        boxes, share = cut_boxes(x.shape[-2:], lam, centre)
+        lam, partner = sample_lam(1., len(x) if per_sample else 1, mix.rng), int(torch.randint(1, len(x), (1,), generator=mix.rng))
+        mixed, share = mix.mix_inputs(x, partner, lam)
         t = dense_targets(y, CLASSES, "single")
-        return cutmix(x, partner, boxes), blend(t, take_partner(t, partner), share)
+        return mixed, blend(t, take_partner(t, partner), share)
     return f
 
 
@@ -51,7 +50,7 @@ def main(rounds=15, shapes=((128,3,32,32), (64,3,224,224))):
     rows, result = [["images", "box", "labelkit ms", "timm ms", "torchvision ms", "to timm", "to torchvision", "target"]], []
     for shape in shapes:
         x, y = torch.rand(shape), torch.randint(CLASSES, shape[:1])
-        number = 20 if shape[-1] < 100 else 3
+        number = 100 if shape[-1] < 100 else 3
         for per in ("batch", "sample"):
             fns = dict(labelkit=ours(x, y, per == "sample"), timm=timm(x, y, "batch" if per == "batch" else "elem"))
             if per == "batch": fns["torchvision"] = torchvision(x, y)

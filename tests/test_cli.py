@@ -1,5 +1,5 @@
 "The command line: what it prints where, its exit status, runs that can be repeated"
-import json, subprocess, sys
+import json, os, re, socket, subprocess, sys, time, urllib.error, urllib.request
 import pytest, torch
 
 from labelkit.explore import cli
@@ -116,18 +116,35 @@ def test_atlas(capsys):
     assert main(["atlas", "--here"]) == 0
     assert "CutMix" in capsys.readouterr().out
 
-def test_lab(capsys, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda cmd: seen.append(cmd) or 0)
+def test_lab_copies_what_is_missing(capsys, tmp_path):
     new = copy_tutorials(tmp_path/"lessons")
     assert new and all(p.suffix == ".ipynb" for p in new)
     new[0].write_text("my own work")
     new[-1].unlink()
-    assert main(["lab", str(tmp_path/"lessons"), "--no-browser"]) == 0
-    assert new[0].read_text() == "my own work" and new[-1].exists()
-    assert "--ip=127.0.0.1" in seen[0] and "--no-browser" in seen[0] and not any("token" in o for o in seen[0])
+    assert copy_tutorials(tmp_path/"lessons") == [new[-1]]
+    assert new[0].read_text() == "my own work"
     (tmp_path/"file").write_text("")
     assert "is a file" in fails(capsys, "lab", str(tmp_path/"file"))
+
+def test_lab_serves_the_lessons_to_who_has_the_token(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    cmd = [sys.executable, "-c", "from labelkit.explore.cli import main; raise SystemExit(main())", "lab", str(tmp_path/"lessons"), "--no-browser", f"--port={port}"]
+    env = os.environ | dict(JUPYTER_CONFIG_DIR=str(tmp_path/"config"), JUPYTER_RUNTIME_DIR=str(tmp_path/"run"))
+    server = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
+    try:
+        token = next(m[1] for line in server.stdout if (m := re.search(rf"http://127\.0\.0\.1:{port}/lab\?token=(\w+)", line)))
+        ask = lambda q: urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents/mix{q}", timeout=20)
+        for _ in range(100):  # it tells its address a moment before it answers
+            try: socket.create_connection(("127.0.0.1", port), timeout=1).close(); break
+            except OSError: time.sleep(.2)
+        names = [o["name"] for o in json.load(ask(f"?token={token}"))["content"]]
+        assert {"mixup.ipynb", "cutmix.ipynb"} <= set(names)
+        with pytest.raises(urllib.error.HTTPError, match="403"): ask("")
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
 
 def test_interrupt(capsys, monkeypatch):
     monkeypatch.setattr(cli, "run_config", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))

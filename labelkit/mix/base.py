@@ -11,7 +11,7 @@ import torch
 from ..core.errors import LabelKitError, check_range
 from ..core.supervision import LabelCallback, Supervision
 
-# %% ../../nbs/mix/base.ipynb #b69b82cc
+# %% ../../nbs/mix/base.ipynb #4725e2df
 def sample_lam(
     alpha:float,          # of Beta(alpha, alpha); 0 for no mixing
     n:int,                # how many to draw
@@ -19,6 +19,7 @@ def sample_lam(
 )->torch.Tensor: # [n] float32 in [0, 1]
     "Shares λ ~ Beta(alpha, alpha), as a ratio of Gamma variables; `alpha=0` gives 1 (mixup, Zhang et al. 2018, https://arxiv.org/abs/1710.09412)"
     if alpha == 0: return torch.ones(n)
+    if alpha == 1: return torch.rand(n, generator=rng)
     a,b = torch._standard_gamma(torch.full((2,n), float(alpha), dtype=torch.float64), generator=rng)
     lam = a/(a+b)
     if alpha < .01:  # both variables may underflow: then the limit, a fair coin between 0 and 1
@@ -42,7 +43,7 @@ def blend(
     "`keep·own + (1−keep)·partner`"
     return torch.lerp(partner, own, keep.to(own.dtype).view(-1, *[1]*(own.ndim-1)))
 
-# %% ../../nbs/mix/base.ipynb #e6b70c84
+# %% ../../nbs/mix/base.ipynb #2a627016
 class MixCallback(LabelCallback):
     "Mix every labeled sample with a partner; a technique overrides `mix_inputs`, and the targets follow the share that was really mixed"
     explorer = "labelkit.explore.mix_explorer:MixExplorer"
@@ -77,8 +78,16 @@ class MixCallback(LabelCallback):
         partner = self.draw_partner(s)
         s.x,share = self.mix_inputs(s.x, partner, lam)
         self.lam = share = share.to(s.x.device)
-        t = s.targets
-        s.targets = self.mix_maps(t, partner, share) if s.kind == "segmentation" else blend(t, take_partner(t, partner), share)
+        self.mix_targets(s, partner, share)
+
+    def mix_targets(self, s, partner, share):
+        "Share targets and weights: of two samples that weigh differently, each counts by its share times its weight"
+        if s.kind == "segmentation": targets = self.mix_maps(s.targets, partner, share)
+        if s.weights is not None:
+            own,other = share*s.weights,(1-share)*take_partner(s.weights, partner)
+            s.weights = own+other
+            share = own/s.weights.clamp_min(torch.finfo(own.dtype).tiny)
+        s.targets = targets if s.kind == "segmentation" else blend(s.targets, take_partner(s.targets, partner), share)
 
     needs_images = False
     lam = None  # share of the own label in the last batch, as really mixed

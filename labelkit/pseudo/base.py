@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['above_threshold', 'top_k', 'top_k_per_class', 'above_margin', 'hard_target', 'sharpen', 'consistency_loss',
-           'PseudoLabelCallback', 'new_ledger']
+           'PseudoLabelCallback']
 
 # %% ../../nbs/pseudo/base.ipynb #13764be3
 import torch
@@ -73,7 +73,7 @@ def consistency_loss(
     "Cross-entropy to `target` where `mask` says so, mean over all U samples"
     return (F.cross_entropy(logits, target, reduction="none")*mask).mean()
 
-# %% ../../nbs/pseudo/base.ipynb #62a718aa
+# %% ../../nbs/pseudo/base.ipynb #78dea024
 class PseudoLabelCallback(LabelCallback):
     "Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a technique overrides `select`"
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
@@ -95,7 +95,7 @@ class PseudoLabelCallback(LabelCallback):
         if self.weak is None or self.strong is None:
             weak,strong = default_views(self.dls)
             self.weak,self.strong = self.weak or weak,self.strong or strong
-        self.ledger = new_ledger(self.dls, self.reasons)
+        self.ledger = Ledger.of(self.dls, reasons=self.reasons)
     reasons = ("",)
 
     def before_forward(self, s:Supervision):
@@ -120,12 +120,3 @@ class PseudoLabelCallback(LabelCallback):
         if s.unlabeled_ids is None or self.searching: return
         confidence,label = probs.max(1)
         self.ledger.record(s.unlabeled_ids, label, confidence, mask > 0, self.learn.epoch, **kwargs)
-
-# %% ../../nbs/pseudo/base.ipynb #1c759671
-def new_ledger(dls, reasons=("",))->Ledger:
-    "A ledger for all samples of `dls`"
-    n = getattr(dls, "n_ids", 0) or len(dls.train_ds)
-    g,t = getattr(dls, "given", None),getattr(dls, "truth", None)
-    given,truth = (o if isinstance(o, torch.Tensor) else None for o in (g, t))
-    vocab = getattr(dls, "vocab", None)
-    return Ledger(n, given=given, truth=truth, vocab=vocab, reasons=reasons, device=dls.device or "cpu")

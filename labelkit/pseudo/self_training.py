@@ -66,7 +66,7 @@ def predict_unlabeled(
 _policies = dict(threshold=lambda cb,probs: above_threshold(probs, cb.threshold), margin=lambda cb,probs: above_margin(probs, cb.margin),
                  topk=lambda cb,probs: cb.surest(probs))
 
-# %% ../../nbs/pseudo/self_training.ipynb #8fd02cc5
+# %% ../../nbs/pseudo/self_training.ipynb #b1324269
 @technique("SelfTraining", family="pseudo", year=2022, paper="https://arxiv.org/abs/2202.12040", needs=("unlabeled", "ids", "vision"),
            cost="forward and backward pass over the unlabeled samples, a prediction of all of them in each round", neutral=dict(weight=0.))
 class SelfTraining(PseudoLabelCallback):
@@ -81,7 +81,7 @@ class SelfTraining(PseudoLabelCallback):
     def __init__(self,
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
         select="threshold",         # "threshold", "topk", "margin", or a function of probabilities [U, C] that returns a mask [U]
-        threshold:float=.9,         # smallest confidence, for "threshold"
+        threshold:float=.7,         # smallest confidence, for "threshold"
         k:float=.5,                 # how many, for "topk": a number (int) or a share of all unlabeled samples (float)
         margin:float=.5,            # smallest lead of the best class over the second, for "margin"
         per_class:bool=False,       # for "topk": take equally many of each predicted class

@@ -21,7 +21,7 @@ from ..core.ledger import Ledger
 from ..core.supervision import LabelCallback, Supervision, bad_rows
 from ..core.teachers import unwrap
 
-# %% ../../nbs/relabel/base.ipynb #601ba731
+# %% ../../nbs/relabel/base.ipynb #19222603
 def sample_ids(dl)->torch.Tensor: # [n] long on the CPU
     "Ids of the samples of a training loader, in the order of its data set"
     ds = dl.dataset
@@ -39,7 +39,8 @@ def given_labels(
         first = torch.as_tensor(get(0))
         y = first[None] if first.ndim or first.is_floating_point() else torch.tensor([int(get(i)) for i in range(len(ds))])
     if y.ndim != 1 or y.is_floating_point():
-        raise LabelKitError(f"dls has targets of shape {tuple(y.shape[1:])} and type {y.dtype}: re-labeling needs one class number for each sample")
+        raise LabelKitError(f"dls has targets of shape {tuple(y.shape[1:])} and type {y.dtype}: "
+                            "re-labeling needs one class number for each sample")
     return sample_ids(dls.train),y
 
 # %% ../../nbs/relabel/base.ipynb #df4825be
@@ -142,7 +143,7 @@ def out_of_fold(
             probs[held_out] = p
     return probs
 
-# %% ../../nbs/relabel/base.ipynb #81a1d587
+# %% ../../nbs/relabel/base.ipynb #52ddf8b4
 class RelabelCallback(LabelCallback):
     "New targets and weights by sample id; a technique overrides `find`, which calls `set_targets` and `set_weights`"
     order,needs = -8,("ids",)
@@ -202,11 +203,14 @@ class RelabelCallback(LabelCallback):
     def before_forward(self, s:Supervision):
         if self.off: return
         if s.ids is None:
-            raise LabelKitError(f"{type(self).__name__} follows single samples and the training loader gives no ids: use fastai's DataLoader and `label_dls(dls)`")
-        if s.kind != "single": raise LabelKitError(f"targets are of kind {s.kind!r}: {type(self).__name__} needs one class number for each sample")
+            raise LabelKitError(f"{type(self).__name__} follows single samples and the training loader gives no ids: "
+                                "use fastai's DataLoader and `label_dls(dls)`")
+        if s.kind != "single":
+            raise LabelKitError(f"targets are of kind {s.kind!r}: {type(self).__name__} needs one class number for each sample")
         ids = s.ids.to(self.slot.device)
         if self.relabels:
-            if self.new_targets.shape[1] != s.c: raise LabelKitError(f"new targets have {self.new_targets.shape[1]} classes and the data {s.c}: make them agree")
+            if self.new_targets.shape[1] != s.c:
+                raise LabelKitError(f"new targets have {self.new_targets.shape[1]} classes and the data {s.c}: make them agree")
             slot = self.slot[ids]
             s.targets = torch.where((slot >= 0)[:,None], self.new_targets[slot.clamp_min(0)], s.targets)
         if self.reweights: s.weigh(self.new_weights[ids])

@@ -5,42 +5,43 @@
 # %% auto #0
 __all__ = ['confident_learning', 'reason_of', 'explain_flag', 'check_probs', 'ConfidentRelabel']
 
-# %% ../../nbs/relabel/confident_relabel.ipynb #073e99a6
+# %% ../../nbs/relabel/confident_relabel.ipynb #34b0177c
 from collections.abc import Callable
 
 import torch
 
 from ..core.errors import LabelKitError, check_range
-from ..core.supervision import _n_classes
+from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import RelabelCallback, fresh_copy, out_of_fold
 
-# %% ../../nbs/relabel/confident_relabel.ipynb #fc0e5305
-_filters = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given", "low_normalized_margin", "low_self_confidence")
+# %% ../../nbs/relabel/confident_relabel.ipynb #9a202f48
+_filters = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given",
+            "low_normalized_margin", "low_self_confidence")
 
 def confident_learning(
     labels:torch.Tensor, # [n] long, given labels in 0..C-1
     probs:torch.Tensor,  # [n, C] out-of-fold probabilities
     filter_by:str="prune_by_noise_rate", # which of cleanlab's rules flags a sample
-)->dict: # `thresholds` [C], `counts` [C, C] long, `joint` [C, C], `trust` [C], and by sample [n]: `flagged`, `label_quality`, `suggested_label`, `confidence`
+)->dict: # `thresholds` [C], `counts` and `joint` [C, C], `trust` [C]; by sample [n] `flagged`, `label_quality`, `suggested_label`, `confidence`
     """Confident learning by cleanlab (Northcutt, Jiang, Chuang 2021, https://arxiv.org/abs/1911.00068).
 
-    `counts` is the confident joint before, `joint` the joint distribution of given and true labels after its calibration to the label counts;
-    `trust` is the estimate of p(given k | true k); `label_quality` the probability of the given label; the suggestion is the likeliest other class."""
+    `counts` is the confident joint, and `joint` the distribution of given and true labels after its calibration to the label counts; `trust` is
+    the estimate of p(given k | true k), `label_quality` the probability of the given label; the suggestion is the likeliest other class."""
     import numpy as np
     from cleanlab import count, filter as issues, rank
     y,p = labels.cpu().numpy(),probs.detach().cpu().double().numpy()
     counts,calibrated = (count.compute_confident_joint(y, p, calibrate=o) for o in (False, True))
     with np.errstate(divide="ignore", invalid="ignore"): noise = count.estimate_latent(calibrated, y)[1]
-    found = dict(thresholds=count.get_confident_thresholds(y, p), joint=count.estimate_joint(y, p, confident_joint=calibrated), trust=noise.diagonal().copy(),
-                 label_quality=rank.get_label_quality_scores(y, p, method="self_confidence"))
+    found = dict(thresholds=count.get_confident_thresholds(y, p), joint=count.estimate_joint(y, p, confident_joint=calibrated),
+                 trust=noise.diagonal().copy(), label_quality=rank.get_label_quality_scores(y, p, method="self_confidence"))
     found = {k: torch.as_tensor(v).float() for k,v in found.items()}
     flagged = torch.as_tensor(issues.find_label_issues(y, p, filter_by=filter_by, n_jobs=1))
     others = probs.detach().cpu().float().scatter(1, labels.cpu()[:,None], -1.)
     confidence,suggested = others.max(1)
     return found | dict(counts=torch.as_tensor(counts), flagged=flagged, suggested_label=suggested, confidence=confidence)
 
-# %% ../../nbs/relabel/confident_relabel.ipynb #6d7a75f2
+# %% ../../nbs/relabel/confident_relabel.ipynb #30855644
 _reasons = ("not flagged", "another class reaches its threshold, the given one does not", "both reach their thresholds, the other is likelier",
            "neither reaches its threshold", "the given class reaches its threshold, but another is likelier")
 _severity_of = torch.tensor([0, 3, 2, 1, 1])
@@ -59,9 +60,10 @@ def explain_flag(
 )->str:
     "The reason for a flag, with its numbers"
     side = lambda p,t: f"{'below' if p < t-1e-6 else 'reaching'} its class threshold {t:.2f}"
-    return f"given {given} is predicted with {p_given:.2f}, {side(p_given, t_given)}; {suggested} with {p_suggested:.2f}, {side(p_suggested, t_suggested)}"
+    return (f"given {given} is predicted with {p_given:.2f}, {side(p_given, t_given)}; "
+            f"{suggested} with {p_suggested:.2f}, {side(p_suggested, t_suggested)}")
 
-# %% ../../nbs/relabel/confident_relabel.ipynb #52177154
+# %% ../../nbs/relabel/confident_relabel.ipynb #c1d90600
 def check_probs(
     pred_probs,       # [N, C] array or tensor, by sample id
     ids:torch.Tensor, # [n] long, the samples whose rows are needed
@@ -70,13 +72,16 @@ def check_probs(
 )->torch.Tensor: # [n, C] float on the CPU
     "The rows `ids`. Raises `LabelKitError` for a wrong shape, values that are not finite, and rows that are no distribution"
     p = torch.as_tensor(pred_probs).detach().cpu().float()
-    if tuple(p.shape) != (n_ids, c): raise LabelKitError(f"pred_probs has shape {tuple(p.shape)}: pass [{n_ids}, {c}], a row for each sample id and a column for each class")
+    if tuple(p.shape) != (n_ids, c):
+        raise LabelKitError(f"pred_probs has shape {tuple(p.shape)}: pass [{n_ids}, {c}], a row for each sample id and a column for each class")
     p = p[ids]
-    for bad,what in ((~p.isfinite().all(1), "is not finite"), ((p < 0).any(1) | ((p.sum(1)-1).abs() > 1e-3), "is not a distribution (no value below 0, sum 1)")):
-        if bad.any(): raise LabelKitError(f"pred_probs of sample {int(ids[bad][0])} {what}: pass probabilities after softmax, for every labeled sample")
+    no_number,no_distribution = ~p.isfinite().all(1),(p < 0).any(1) | ((p.sum(1)-1).abs() > 1e-3)
+    for bad,what in ((no_number, "is not finite"), (no_distribution, "is not a distribution (no value below 0, sum 1)")):
+        if bad.any():
+            raise LabelKitError(f"pred_probs of sample {int(ids[bad][0])} {what}: pass probabilities after softmax, for every labeled sample")
     return p
 
-# %% ../../nbs/relabel/confident_relabel.ipynb #1eb7bfad
+# %% ../../nbs/relabel/confident_relabel.ipynb #5fbf6f17
 @technique("ConfidentRelabel", family="relabel", year=2021, paper="https://arxiv.org/abs/1911.00068", needs=("ids",),
            cost="before the first epoch, folds-1 times the given number of epochs", neutral=dict(share=0.))
 class ConfidentRelabel(RelabelCallback):
@@ -100,7 +105,8 @@ class ConfidentRelabel(RelabelCallback):
         pred_probs=None,         # [N, C] your own out-of-fold probabilities by sample id, instead of the cross-validation
         filter_by:str="prune_by_noise_rate", # cleanlab's rule for flags, such as "confident_learning" or "both"
     ):
-        for name,value,known in (("action", action, ("prune", "reweight", "relabel")), ("weighting", weighting, ("quality", "class")), ("filter_by", filter_by, _filters)):
+        known_values = dict(action=("prune", "reweight", "relabel"), weighting=("quality", "class"), filter_by=_filters)
+        for (name,known),value in zip(known_values.items(), (action, weighting, filter_by)):
             if value not in known: raise LabelKitError(f"{name}={value!r} is none of {', '.join(known)}: use one of them")
         self.action,self.weighting,self.soft,self.filter_by = action,weighting,soft,filter_by
         self.share,self.lr = check_range("share", share, 0, 1),check_range("lr", lr, 0)
@@ -115,11 +121,13 @@ class ConfidentRelabel(RelabelCallback):
         self.thresholds,self.counts,self.joint = torch.zeros(1),torch.zeros(1,1).long(),torch.zeros(1,1)
 
     def find(self):
-        probs = self.cross_validate() if self.pred_probs is None else check_probs(self.pred_probs, self.ids, self.ledger.n_ids, _n_classes(self.learn))
+        if self.pred_probs is None: probs = self.cross_validate()
+        else: probs = check_probs(self.pred_probs, self.ids, self.ledger.n_ids, n_classes(self.learn))
         found = confident_learning(self.labels, probs, self.filter_by)
         self.thresholds,self.counts,self.joint = (found[k] for k in ("thresholds", "counts", "joint"))
         reaches = lambda p,label: p >= self.thresholds[label]-1e-6
-        reason = reason_of(reaches(found["label_quality"], self.labels), reaches(found["confidence"], found["suggested_label"]))*found["flagged"]
+        reason = reason_of(reaches(found["label_quality"], self.labels), reaches(found["confidence"], found["suggested_label"]))
+        reason = reason*found["flagged"]
         severity = _severity_of[reason]
         margin = found["confidence"] - found["label_quality"]
         worst = (found["flagged"]*(severity + 2 + margin)).argsort(descending=True, stable=True)  # unflagged last
@@ -129,8 +137,8 @@ class ConfidentRelabel(RelabelCallback):
         touched[worst] = True
         device = self.ledger.columns["epoch"].device
         rows = dict(suggested_label=torch.where(found["flagged"], found["suggested_label"], self.labels),
-                    confidence=torch.where(found["flagged"], found["confidence"], found["label_quality"]), accepted=touched, reason=reason,
-                    label_quality=found["label_quality"], severity=severity, flagged=found["flagged"])
+                    confidence=torch.where(found["flagged"], found["confidence"], found["label_quality"]), accepted=touched,
+                    reason=reason, label_quality=found["label_quality"], severity=severity, flagged=found["flagged"])
         self.ledger.record(self.ids, epoch=self.learn.epoch, **{k: v.to(device) for k,v in rows.items()})
 
     def cross_validate(self)->torch.Tensor: # [n, C]
@@ -138,7 +146,8 @@ class ConfidentRelabel(RelabelCallback):
         device = self.dls.device or "cpu"
         make = (lambda: fresh_copy(self.learn.model)) if self.model_fn is None else (lambda: self.model_fn().to(device))
         seed = int(torch.randint(2**31, (1,), generator=self.rng))
-        probs = out_of_fold(self.dls.train, self.given, make, self.loss_func, self.folds, self.epochs, self.lr, seed, self.counter("cross-validation"))
+        probs = out_of_fold(self.dls.train, self.given, make, self.loss_func, self.folds, self.epochs, self.lr, seed,
+                            self.counter("cross-validation"))
         return probs[self.rows]
 
     def act(self, worst, found, probs):
