@@ -14,6 +14,7 @@ copyright = _cfg["copyright"]
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
+myst_dmath_double_inline = True
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "application/vnd.plotly.v1+json", None)]

@@ -81,7 +81,8 @@ def execute(
         client = NotebookClient(nb, timeout=TIMEOUT, startup_timeout=300, kernel_name="python3", store_widget_state=True,
                                 config=Config({"KernelManager": {"transport": "ipc", "ip": f"{tmp}/kernel"}}),
                                 resources={"metadata": {"path": str(path.parent)}})
-        client.execute()
+        env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures belong into the notebook
+        client.execute(env=env)
     nb.metadata["labelkit"] = dict(keys, seconds=round(time.perf_counter() - start, 1))
     out = executed_path(path)
     out.parent.mkdir(parents=True, exist_ok=True)

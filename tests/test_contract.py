@@ -143,6 +143,13 @@ def test_last_partial_batch(slug):
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
+def test_used_again_with_another_learner(slug):
+    cb = build(slug, active=True)
+    fit(learner([cb]))
+    again,fresh = fit(learner([cb])),fit(learner([build(slug, active=True)]))
+    assert same(weights(again), weights(fresh))
+
+
 class Autocast(Callback):
     "bf16 on the CPU, opened and closed where fastai's MixedPrecision does"
     order = 10

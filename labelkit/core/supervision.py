@@ -6,11 +6,12 @@
 __all__ = ['loss_name', 'unreduced', 'soft_target_loss', 'target_kind', 'dense_targets', 'Supervision', 'n_classes', 'bad_rows',
            'SupervisionCallback', 'LabelCallback', 'LossPart']
 
-# %% ../../nbs/core/supervision.ipynb #d3a44f3d
+# %% ../../nbs/core/supervision.ipynb #86439094
 from copy import copy
 from functools import partial
 from importlib import import_module
 from itertools import chain
+from weakref import ref
 from zlib import crc32
 
 import torch
@@ -325,14 +326,14 @@ def _check_labels(s):
         fix = "mark such samples before loading: see labelkit's `from_arrays` and `label_dls`" if low < 0 else "correct the labels, or set dls.c"
         raise LabelKitError(f"labels of the batch go from {low} to {high}, outside the {s.c} classes 0..{s.c-1}: {fix}")
 
-# %% ../../nbs/core/supervision.ipynb #94aa732f
+# %% ../../nbs/core/supervision.ipynb #340153c4
 class LabelCallback(Callback):
     "Base of every technique: brings the supervision along, checks what it needs before the first batch, keeps its state, is inert in validation"
     order,run_valid = 0,False
     needs,state_names = (),()
-    _rng,_ready = None,False
+    _rng = _learner = None
 
-    def setup(self): "Make what needs the learner (a teacher, a table by id); called once, before the first batch"
+    def setup(self): "Make what needs the learner (a teacher, a table by id); called before the first batch with a learner"
     def before_forward(self, s:Supervision): "Change the record before the forward pass"
     def after_forward(self, s:Supervision): "Use the outputs: add losses, keep statistics"
 
@@ -349,8 +350,10 @@ class LabelCallback(Callback):
         self.learn.supervision.start()
 
     def _ensure_ready(self):
-        if not self._ready: self.setup()
-        self._ready = True
+        # a callback that is used with another learner begins anew
+        if self._learner is not None and self._learner() is self.learn: return
+        self._learner,self._rng = ref(self.learn),None
+        self.setup()
 
     def check_needs(self):
         "Raise `LabelKitError` when the data lack something the technique needs"
@@ -388,7 +391,7 @@ class LabelCallback(Callback):
             else: setattr(self, k, state[k].to(old.device) if isinstance(old, torch.Tensor) else state[k])
 
     def __getstate__(self):
-        return {k: v for k,v in self.__dict__.items() if k != "_rng"}
+        return {k: v for k,v in self.__dict__.items() if k not in ("_rng", "_learner")}
 
 def _state_of(v):
     if hasattr(v, "state_dict"): return v.state_dict()

@@ -35,7 +35,7 @@ def t_interval(
     half = float(t.ppf((1 + level)/2, len(v) - 1)*v.std(ddof=1)/math.sqrt(len(v)))
     return mean, mean - half, mean + half
 
-# %% ../../nbs/explore/compare.ipynb #0bbf164a
+# %% ../../nbs/explore/compare.ipynb #83ee6697
 _row_keys = ("cbs", "model", "data", "epochs", "lr", "loss_func")
 
 def _as_row(name, value):
@@ -62,7 +62,7 @@ def _callbacks(cbs, dls):
 def _copy(cb):
     "A deep copy of `cb` with what pickling leaves out (a teacher), without the learner it was used with"
     new = object.__new__(type(cb))
-    new.__dict__.update(deepcopy({k: v for k,v in vars(cb).items() if k not in ("learn", "_rng")}))
+    new.__dict__.update(deepcopy({k: v for k,v in vars(cb).items() if k not in ("learn", "_rng", "_learner")}))
     return new
 
 # %% ../../nbs/explore/compare.ipynb #1c621858

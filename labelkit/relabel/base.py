@@ -143,7 +143,7 @@ def out_of_fold(
             probs[held_out] = p
     return probs
 
-# %% ../../nbs/relabel/base.ipynb #52ddf8b4
+# %% ../../nbs/relabel/base.ipynb #d080dfe9
 class RelabelCallback(LabelCallback):
     "New targets and weights by sample id; a technique overrides `find`, which calls `set_targets` and `set_weights`"
     order,needs = -8,("ids",)
@@ -155,6 +155,7 @@ class RelabelCallback(LabelCallback):
         if not isinstance(self.dls.train, DataLoader):
             raise LabelKitError(f"dls.train is a {type(self.dls.train).__module__} loader: {type(self).__name__} follows single samples, "
                                 "for which it needs fastai's DataLoader and `label_dls(dls)`")
+        self.found = self.relabels = self.reweights = False
         ids,self.given = given_labels(self.dls)
         self.rows = (self.given >= 0).nonzero().flatten()  # places of the labeled samples in the data set
         self.ids,self.labels = ids[self.rows],self.given[self.rows]
