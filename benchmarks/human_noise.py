@@ -19,8 +19,8 @@ from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
 from PIL import Image
 
 from timing import save, table, versions
-from labelkit.core.data import from_arrays
-from labelkit.core.models import small_cnn
+from labelkit.data.loaders import from_arrays
+from labelkit.models import small_cnn
 from labelkit.relabel.co_teaching import CoTeaching
 from labelkit.relabel.confident_relabel import ConfidentRelabel
 from labelkit.relabel.nested_dropout import NestedDropout

@@ -24,7 +24,7 @@ def reason(i): return f"edit {i}: " + "because "*(i%40)
 
 def edit_on(path, first):
     "Make edits `first`.. of `EDITS`, and say each that returned"
-    from labelkit.core.labels import LabelLog
+    from labelkit.storage.label_log import LabelLog
     log = LabelLog(path, author="robot")
     for i in range(first, EDITS):
         k = sizes(i)
@@ -34,7 +34,7 @@ def edit_on(path, first):
 
 def check(path, said):
     "What is in the log, and whether it is everything that was said and nothing in part"
-    from labelkit.core.labels import LabelLog
+    from labelkit.storage.label_log import LabelLog
     with LabelLog(path) as log: h = log.history()
     found,torn = {},0
     for action,rows in h.groupby("action"):
@@ -48,7 +48,7 @@ def check(path, said):
 
 def killed(folder, seed=0):
     "Twenty kills among 10,000 edits"
-    from labelkit.core.labels import LabelLog
+    from labelkit.storage.label_log import LabelLog
     path,rng = Path(folder)/"labels.db",random.Random(seed)
     LabelLog(path, [0]*SAMPLES, vocab=range(CLASSES)).close()
     at = sorted(rng.sample(range(1, EDITS-1), KILLS))
@@ -80,7 +80,7 @@ def killed(folder, seed=0):
 
 def speed(folder, singles=1000, batch=1000, rounds=5):
     "Edits a second by the clock, as the disk counts: one at a time, and many in one call"
-    from labelkit.core.labels import LabelLog
+    from labelkit.storage.label_log import LabelLog
     rates = dict(single=[], batch=[], fsync=[])
     for r in range(rounds):
         with LabelLog(Path(folder)/f"speed{r}.db", [0]*SAMPLES, vocab=range(CLASSES), author="robot") as log:

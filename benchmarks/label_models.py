@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from timing import alternate, save, table, versions
-from labelkit.core.corrupt import weak_labels
+from labelkit.data.settings import weak_labels
 from labelkit.relabel.label_models import CovarianceLabelModel, DawidSkene, MajorityVote
 
 ITERATIONS = 10

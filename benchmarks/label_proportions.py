@@ -18,8 +18,8 @@ from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
 from sklearn.metrics import roc_auc_score
 
 from timing import save, table, versions
-from labelkit.core.data import from_arrays
-from labelkit.core.models import mlp
+from labelkit.data.loaders import from_arrays
+from labelkit.models import mlp
 from labelkit.relabel.label_proportions import LabelProportions
 from labelkit.relabel.proportion_loss import ProportionLoss
 

@@ -9,8 +9,8 @@ from fastai.basics import Callback, Learner, set_seed  # noqa: E402
 from fastai.callback.all import *  # noqa: E402, F403
 from timing import alternate, save, table, versions  # noqa: E402
 
-from labelkit.core.data import digits, from_arrays  # noqa: E402
-from labelkit.core.models import small_cnn, wide_resnet  # noqa: E402
+from labelkit.data.loaders import digits, from_arrays  # noqa: E402
+from labelkit.models import small_cnn, wide_resnet  # noqa: E402
 from labelkit.core.supervision import LabelCallback, SupervisionCallback  # noqa: E402
 
 

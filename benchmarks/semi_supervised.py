@@ -24,8 +24,8 @@ from fastai.callback.all import *  # noqa: E402, F403
 from torch.nn import functional as F  # noqa: E402
 from timing import alternate, save, table, versions  # noqa: E402
 
-from labelkit.core.data import from_arrays  # noqa: E402
-from labelkit.core.models import small_cnn  # noqa: E402
+from labelkit.data.loaders import from_arrays  # noqa: E402
+from labelkit.models import small_cnn  # noqa: E402
 from labelkit.pseudo.base import above_threshold  # noqa: E402
 from labelkit.pseudo.fixmatch import FixMatch  # noqa: E402
 from labelkit.pseudo.flexmatch import FlexMatch  # noqa: E402

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from timing import alternate, save, table, versions
-from labelkit.core.store import CropViews, LabelStore, build_store
+from labelkit.storage.soft_labels import CropViews, LabelStore, build_store
 
 K, CLASSES, BATCH = 10, 100, 256
 

@@ -11,7 +11,7 @@ import argparse
 import torch
 
 from timing import alternate, save, table, versions
-from labelkit.core.views import Strong, Weak
+from labelkit.data.views import Strong, Weak
 
 
 def pil_pipeline(x):

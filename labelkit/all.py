@@ -9,11 +9,11 @@ __all__ = []
 from importlib import import_module
 from pkgutil import iter_modules
 
-_folders = "core mix pseudo relabel distill".split()
-_explore = "compare report atlas".split()  # without the widgets, which load when they are asked for
+_folders = "data core storage mix pseudo relabel distill".split()
+_single = "errors processes models evidence.compare evidence.report atlas".split()  # the widgets load when they are asked for
 
 __all__ = []
-for _name in [f"{f}.{m.name}" for f in _folders for m in iter_modules(import_module(f"labelkit.{f}").__path__)] + [f"explore.{m}" for m in _explore]:
+for _name in [f"{f}.{m.name}" for f in _folders for m in iter_modules(import_module(f"labelkit.{f}").__path__)] + _single:
     _module = import_module(f"labelkit.{_name}")
     globals().update({k: getattr(_module, k) for k in _module.__all__})
     __all__ += _module.__all__

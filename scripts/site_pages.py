@@ -105,15 +105,18 @@ mix/index
 pseudo/index
 relabel/index
 distill/index
+data/index
 core/index
+storage/index
 explore/index
+evidence/index
 ```
 
 ```{toctree}
 :hidden:
 :caption: Look up
 
-atlas
+techniques
 api/index
 all
 contributing
@@ -146,7 +149,7 @@ def atlas_table(
     nbs:dict    # pages by document name
 )->str:
     "The atlas as Markdown: a table for each family; what exists links to its page"
-    from labelkit.explore.atlas import atlas
+    from labelkit.atlas import atlas
     lines, pages = list(atlas()), {c.name: n for n, c in known.items() if n in nbs}
     plain = lambda x: str(x).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
     out = [f"{sum(o['exists'] for o in lines)} of {len(lines)} techniques are here; a filled dot marks them.", ""]
@@ -186,9 +189,10 @@ def lay_out(
     for p in pages:
         text = p.read_text(encoding="utf-8")
         def fill(m):
-            names = sorted((n for n in nbs if n.split("/")[0] == m.group(1) and "/" in n), key=lambda n: (n not in known, n))
+            places = m.group(1).split()  # folders, and single notebooks outside of them
+            names = sorted((n for n in nbs if n in places or n.split("/")[0] in places and "/" in n), key=lambda n: (n not in known, n))
             return family_table(names, titles, known)
-        text = re.sub(r"<!-- notebooks: (\w+) -->", fill, text)
+        text = re.sub(r"<!-- notebooks: ([\w ]+) -->", fill, text)
         text = re.sub(r"<!-- setting: (\w+) -->", lambda m: setting_table(m.group(1)), text)
         if "<!-- atlas -->" in text:
             try: text = text.replace("<!-- atlas -->", atlas_table(known, nbs))

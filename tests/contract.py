@@ -9,8 +9,8 @@ from fastai.callback.all import *  # noqa: F403  (patches no_bar, fit_one_cycle,
 from sklearn.datasets import load_digits
 
 import labelkit.all  # noqa: F401  (registers every technique)
-from labelkit.core.data import from_arrays
-from labelkit.core.models import small_cnn, small_vit
+from labelkit.data.loaders import from_arrays
+from labelkit.models import small_cnn, small_vit
 from labelkit.core.technique import registry
 
 SLUGS = sorted(registry)
@@ -79,7 +79,7 @@ def vit(seed=0):
 @cache
 def stored(maps):
     "A small store about the digits of `data`, in a folder that goes when the process ends: label maps, or augmented views"
-    from labelkit.core.store import AugmentViews
+    from labelkit.storage.soft_labels import AugmentViews
     from labelkit.distill.dataset_reinforcement import reinforce
     from labelkit.relabel.relabel import label_map_store
     folder = tempfile.TemporaryDirectory()
@@ -91,7 +91,7 @@ def stored(maps):
 @cache
 def corrected():
     "A label log of the digits of `data` in which every third labeled sample was corrected to the next class, and one has no label"
-    from labelkit.core.labels import LabelLog
+    from labelkit.storage.label_log import LabelLog
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     dls = data()

@@ -13,7 +13,7 @@ from fastai.distributed import *
 from torch import nn
 
 from contract import data
-from labelkit.core.distributed import n_processes, shard
+from labelkit.processes import n_processes, shard
 from labelkit.core.technique import registry
 
 KNOBS = dict(fixmatch=dict(threshold=.12), flexmatch=dict(threshold=.12), simmatchv2=dict(threshold=.11))

@@ -1,9 +1,9 @@
 "The atlas: complete, joined to the registry, escaped"
 import pytest
 
-from labelkit.core.errors import LabelKitError
+from labelkit.errors import LabelKitError
 from labelkit.core.technique import registry
-from labelkit.explore.atlas import Atlas, atlas, load_techniques, read_atlas
+from labelkit.atlas import Atlas, atlas, load_techniques, read_atlas
 
 def test_every_registered_technique_has_a_line():
     cards = load_techniques()

@@ -8,13 +8,13 @@ from torch import nn
 
 from contract import data, fit, learner
 from labelkit.core.checkpoint import Checkpoint
-from labelkit.core.data import digits, from_arrays
-from labelkit.core.errors import LabelKitError
-from labelkit.core.ledger import Ledger, read_ledger
-from labelkit.core.models import small_cnn
-from labelkit.core.views import Strong, Weak
+from labelkit.data.loaders import digits, from_arrays
+from labelkit.errors import LabelKitError
+from labelkit.storage.ledger import Ledger, read_ledger
+from labelkit.models import small_cnn
+from labelkit.data.views import Strong, Weak
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
-from labelkit.explore.compare import Comparison, compare
+from labelkit.evidence.compare import Comparison, compare
 from labelkit.mix.mixup import MixUp
 from labelkit.pseudo.fixmatch import FixMatch
 

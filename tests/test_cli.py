@@ -2,9 +2,9 @@
 import json, os, re, socket, subprocess, sys, time, urllib.error, urllib.request
 import pytest, torch
 
-from labelkit.explore import cli
-from labelkit.explore.atlas import load_techniques
-from labelkit.explore.cli import copy_tutorials, main
+from labelkit import cli
+from labelkit.atlas import load_techniques
+from labelkit.cli import copy_tutorials, main
 
 few = ["--labeled", "40", "--epochs", "2"]
 
@@ -18,7 +18,7 @@ def fails(capsys, *words):
     return line
 
 def test_help_without_torch():
-    code = ("import sys; from labelkit.explore.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
+    code = ("import sys; from labelkit.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert not e.code\n"
             "assert not {'torch', 'fastai', 'pandas'} & set(sys.modules)")
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
@@ -130,7 +130,7 @@ def test_lab_serves_the_lessons_to_who_has_the_token(tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    cmd = [sys.executable, "-c", "from labelkit.explore.cli import main; raise SystemExit(main())", "lab", str(tmp_path/"lessons"), "--no-browser", f"--port={port}"]
+    cmd = [sys.executable, "-c", "from labelkit.cli import main; raise SystemExit(main())", "lab", str(tmp_path/"lessons"), "--no-browser", f"--port={port}"]
     env = os.environ | dict(JUPYTER_CONFIG_DIR=str(tmp_path/"config"), JUPYTER_RUNTIME_DIR=str(tmp_path/"run"))
     server = subprocess.Popen(cmd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True)
     try:
@@ -152,6 +152,6 @@ def test_interrupt(capsys, monkeypatch):
 
 def test_reader_that_stops_early():
     r = subprocess.run(f"{sys.executable} -W ignore -c "
-                       "'from labelkit.explore.cli import main; raise SystemExit(main([\"atlas\"]))' | head -1", shell=True, capture_output=True, text=True)
+                       "'from labelkit.cli import main; raise SystemExit(main([\"atlas\"]))' | head -1", shell=True, capture_output=True, text=True)
     assert r.stdout.startswith("mix") and "Traceback" not in r.stderr
 

@@ -9,7 +9,7 @@ from fastai.callback.training import GradientAccumulation
 
 from contract import EXCEPTIONS, SLUGS, Drawn, Raise, build, data, fit, learner, loaders, model, same, weights
 from labelkit.core.checkpoint import Checkpoint
-from labelkit.core.errors import LabelKitError
+from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
 from labelkit.core.technique import registry
 from labelkit.mix.cutmix import CutMix
@@ -223,7 +223,7 @@ def test_what_is_missing_is_said(slug):
         dls.c,dls.unlabeled = 10,dls.train
         with pytest.raises(LabelKitError, match="no ids: call `label_dls"): fit(learner([cb], slug=slug, dls=dls, loss_func=torch.nn.CrossEntropyLoss()))
     if "teacher" in needs:
-        from labelkit.core.models import small_cnn
+        from labelkit.models import small_cnn
         with pytest.raises(LabelKitError, match="7.*10|10.*7"): fit(learner([registry[slug].cls(teacher=small_cnn(c=7, c_in=1))], slug=slug))
 
 

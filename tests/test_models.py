@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest, torch
 from torch import nn
 
-from labelkit.core.errors import LabelKitError
-from labelkit.core.models import Normalize, mlp, small_cnn, small_vit, wide_resnet
+from labelkit.errors import LabelKitError
+from labelkit.models import Normalize, mlp, small_cnn, small_vit, wide_resnet
 
 
 def fake_dls(c=10, shape=(16, 1, 8, 8), stats=None):

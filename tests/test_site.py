@@ -138,7 +138,7 @@ def test_pages_load_only_what_lies_beside_them_and_lead_to_pages_that_exist():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_open_from_disk(browser, scheme):
     live = [p for p in sorted(SITE.rglob("*.html")) if "widget-view+json" in p.read_text(encoding="utf-8")]
-    for p in [SITE/"index.html", SITE/"how_it_works.html", SITE/"atlas.html", SITE/"api"/"index.html", *live[:6]]:
+    for p in [SITE/"index.html", SITE/"how_it_works.html", SITE/"techniques.html", SITE/"api"/"index.html", *live[:6]]:
         page, wrong = opened(browser, p, 2500 if p in live else 500, color_scheme=scheme, viewport=dict(width=390, height=800))
         assert not wrong, f"{p.relative_to(SITE)}: {wrong[:5]}"
         assert page.evaluate("document.documentElement.scrollWidth") <= 392, f"{p.relative_to(SITE)} is wider than a phone"

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from fastai.optimizer import Adam
 from fastcore.foundation import L
 
-from .distributed import n_processes
-from .errors import LabelKitError
+from ..processes import n_processes
+from ..errors import LabelKitError
 
 # %% ../../nbs/core/auxiliary.ipynb #2b2ea83e
 def frozen_call(

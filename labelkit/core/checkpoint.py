@@ -14,7 +14,7 @@ import torch
 from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelEpochException
 
-from .errors import LabelKitError, atomic_path, check_range
+from ..errors import LabelKitError, atomic_path, check_range
 
 # %% ../../nbs/core/checkpoint.ipynb #43162fb4
 def get_random_states()->dict:

@@ -11,9 +11,9 @@ from math import floor
 import torch
 
 from .checkpoint import get_random_states, set_random_states
-from .data import ArrayDL
-from .errors import LabelKitError
-from .models import unwrap
+from ..data.loaders import ArrayDL
+from ..errors import LabelKitError
+from ..models import unwrap
 
 # %% ../../nbs/core/predict.ipynb #c816e37a
 def round_epochs(

@@ -24,10 +24,10 @@ from fastai.learner import Metric
 from fastai.losses import LabelSmoothingCrossEntropy
 
 from .auxiliary import Auxiliary
-from .data import batch_ids, check_soft
-from .distributed import ShardedDL, n_processes
-from .errors import LabelKitError
-from .models import head_of
+from ..data.loaders import batch_ids, check_soft
+from ..processes import ShardedDL, n_processes
+from ..errors import LabelKitError
+from ..models import head_of
 
 # %% ../../nbs/core/supervision.ipynb #5a131040
 def _base_loss(loss_func):

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from copy import deepcopy
 from torch import nn, Tensor
 from torch.func import functional_call
-from .errors import LabelKitError
-from .models import unwrap, with_features
+from ..errors import LabelKitError
+from ..models import unwrap, with_features
 
 # %% ../../nbs/core/teachers.ipynb #eae87b8a
 def _model_of(obj):

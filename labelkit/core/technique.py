@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 import html, inspect, re
 
-from .errors import LabelKitError
+from ..errors import LabelKitError
 
 # %% ../../nbs/core/technique.ipynb #a08260e5
 FAMILIES = ("mix", "pseudo", "relabel", "distill")
@@ -35,8 +35,8 @@ class Card:
 
     @property
     def summary(self)->str:
-        "First line of the callback's docstring"
-        return inspect.getdoc(self.cls).split("\n")[0]
+        "First paragraph of the callback's docstring"
+        return " ".join(inspect.getdoc(self.cls).split("\n\n")[0].split())
 
     def _repr_html_(self):
         rows = dict(family=self.family, paper=f'<a href="{html.escape(self.paper)}">{self.year}</a>',

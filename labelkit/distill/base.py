@@ -9,7 +9,7 @@ __all__ = ['soft_kl', 'DistillCallback']
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import LabelCallback, Supervision
 from ..core.teachers import as_teacher, check_teacher
 

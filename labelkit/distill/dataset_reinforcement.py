@@ -8,8 +8,8 @@ __all__ = ['reinforce', 'DatasetReinforcement']
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #1b25217b
 import torch
 
-from ..core.errors import LabelKitError, check_range
-from ..core.store import AugmentViews, LabelStore, Samples, StoredViews, as_store, build_store
+from ..errors import LabelKitError, check_range
+from ..storage.soft_labels import AugmentViews, LabelStore, Samples, StoredViews, as_store, build_store
 from ..core.supervision import LabelCallback, Supervision, n_classes
 from ..core.technique import technique
 

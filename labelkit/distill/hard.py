@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary, frozen_call
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import Supervision
 from ..core.technique import technique
 from .base import DistillCallback, soft_kl

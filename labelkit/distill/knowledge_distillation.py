@@ -6,7 +6,7 @@
 __all__ = ['KnowledgeDistillation']
 
 # %% ../../nbs/distill/knowledge_distillation.ipynb #d781e732
-from ..core.errors import check_range
+from ..errors import check_range
 from ..core.technique import technique
 from .base import DistillCallback, soft_kl
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of, with_features
+from ..errors import LabelKitError, check_range
+from ..models import head_of, with_features
 from ..core.supervision import LabelCallback, Supervision, soft_target_loss
 from ..core.teachers import Teacher, as_teacher
 from ..core.technique import technique
-from ..core.views import as_view, default_views
+from ..data.views import as_view, default_views
 
 # %% ../../nbs/distill/mdcs.ipynb #fc6e587e
 def expert_logits(

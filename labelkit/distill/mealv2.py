@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import DistillCallback

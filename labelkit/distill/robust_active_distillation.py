@@ -11,8 +11,8 @@ from math import ceil
 
 import torch
 
-from ..core.errors import LabelKitError, check_range
-from ..core.ledger import Ledger
+from ..errors import LabelKitError, check_range
+from ..storage.ledger import Ledger
 from ..core.predict import predict_unlabeled, round_epochs, unlabeled_inputs
 from ..core.supervision import Supervision, n_classes
 from ..core.technique import technique

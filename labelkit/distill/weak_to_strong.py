@@ -11,7 +11,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.technique import technique
 from .base import DistillCallback
 

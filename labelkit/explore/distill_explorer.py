@@ -8,7 +8,7 @@ __all__ = ['distill_view', 'agreement', 'DistillExplorer']
 # %% ../../nbs/explore/distill_explorer.ipynb #696f78b4
 import numpy as np
 import torch
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.predict import unlabeled_inputs
 from ..core.teachers import as_teacher
 from .explorer import Explorer, fixed, pack, to_uint8

@@ -13,7 +13,7 @@ import json, math, re
 import anywidget
 import numpy as np
 from traitlets import Bool, Dict, Unicode, validate
-from ..core.errors import LabelKitError
+from ..errors import LabelKitError
 
 # %% ../../nbs/explore/explorer.ipynb #cbf77910
 _dtypes = {"u": "uint8", "b": "uint8", "i": "int32", "f": "float32"}

@@ -10,8 +10,8 @@ __all__ = ['default_mixes', 'mixup_pair', 'cutmix_pair', 'resizemix_pair', 'mix_
 import numpy as np
 import torch
 from torch.nn import functional as F
-from ..core.data import digits
-from ..core.errors import LabelKitError, check_range
+from ..data.loaders import digits
+from ..errors import LabelKitError, check_range
 from .explorer import Explorer, fixed, pack, to_uint8
 from ..mix.cutmix import box_masks, cut_boxes, cutmix
 from ..mix.mixup import mixup

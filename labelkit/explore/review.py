@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 from traitlets import Int, List
 
-from ..core.errors import LabelKitError, check_range
-from ..core.labels import LabelLog
-from ..core.ledger import Ledger
+from ..errors import LabelKitError, check_range
+from ..storage.label_log import LabelLog
+from ..storage.ledger import Ledger
 from .explorer import Explorer, pack, static_text, to_uint8
 from ..relabel.base import given_labels
 

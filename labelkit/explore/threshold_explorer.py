@@ -7,7 +7,7 @@ __all__ = ['above', 'ThresholdExplorer']
 
 # %% ../../nbs/explore/threshold_explorer.ipynb #7ec670f2
 import numpy as np
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from .explorer import Explorer, fixed, pack
 
 # %% ../../nbs/explore/threshold_explorer.ipynb #4c0ad5aa

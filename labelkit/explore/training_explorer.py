@@ -11,7 +11,7 @@ from numbers import Real
 
 import numpy as np
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from .explorer import Explorer, fixed
 
 # %% ../../nbs/explore/training_explorer.ipynb #28377193

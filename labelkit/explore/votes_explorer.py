@@ -9,7 +9,7 @@ __all__ = ['disputed', 'VotesExplorer']
 import numpy as np
 import torch
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from .explorer import Explorer, fixed, pack, to_uint8
 from ..relabel.label_models import MajorityVote, check_votes, lf_analysis, vote_counts
 

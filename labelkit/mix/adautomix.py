@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.errors import LabelKitError, check_range
-from ..core.models import _a_batch
+from ..errors import LabelKitError, check_range
+from ..models import _a_batch
 from ..core.supervision import Supervision, soft_target_loss
 from ..core.teachers import EMA
 from ..core.technique import technique

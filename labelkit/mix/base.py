@@ -9,7 +9,7 @@ __all__ = ['sample_lam', 'take_partner', 'blend', 'decoupled_terms', 'MixCallbac
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import LabelCallback, Supervision
 
 # %% ../../nbs/mix/base.ipynb #f04e5523

@@ -9,7 +9,7 @@ __all__ = ['decoupled_loss']
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import check_range
+from ..errors import check_range
 from .base import decoupled_terms
 
 # %% ../../nbs/mix/decoupled.ipynb #f0038851

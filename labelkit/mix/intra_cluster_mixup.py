@@ -10,8 +10,8 @@ import torch
 from fastai.data.load import DataLoader
 from fastai.torch_core import no_random
 
-from ..core.data import ArrayDataset
-from ..core.errors import LabelKitError, check_range
+from ..data.loaders import ArrayDataset
+from ..errors import LabelKitError, check_range
 from ..core.supervision import Supervision, bad_rows
 from ..core.technique import technique
 from .base import MixCallback, blend, take_partner

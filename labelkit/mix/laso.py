@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.data import LabelDataLoaders, from_arrays
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of, with_features
+from ..data.loaders import LabelDataLoaders, from_arrays
+from ..errors import LabelKitError, check_range
+from ..models import head_of, with_features
 from ..core.supervision import LabelCallback, Supervision
 from ..core.technique import technique
 from .base import take_partner
@@ -70,7 +70,7 @@ def multi_digits(
     **kwargs                # passed on to `from_arrays`
 )->LabelDataLoaders:
     "Pictures [1, 16, 16] with one to `most` handwritten digits in four places, and the set of them as label [10]"
-    from labelkit.core.data import digits
+    from labelkit.data.loaders import digits
     if not 1 <= most <= 4: raise LabelKitError(f"most={most} is not between 1 and 4, the places of a picture: pass one that is")
     dls,g = digits(),torch.Generator().manual_seed(seed)
     made = [_compose(ds, m, list(classes), most, g) for ds,m in ((dls.train_ds, n), (dls.valid_ds, n_valid))]

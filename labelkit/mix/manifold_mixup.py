@@ -9,8 +9,8 @@ __all__ = ['body_layers', 'ManifoldMixUp']
 import torch
 from torch import nn
 
-from ..core.errors import LabelKitError
-from ..core.models import Normalize, head_of, unwrap
+from ..errors import LabelKitError
+from ..models import Normalize, head_of, unwrap
 from ..core.supervision import Supervision
 from ..core.technique import technique
 from .base import MixCallback, blend, take_partner

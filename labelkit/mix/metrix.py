@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
-from ..core.models import unwrap
+from ..errors import LabelKitError, check_range
+from ..models import unwrap
 from ..core.supervision import LabelCallback, Supervision
 from ..core.technique import technique
 from .base import sample_lam

@@ -9,7 +9,7 @@ __all__ = ['resize_boxes', 'resizemix', 'ResizeMix']
 import numpy as np
 import torch
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.technique import technique
 from .base import MixCallback, take_partner
 from .cutmix import box_masks

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of, unwrap
+from ..errors import LabelKitError, check_range
+from ..models import head_of, unwrap
 from ..core.supervision import Supervision, soft_target_loss
 from ..core.technique import technique
 from .base import MixCallback, blend, take_partner

@@ -13,11 +13,11 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.distributed import gather_rows
-from ..core.errors import LabelKitError, check_range
-from ..core.ledger import Ledger
+from ..processes import gather_rows
+from ..errors import LabelKitError, check_range
+from ..storage.ledger import Ledger
 from ..core.supervision import LabelCallback, Supervision
-from ..core.views import as_view, default_views
+from ..data.views import as_view, default_views
 
 # %% ../../nbs/pseudo/base.ipynb #09d48f98
 def above_threshold(

@@ -6,7 +6,7 @@
 __all__ = ['FixMatch']
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #eeadbf31
-from ..core.errors import check_range
+from ..errors import check_range
 from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold
 

@@ -8,8 +8,8 @@ __all__ = ['FlexMatch']
 # %% ../../nbs/pseudo/flexmatch.ipynb #0e53ea58
 import torch
 
-from ..core.distributed import gather_rows
-from ..core.errors import check_range
+from ..processes import gather_rows
+from ..errors import check_range
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold, class_thresholds

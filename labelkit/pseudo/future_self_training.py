@@ -9,8 +9,8 @@ __all__ = ['draw_batch', 'FutureSelfTraining']
 import torch
 from fastai.torch_core import no_random, to_device
 
-from ..core.data import ArrayDataset
-from ..core.errors import LabelKitError, check_range
+from ..data.loaders import ArrayDataset
+from ..errors import LabelKitError, check_range
 from ..core.supervision import Supervision, dense_targets, soft_target_loss
 from ..core.teachers import Future, VirtualStudent
 from ..core.technique import technique

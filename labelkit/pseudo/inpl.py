@@ -8,8 +8,8 @@ __all__ = ['margin_logits', 'InPL']
 # %% ../../nbs/pseudo/inpl.ipynb #45cbdccf
 import torch
 
-from ..core.distributed import gather_rows
-from ..core.errors import LabelKitError, check_range
+from ..processes import gather_rows
+from ..errors import LabelKitError, check_range
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import PseudoLabelCallback, below_energy, consistency_loss, energy_score

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..core.auxiliary import Auxiliary
-from ..core.distributed import gather_rows
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of, with_features
+from ..processes import gather_rows
+from ..errors import LabelKitError, check_range
+from ..models import head_of, with_features
 from ..core.supervision import Supervision, n_classes
 from ..core.teachers import evaluating
 from ..core.technique import technique

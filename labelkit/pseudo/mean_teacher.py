@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import Supervision
 from ..core.teachers import EMA
 from ..core.technique import technique

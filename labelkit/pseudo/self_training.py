@@ -8,7 +8,7 @@ __all__ = ['SelfTraining']
 # %% ../../nbs/pseudo/self_training.ipynb #17a6a817
 import torch
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.predict import predict_unlabeled, round_epochs
 from ..core.supervision import Supervision
 from ..core.technique import technique

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.distributed import gather_rows
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of
+from ..processes import gather_rows
+from ..errors import LabelKitError, check_range
+from ..models import head_of
 from ..core.supervision import Supervision, n_classes
 from ..core.teachers import EMA
 from ..core.technique import technique

@@ -10,7 +10,7 @@ import math
 
 import torch
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import Supervision
 from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold, kl_consistency, sharpen

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from .label_models import LabelingFunction
 
 # %% ../../nbs/relabel/auto_lfs.ipynb #54109ff2

@@ -15,11 +15,11 @@ from fastai.optimizer import Adam
 from fastai.torch_core import no_random
 from fastprogress.fastprogress import progress_bar
 
-from ..core.data import ArrayDataset
-from ..core.errors import LabelKitError
-from ..core.ledger import Ledger
+from ..data.loaders import ArrayDataset
+from ..errors import LabelKitError
+from ..storage.ledger import Ledger
 from ..core.supervision import LabelCallback, Supervision, bad_rows
-from ..core.models import unwrap
+from ..models import unwrap
 
 # %% ../../nbs/relabel/base.ipynb #1259a19e
 def sample_ids(dl)->torch.Tensor: # [n] long on the CPU

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
-from ..core.distributed import gather_rows
-from ..core.errors import LabelKitError, check_range
-from ..core.ledger import Ledger
-from ..core.models import unwrap
+from ..processes import gather_rows
+from ..errors import LabelKitError, check_range
+from ..storage.ledger import Ledger
+from ..models import unwrap
 from ..core.supervision import LabelCallback, Supervision, soft_target_loss
 from ..core.teachers import Ensemble, evaluating
 from ..core.technique import technique

@@ -11,7 +11,7 @@ __all__ = ['complementary_losses', 'uniform_transition', 'check_transition', 'in
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import LabelCallback, Supervision
 from ..core.technique import technique
 

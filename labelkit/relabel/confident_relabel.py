@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import RelabelCallback, fresh_copy, out_of_fold

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
-from ..core.labels import LabelLog
+from ..errors import LabelKitError, check_range
+from ..storage.label_log import LabelLog
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import RelabelCallback

@@ -15,7 +15,7 @@ import torch
 from fastprogress.fastprogress import progress_bar
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 
 # %% ../../nbs/relabel/label_models.ipynb #f053f4b8
 class LabelingFunction:

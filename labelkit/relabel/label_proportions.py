@@ -9,8 +9,8 @@ __all__ = ['llp_potentials', 'bag_messages', 'pairwise_bp', 'propagate_labels', 
 import torch
 from torch.nn import functional as F
 
-from ..core.errors import LabelKitError, check_range
-from ..core.models import unwrap, with_features
+from ..errors import LabelKitError, check_range
+from ..models import unwrap, with_features
 from ..core.supervision import bad_rows
 from ..core.technique import technique
 from .base import RelabelCallback, load_rows, sample_ids

@@ -8,8 +8,8 @@ __all__ = ['channel_probs', 'first_channels', 'NestedDropout']
 # %% ../../nbs/relabel/nested_dropout.ipynb #d45288c5
 import torch
 
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of, unwrap, with_features
+from ..errors import LabelKitError, check_range
+from ..models import head_of, unwrap, with_features
 from ..core.supervision import LabelCallback, Supervision
 from ..core.teachers import evaluating
 from ..core.technique import technique

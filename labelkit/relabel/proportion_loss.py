@@ -8,7 +8,7 @@ __all__ = ['bag_means', 'proportion_loss', 'bags_of', 'ProportionLoss']
 # %% ../../nbs/relabel/proportion_loss.ipynb #96d7abb8
 import torch
 
-from ..core.errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range
 from ..core.supervision import LabelCallback, Supervision
 from ..core.technique import technique
 

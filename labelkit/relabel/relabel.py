@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 
-from ..core.errors import LabelKitError, check_range
-from ..core.models import head_of
-from ..core.store import CropViews, LabelStore, Samples, as_store, build_store
+from ..errors import LabelKitError, check_range
+from ..models import head_of
+from ..storage.soft_labels import CropViews, LabelStore, Samples, as_store, build_store
 from ..core.supervision import LabelCallback, Supervision, n_classes
 from ..core.teachers import as_teacher
 from ..core.technique import technique

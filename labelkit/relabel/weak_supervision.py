@@ -9,8 +9,8 @@ __all__ = ['weak_loss', 'samples_by_id', 'WeakSupervision']
 import torch
 from torch.nn import functional as F
 
-from ..core.data import ArrayDL
-from ..core.errors import LabelKitError, check_range
+from ..data.loaders import ArrayDL
+from ..errors import LabelKitError, check_range
 from ..core.supervision import bad_rows, n_classes
 from ..core.technique import technique
 from .auto_lfs import auto_lfs

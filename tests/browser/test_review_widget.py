@@ -3,7 +3,7 @@ import base64, json
 
 import pandas as pd, pytest, torch
 
-from labelkit.core.labels import LabelLog
+from labelkit.storage.label_log import LabelLog
 from labelkit.explore.review import review
 
 NASTY = "<img src=x onerror='window.hacked=1'>"

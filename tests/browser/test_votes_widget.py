@@ -1,7 +1,7 @@
 "The vote explorer in a browser: by keyboard and by click, in both colour schemes, saying what Python says, safe with any class name"
 import pytest, torch
 
-from labelkit.core.corrupt import weak_labels
+from labelkit.data.settings import weak_labels
 from labelkit.explore.votes_explorer import VotesExplorer
 from labelkit.relabel.label_models import DawidSkene, MajorityVote
 from test_widgets import NASTY, press, readout, show  # noqa: F401  (show is a fixture)

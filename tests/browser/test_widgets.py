@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from labelkit.core.ledger import Ledger
+from labelkit.storage.ledger import Ledger
 from labelkit.explore.mix_explorer import MixExplorer
 from labelkit.explore.threshold_explorer import ThresholdExplorer
 
