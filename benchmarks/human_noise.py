@@ -1,8 +1,11 @@
-"""Wrong labels by people: accuracy on clean test labels after training on CIFAR-10N's worst annotator (40 % of the labels wrong), last epoch.
+"""Wrong labels by people: accuracy on clean test labels after training on CIFAR-10N's worst
+annotator (40 % of the labels wrong), last epoch.
 
-CIFAR-10 and the labels of CIFAR-10N (Wei et al. 2022, https://arxiv.org/abs/2110.12088) are not part of the project; LABELKIT_DATA names the folder
-that has `cifar10/` with the images as sheets of 100x100 tiles and `labels.npz`. A few thousand images and a small network: a check on real mistakes, which
-resemble each other as the classes do, and not a number to set beside papers. In eight epochs little is learned by heart, and the labels as given do best.
+CIFAR-10 and the labels of CIFAR-10N (Wei et al. 2022, https://arxiv.org/abs/2110.12088) are not
+part of the project; LABELKIT_DATA names the folder that has `cifar10/` with the images as sheets of
+100x100 tiles and `labels.npz`. A few thousand images and a small network: a check on real mistakes,
+which resemble each other as the classes do, and not a number to set beside papers. In eight epochs
+little is learned by heart, and the labels as given do best.
 
     LABELKIT_DATA=… python benchmarks/human_noise.py
 """
@@ -35,10 +38,22 @@ METHODS = {
 
 def read(folder, n, n_test):
     "The first `n` training images with human and true labels, and the first `n_test` test images"
-    sheet = lambda f, k: torch.from_numpy(np.asarray(Image.open(folder/f)).reshape(100,32,100,32,3).transpose(0,2,4,1,3).reshape(10000,3,32,32)[:k].copy())
+    sheet = lambda f, k: torch.from_numpy(
+        np.asarray(Image.open(folder / f))
+        .reshape(100, 32, 100, 32, 3)
+        .transpose(0, 2, 4, 1, 3)
+        .reshape(10000, 3, 32, 32)[:k]
+        .copy()
+    )
     labels = np.load(folder/"labels.npz")
     get = lambda k, m: torch.as_tensor(labels[k][:m]).long()
-    return sheet("train_0.webp", n),get("worse_label", n),get("y_train", n),sheet("test.webp", n_test),get("y_test", n_test)
+    return (
+        sheet("train_0.webp", n),
+        get("worse_label", n),
+        get("y_train", n),
+        sheet("test.webp", n_test),
+        get("y_test", n_test),
+    )
 
 
 def run(method, data, seed, epochs, width):
@@ -57,12 +72,37 @@ def main(folder, n, n_test, seeds, epochs, width, methods):
     rows = []
     for method in methods:
         acc,seconds = zip(*(run(method, data, s, epochs, width) for s in range(seeds)))
-        rows.append(dict(method=method, accuracy=statistics.mean(acc), spread=statistics.pstdev(acc), seconds=statistics.mean(seconds)))
+        rows.append(
+            dict(
+                method=method,
+                accuracy=statistics.mean(acc),
+                spread=statistics.pstdev(acc),
+                seconds=statistics.mean(seconds),
+            )
+        )
         print(method, [round(o, 4) for o in acc], round(rows[-1]["seconds"], 1), flush=True)
     print(f"{noise:.3f} of {n} human labels are wrong")
-    print(table([["method", "accuracy", "seconds"]] + [[r["method"], f"{r['accuracy']:.3f}", f"{r['seconds']:.0f}"] for r in rows]))
-    save("human_noise", dict(what="accuracy on clean CIFAR-10 test labels after training on CIFAR-10N worse_label, last epoch, mean over seeds", rows=rows,
-                             noise=noise, n=n, n_test=n_test, seeds=seeds, epochs=epochs, width=width, versions=versions("labelkit", "torch", "fastai")))
+    print(
+        table(
+            [["method", "accuracy", "seconds"]]
+            + [[r["method"], f"{r['accuracy']:.3f}", f"{r['seconds']:.0f}"] for r in rows]
+        )
+    )
+    save(
+        "human_noise",
+        dict(
+            what="accuracy on clean CIFAR-10 test labels after training on CIFAR-10N worse_label, "
+                 "last epoch, mean over seeds",
+            rows=rows,
+            noise=noise,
+            n=n,
+            n_test=n_test,
+            seeds=seeds,
+            epochs=epochs,
+            width=width,
+            versions=versions("labelkit", "torch", "fastai"),
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The label log under `kill -9`, and its edits a second.
 
-A process makes 10,000 edits and says the number of each one that returned. At twenty random moments it is killed without warning; the log is opened
-again and must hold every edit that was said, whole, and none in part; then another process goes on. Edits are of one to four samples with a reason of some
-length, so that a torn one would show. Prints a table and writes benchmarks/results/label_log.json.
+A process makes 10,000 edits and says the number of each one that returned. At twenty random moments
+it is killed without warning; the log is opened again and must hold every edit that was said, whole,
+and none in part; then another process goes on. Edits are of one to four samples with a reason of
+some length, so that a torn one would show. Prints a table and writes
+benchmarks/results/label_log.json.
 """
 import random
 import signal
@@ -15,7 +17,10 @@ from pathlib import Path
 
 from timing import save, table, versions
 
-EDITS,KILLS,SAMPLES,CLASSES = 10_000,20,1000,10
+EDITS = 10_000
+KILLS = 20
+SAMPLES = 1000
+CLASSES = 10
 
 
 def sizes(i): return 1 + i%4
@@ -28,7 +33,11 @@ def edit_on(path, first):
     log = LabelLog(path, author="robot")
     for i in range(first, EDITS):
         k = sizes(i)
-        action = log.edit([(i*7+j) % SAMPLES for j in range(k)], [(i+j) % CLASSES for j in range(k)], reason=reason(i))
+        action = log.edit(
+            [(i * 7 + j) % SAMPLES for j in range(k)],
+            [(i + j) % CLASSES for j in range(k)],
+            reason=reason(i),
+        )
         print(i, action, flush=True)
 
 
@@ -36,10 +45,15 @@ def check(path, said):
     "What is in the log, and whether it is everything that was said and nothing in part"
     from labelkit.storage.label_log import LabelLog
     with LabelLog(path) as log: h = log.history()
-    found,torn = {},0
+    found = {}
+    torn = 0
     for action,rows in h.groupby("action"):
         i = int(rows["reason"].iloc[0].split(":")[0].removeprefix("edit "))
-        whole = len(rows) == sizes(i) and set(rows["reason"]) == {reason(i)} and sorted(rows["label"]) == sorted(str((i+j) % CLASSES) for j in range(sizes(i)))
+        whole = (
+            len(rows) == sizes(i)
+            and set(rows["reason"]) == {reason(i)}
+            and sorted(rows["label"]) == sorted(str((i + j) % CLASSES) for j in range(sizes(i)))
+        )
         torn += not whole
         found[action] = i
     lost = sum(found.get(a) != i for i,a in said.items())
@@ -49,13 +63,23 @@ def check(path, said):
 def killed(folder, seed=0):
     "Twenty kills among 10,000 edits"
     from labelkit.storage.label_log import LabelLog
-    path,rng = Path(folder)/"labels.db",random.Random(seed)
+    path = Path(folder)/"labels.db"
+    rng = random.Random(seed)
     LabelLog(path, [0]*SAMPLES, vocab=range(CLASSES)).close()
     at = sorted(rng.sample(range(1, EDITS-1), KILLS))
-    said,first,lost,torn,unsaid,kills = {},0,0,0,0,0
+    said = {}
+    first = 0
+    lost = 0
+    torn = 0
+    unsaid = 0
+    kills = 0
     while first < EDITS:
         stop = next((k for k in at if k >= first), None)
-        p = subprocess.Popen([sys.executable, __file__, "edit", str(path), str(first)], stdout=subprocess.PIPE, text=True)
+        p = subprocess.Popen(
+            [sys.executable, __file__, "edit", str(path), str(first)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for line in p.stdout:
             i,a = map(int, line.split())
             said[i] = a
@@ -70,7 +94,8 @@ def killed(folder, seed=0):
         p.wait()
         kills += p.returncode == -signal.SIGKILL
         state = check(path, said)
-        lost,torn = lost+state["lost"],torn+state["torn"]
+        lost = lost+state["lost"]
+        torn = torn+state["torn"]
         done = set(state["found"].values())
         unsaid += len(done-set(said))  # on the disk, and killed before it could say so
         said = {i: a for a,i in state["found"].items()}
@@ -83,7 +108,9 @@ def speed(folder, singles=1000, batch=1000, rounds=5):
     from labelkit.storage.label_log import LabelLog
     rates = dict(single=[], batch=[], fsync=[])
     for r in range(rounds):
-        with LabelLog(Path(folder)/f"speed{r}.db", [0]*SAMPLES, vocab=range(CLASSES), author="robot") as log:
+        with LabelLog(
+            Path(folder) / f"speed{r}.db", [0] * SAMPLES, vocab=range(CLASSES), author="robot"
+        ) as log:
             start = time.perf_counter()
             for i in range(singles): log.edit(i % SAMPLES, i % CLASSES, reason="as fast as it goes")
             rates["single"].append(singles/(time.perf_counter()-start))
@@ -108,7 +135,16 @@ def _fsyncs(path, n=200):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["edit"]: edit_on(sys.argv[2], int(sys.argv[3]))
     else:
-        with tempfile.TemporaryDirectory() as folder: result = dict(killed=killed(folder), speed=speed(folder))
-        print(table([("kill -9", ""), *result["killed"].items()]), "", table([("a second", ""), *((k, f"{v:,.0f}") for k,v in result["speed"].items())]), sep="\n")
-        save("label_log", result | dict(versions=versions("torch"), sqlite=__import__("sqlite3").sqlite_version))
+        with tempfile.TemporaryDirectory() as folder:
+            result = dict(killed=killed(folder), speed=speed(folder))
+        print(
+            table([("kill -9", ""), *result["killed"].items()]),
+            "",
+            table([("a second", ""), *((k, f"{v:,.0f}") for k, v in result["speed"].items())]),
+            sep="\n",
+        )
+        save(
+            "label_log",
+            result | dict(versions=versions("torch"), sqlite=__import__("sqlite3").sqlite_version),
+        )
         assert not result["killed"]["lost"] and not result["killed"]["torn"]

@@ -1,9 +1,13 @@
-"""Label models beside their peers: majority vote and covariance model beside Snorkel's, Dawid–Skene beside crowd-kit's, two of them beside a plain loop.
+"""Label models beside their peers: majority vote and covariance model beside Snorkel's, Dawid–Skene
+beside crowd-kit's, two of them beside a plain loop.
 
-Votes are an integer matrix [samples, labeling functions] with -1 for abstaining; everybody gives probabilities [samples, classes]. Dawid–Skene runs a
-fixed number of EM iterations on every side, without a stopping rule. crowd-kit takes a table of the votes that are there, which is made beforehand and not counted,
-and knows no abstaining as a symbol, so ours leaves it out as well. Snorkel's label model begins at a random scale, which ours does not. The plain loop runs on fewer samples and is scaled up. One thread, processor time, median
-over rounds that alternate. A peer that is not installed is left out:
+Votes are an integer matrix [samples, labeling functions] with -1 for abstaining; everybody gives
+probabilities [samples, classes]. Dawid–Skene runs a fixed number of EM iterations on every side,
+without a stopping rule. crowd-kit takes a table of the votes that are there, which is made
+beforehand and not counted, and knows no abstaining as a symbol, so ours leaves it out as well.
+Snorkel's label model begins at a random scale, which ours does not. The plain loop runs on fewer
+samples and is scaled up. One thread, processor time, median over rounds that alternate. A peer that
+is not installed is left out:
 
     pip install --no-deps snorkel crowd-kit munkres nltk
     python benchmarks/label_models.py
@@ -42,7 +46,8 @@ def plain_dawid_skene(votes, c, iterations=ITERATIONS):
         if votes[i,j] >= 0: q[i, votes[i,j]] += 1
     q = np.where(q.sum(1, keepdims=True) > 0, q/np.maximum(q.sum(1, keepdims=True), 1), 1/c)
     for _ in range(iterations):
-        prior,theta = q.mean(0),np.zeros((m, c, c))
+        prior = q.mean(0)
+        theta = np.zeros((m, c, c))
         for i,j in itertools.product(range(n), range(m)):
             if votes[i,j] >= 0: theta[j, :, votes[i,j]] += q[i]
         log = np.log(np.maximum(theta/theta.sum(2, keepdims=True), 1e-300))
@@ -80,7 +85,13 @@ def crowdkit_dawid_skene(votes, c):
     def run():
         model = Peer(n_iter=ITERATIONS, tol=0.)
         model.fit(frame)
-        return model.probas_.reindex(range(len(votes))).reindex(columns=range(c)).fillna(0.).to_numpy()
+        return (
+            model.probas_.reindex(range(len(votes)))
+            .reindex(columns=range(c))
+            .fillna(0.0)
+            .to_numpy()
+        )
+
     return run
 
 
@@ -89,14 +100,27 @@ def main(rounds=5, n=50_000, m=20, c=10, few=1_000):
     torch.set_num_threads(1)
     y = torch.arange(n) % c
     votes = weak_labels(y, torch.linspace(.9, .4, m).tolist(), .5, c=c)
-    array,part = votes.numpy(),votes[:few].numpy()
+    array = votes.numpy()
+    part = votes[:few].numpy()
     ds = DawidSkene(tol=0., max_iter=ITERATIONS, abstain=False)
-    # crowd-kit makes one M and one E step more than it counts iterations; what it gives has to agree all the same
+    # crowd-kit makes one M and one E step more than it counts iterations; what it gives has to
+    # agree all the same
     proba = lambda model, v: model.fit(v, c).predict_proba(v).numpy()
-    sets = {"majority vote": (MajorityVote(), dict(snorkel=snorkel_majority(array, c)), lambda: plain_majority(part.tolist(), c)),
-            "Dawid–Skene": (ds, {"crowd-kit": crowdkit_dawid_skene(array, c)}, lambda: plain_dawid_skene(part, c)),
-            "covariance": (CovarianceLabelModel(), dict(snorkel=snorkel_label_model(array, c)), None)}
-    rows,result = [["label model", "labelkit ms", "peer", "peer ms", "labelkit / peer", "same answers"]],[]
+    sets = {
+        "majority vote": (
+            MajorityVote(),
+            dict(snorkel=snorkel_majority(array, c)),
+            lambda: plain_majority(part.tolist(), c),
+        ),
+        "Dawid–Skene": (
+            ds,
+            {"crowd-kit": crowdkit_dawid_skene(array, c)},
+            lambda: plain_dawid_skene(part, c),
+        ),
+        "covariance": (CovarianceLabelModel(), dict(snorkel=snorkel_label_model(array, c)), None),
+    }
+    rows = [["label model", "labelkit ms", "peer", "peer ms", "labelkit / peer", "same answers"]]
+    result = []
     voted = (array >= 0).any(1)  # crowd-kit does not know of samples without votes
     for name,(model,peers,plain) in sets.items():
         peers = {k: f for k,f in peers.items() if f is not None}
@@ -104,15 +128,45 @@ def main(rounds=5, n=50_000, m=20, c=10, few=1_000):
         if plain: pairs["loop"] = proba(model, votes[:few]),plain()
         same = {k: float((a.argmax(1) == b.argmax(1)).mean()) for k,(a,b) in pairs.items()}
         apart = {k: float(np.abs(a-b).max()) for k,(a,b) in pairs.items()}
-        t = alternate(dict(labelkit=lambda: proba(model, votes)) | peers | (dict(loop=plain) if plain else {}), rounds)
+        t = alternate(
+            dict(labelkit=lambda: proba(model, votes))
+            | peers
+            | (dict(loop=plain) if plain else {}),
+            rounds,
+        )
         if plain: t["loop"] *= n/few
-        for k in pairs: rows.append([name, f"{t['labelkit']*1000:.1f}", k, f"{t[k]*1000:.0f}", f"{t['labelkit']/t[k]:.4f}", f"{same[k]:.4f}"])
-        result.append(dict(model=name, ms={k: v*1000 for k,v in t.items()}, ratio={k: t["labelkit"]/t[k] for k in t if k != "labelkit"},
-                           same_answers=same, largest_difference=apart))
+        for k in pairs:
+            rows.append(
+                [
+                    name,
+                    f"{t['labelkit'] * 1000:.1f}",
+                    k,
+                    f"{t[k] * 1000:.0f}",
+                    f"{t['labelkit'] / t[k]:.4f}",
+                    f"{same[k]:.4f}",
+                ]
+            )
+        result.append(
+            dict(
+                model=name,
+                ms={k: v * 1000 for k, v in t.items()},
+                ratio={k: t["labelkit"] / t[k] for k in t if k != "labelkit"},
+                same_answers=same,
+                largest_difference=apart,
+            )
+        )
     print(table(rows))
-    save("label_models", dict(what=f"{n} x {m} votes on {c} classes, half of them abstaining; ms of processor time, one thread; ratio = labelkit / peer; "
-                                   f"Dawid–Skene with {ITERATIONS} iterations; the loop on {few} samples, scaled up",
-                              rounds=rounds, rows=result, versions=versions("labelkit", "torch", "numpy", "scipy", "snorkel", "crowd-kit")))
+    save(
+        "label_models",
+        dict(
+            what=f"{n} x {m} votes on {c} classes, half of them abstaining; ms of processor time, "
+                 "one thread; ratio = labelkit / peer; "
+            f"Dawid–Skene with {ITERATIONS} iterations; the loop on {few} samples, scaled up",
+            rounds=rounds,
+            rows=result,
+            versions=versions("labelkit", "torch", "numpy", "scipy", "snorkel", "crowd-kit"),
+        ),
+    )
     return all(v <= 1 for r in result for v in r["ratio"].values())
 
 

@@ -1,6 +1,7 @@
 """A fit of 2,000 steps: do its last hundred take the time and the memory of its first?
 
-FixMatch, FlexMatch and CutMix at once, with the ledger, after a hundred steps of warming up. One thread. Writes benchmarks/results/long_fit.json.
+FixMatch, FlexMatch and CutMix at once, with the ledger, after a hundred steps of warming up. One
+thread. Writes benchmarks/results/long_fit.json.
 """
 import gc
 import time
@@ -23,7 +24,10 @@ def resident():
 class Clock(Callback):
     "Processor time of every step and memory after it, until `n` are done"
     order = 1000
-    def __init__(self, n): self.n,self.seconds,self.memory = n,[],[]
+    def __init__(self, n):
+        self.n = n
+        self.seconds = []
+        self.memory = []
     def before_batch(self):
         if self.training: self.start = time.process_time()
     def after_batch(self):
@@ -36,12 +40,19 @@ class Clock(Callback):
 def main(steps=2000, skip=100):
     set_seed(0)
     clock = Clock(steps+skip)
-    learn = Learner(digits(labeled=40), small_cnn(c=10, c_in=1, width=16), cbs=[FixMatch(threshold=.8), FlexMatch(threshold=.8), CutMix(), clock])
+    learn = Learner(
+        digits(labeled=40),
+        small_cnn(c=10, c_in=1, width=16),
+        cbs=[FixMatch(threshold=0.8), FlexMatch(threshold=0.8), CutMix(), clock],
+    )
     with learn.no_bar(), learn.no_logging(): learn.fit(10_000, 1e-3)
     gc.collect()
     parts = {"first hundred": slice(skip, skip+100), "last hundred": slice(-100, None)}
     median = lambda v: sorted(v)[len(v)//2]
-    return [dict(part=k, ms=1000*median(clock.seconds[s]), mb=max(clock.memory[s])) for k,s in parts.items()]
+    return [
+        dict(part=k, ms=1000 * median(clock.seconds[s]), mb=max(clock.memory[s]))
+        for k, s in parts.items()
+    ]
 
 
 if __name__ == "__main__":

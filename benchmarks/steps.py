@@ -1,7 +1,9 @@
 """What a step costs with each registered technique, over the same step without it.
 
-The arguments, data and models are those of the contract tests (tests/contract.py), in batches of 32 labeled and, where it uses them, 64 unlabeled digits. What a technique does once
-(a teacher, folds, a store) is outside the measurement. Processor time, one thread, the median of seven alternations. Writes benchmarks/results/steps.json.
+The arguments, data and models are those of the contract tests (tests/contract.py), in batches of 32
+labeled and, where it uses them, 64 unlabeled digits. What a technique does once (a teacher, folds,
+a store) is outside the measurement. Processor time, one thread, the median of seven alternations.
+Writes benchmarks/results/steps.json.
 """
 import statistics
 import sys
@@ -27,7 +29,9 @@ class Clock(Callback):
         if self.training: self.start = time.process_time()
 class Stop(Callback):
     order = 1000
-    def __init__(self, clock): self.clock,self.seconds = clock,[]
+    def __init__(self, clock):
+        self.clock = clock
+        self.seconds = []
     def after_batch(self):
         if self.training: self.seconds.append(time.process_time()-self.clock.start)
 
@@ -46,7 +50,8 @@ def learner(slug, cbs):
 
 
 def measure(slug, rounds=7):
-    plain,own = learner(slug, []),learner(slug, [build(slug, active=True)])
+    plain = learner(slug, [])
+    own = learner(slug, [build(slug, active=True)])
     plain(), own()
     pairs = [(plain(), own()) if i % 2 else (own(), plain())[::-1] for i in range(rounds)]
     a,b = (statistics.median(o) for o in zip(*pairs))
@@ -57,5 +62,10 @@ if __name__ == "__main__":
     rows = []
     for slug in sys.argv[1:] or SLUGS:
         rows.append(measure(slug))
-        print("{technique:26s} {ms:7.2f} ms, plain {plain_ms:6.2f} ms, ratio {ratio:.2f}".format(**rows[-1]), flush=True)
+        print(
+            "{technique:26s} {ms:7.2f} ms, plain {plain_ms:6.2f} ms, ratio {ratio:.2f}".format(
+                **rows[-1]
+            ),
+            flush=True,
+        )
     if len(sys.argv) == 1: save("steps", dict(rows=rows, versions=versions("torch", "fastai")))

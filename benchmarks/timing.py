@@ -1,4 +1,5 @@
-"""Fair timing of a few functions in one process: they take turns, and the median of their processor time counts."""
+"""Fair timing of a few functions in one process: they take turns, and the median of their processor
+time counts."""
 import gc
 import json
 import platform
@@ -16,12 +17,15 @@ def alternate(
     number:int=1,    # calls in one turn
     warmup:int=1,    # turns that are not counted
 )->dict: # name -> median seconds of processor time for one call
-    "Let the functions take turns for some rounds, in an order that rotates, without garbage collection inside a turn"
-    names, times = list(fns), {k:[] for k in fns}
+    """Let the functions take turns for some rounds, in an order that rotates, without garbage
+    collection inside a turn"""
+    names = list(fns)
+    times = {k:[] for k in fns}
     for r in range(-warmup, rounds):
         k = r % len(names)
         for name in names[k:]+names[:k]:
-            gc.collect(); gc.disable()
+            gc.collect()
+            gc.disable()
             start = time.process_time()
             for _ in range(number): fns[name]()
             spent = (time.process_time()-start)/number
@@ -43,7 +47,10 @@ def table(rows:list)->str:
     "Rows (the first is the header) in aligned columns"
     rows = [[str(c) for c in r] for r in rows]
     width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i,(c,w) in enumerate(zip(r, width))) for r in rows)
+    return "\n".join(
+        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(r, width)))
+        for r in rows
+    )
 
 
 def save(name:str, result:dict)->Path:

@@ -10,10 +10,13 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 _folders = "data core storage mix pseudo relabel distill".split()
-_single = "errors processes models evidence.compare evidence.report atlas".split()  # the widgets load when they are asked for
+# the widgets load when they are asked for
+_single = "errors processes models evidence.compare evidence.report atlas".split()
 
 __all__ = []
-for _name in [f"{f}.{m.name}" for f in _folders for m in iter_modules(import_module(f"labelkit.{f}").__path__)] + _single:
+for _name in [
+    f"{f}.{m.name}" for f in _folders for m in iter_modules(import_module(f"labelkit.{f}").__path__)
+] + _single:
     _module = import_module(f"labelkit.{_name}")
     globals().update({k: getattr(_module, k) for k in _module.__all__})
     __all__ += _module.__all__

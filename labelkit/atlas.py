@@ -28,11 +28,16 @@ def load_techniques()->dict: # slug -> Card
 _fields = ("name", "family", "tier", "ships", "technique")
 
 def read_atlas()->list[dict]:
-    "Lines of the package's `atlas.csv`: name, family, tier, what labelkit ships of it, name of the technique in code where it has one"
+    """Lines of the package's `atlas.csv`: name, family, tier, what labelkit ships of it, name of
+    the technique in code where it has one"""
     text = (resources.files("labelkit")/"assets"/"atlas.csv").read_text(encoding="utf-8")
     lines = list(csv.DictReader(io.StringIO(text)))
     for i,o in enumerate(lines, 2):
-        if tuple(o) != _fields or None in o.values(): raise LabelKitError(f"assets/atlas.csv: line {i} has not the columns {', '.join(_fields)}: install labelkit again")
+        if tuple(o) != _fields or None in o.values():
+            raise LabelKitError(
+                f"assets/atlas.csv: line {i} has not the columns {', '.join(_fields)}: install "
+                "labelkit again"
+            )
     return lines
 
 def _short(name): return name.split(" (")[0]
@@ -45,7 +50,19 @@ def _slug_of(line, cards):
 # %% ../nbs/atlas.ipynb #dfa4eb05
 class Atlas:
     "The table of techniques: iterate over its lines, or take `.frame`, its text, or its HTML"
-    columns = ("name", "family", "tier", "exists", "technique", "ships", "year", "paper", "needs", "cost")
+
+    columns = (
+        "name",
+        "family",
+        "tier",
+        "exists",
+        "technique",
+        "ships",
+        "year",
+        "paper",
+        "needs",
+        "cost",
+    )
 
     def __init__(self,
         lines:list[dict] # one dictionary a technique, with `columns`
@@ -70,7 +87,13 @@ class Atlas:
             out += ["", f"{fam}: {sum(o['exists'] for o in these)} of {len(these)}"]
             for o in these:
                 head = f" {'+' if o['exists'] else ' '} {o['tier'] or '-'}  "
-                out.append(textwrap.shorten(f"{o['technique'] or o['name']}: {o['ships']}", max(20, width - len(head)), placeholder=" …").join([head, ""]))
+                out.append(
+                    textwrap.shorten(
+                        f"{o['technique'] or o['name']}: {o['ships']}",
+                        max(20, width - len(head)),
+                        placeholder=" …",
+                    ).join([head, ""])
+                )
         return "\n".join([*out[1:], "", self.summary])
 
     @property
@@ -84,31 +107,81 @@ class Atlas:
         e = lambda v: html.escape(str(v))
         def line(o):
             name = e(o["technique"] or o["name"])
-            if o["paper"].startswith("https://"): name = f"<a href='{e(o['paper'])}' rel='noopener'>{name}</a>, {e(o['year'])}"
-            more = "".join(f"<br><small>{k}: {e(o[k])}</small>" for k in ("needs", "cost") if o["exists"] and o[k] not in ("", "none"))
-            cells = (name, e(o["family"]), e(o["tier"]), "yes" if o["exists"] else "not yet", e(o["ships"]) + more)
-            return "<tr>" + "".join(f"<td style='text-align:left;vertical-align:top'>{c}</td>" for c in cells) + "</tr>"
-        head = "".join(f"<th style='text-align:left'>{c}</th>" for c in ("technique", "family", "tier", "here", "what"))
-        return (f"<p>{e(self.summary.replace(' (+)', ''))}</p><div style='max-height:32rem;overflow:auto'>"
-                f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(line, self))}</tbody></table></div>")
+            if o["paper"].startswith("https://"):
+                name = f"<a href='{e(o['paper'])}' rel='noopener'>{name}</a>, {e(o['year'])}"
+            more = "".join(
+                f"<br><small>{k}: {e(o[k])}</small>"
+                for k in ("needs", "cost")
+                if o["exists"] and o[k] not in ("", "none")
+            )
+            cells = (
+                name,
+                e(o["family"]),
+                e(o["tier"]),
+                "yes" if o["exists"] else "not yet",
+                e(o["ships"]) + more,
+            )
+            return (
+                "<tr>"
+                + "".join(f"<td style='text-align:left;vertical-align:top'>{c}</td>" for c in cells)
+                + "</tr>"
+            )
+
+        head = "".join(
+            f"<th style='text-align:left'>{c}</th>"
+            for c in ("technique", "family", "tier", "here", "what")
+        )
+        return (
+            f"<p>{e(self.summary.replace(' (+)', ''))}</p><div "
+            "style='max-height:32rem;overflow:auto'>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(line, self))}</tbody></table></div>"
+        )
 
 def atlas(
     family:str=None, # only this family
     exists:bool=None # only those that exist (`True`) or do not (`False`)
 )->Atlas:
-    "Every technique of the plan with its card where it exists. Techniques registered by others come last. Unknown `family`: `LabelKitError`"
+    """Every technique of the plan with its card where it exists. Techniques registered by others
+    come last. Unknown `family`: `LabelKitError`"""
     cards = load_techniques()
-    out,seen = [],set()
+    out = []
+    seen = set()
     for o in read_atlas():
         slug = _slug_of(o, cards)
         seen.add(slug)
         out.append(_line(o, cards.get(slug)))
-    out += [_line(dict(name=c.name, family=c.family, tier="", ships=c.summary), c) for s,c in cards.items() if s not in seen]
+    out += [
+        _line(dict(name=c.name, family=c.family, tier="", ships=c.summary), c)
+        for s, c in cards.items()
+        if s not in seen
+    ]
     known = dict.fromkeys(o["family"] for o in out)
-    if family is not None and family not in known: raise LabelKitError(f"family={family!r} is unknown: use one of {', '.join(known)}")
-    return Atlas([o for o in out if family in (None, o["family"]) and exists in (None, o["exists"])])
+    if family is not None and family not in known:
+        raise LabelKitError(f"family={family!r} is unknown: use one of {', '.join(known)}")
+    return Atlas(
+        [o for o in out if family in (None, o["family"]) and exists in (None, o["exists"])]
+    )
+
 
 def _line(o, card):
-    d = dict(name=o["name"], family=o["family"], tier=o["tier"], exists=card is not None, technique="", ships=o["ships"], year="", paper="", needs="", cost="")
-    if card is not None: d |= dict(technique=card.name, year=card.year, paper=card.paper, needs=", ".join(card.needs), cost=card.cost)
+    d = dict(
+        name=o["name"],
+        family=o["family"],
+        tier=o["tier"],
+        exists=card is not None,
+        technique="",
+        ships=o["ships"],
+        year="",
+        paper="",
+        needs="",
+        cost="",
+    )
+    if card is not None:
+        d |= dict(
+            technique=card.name,
+            year=card.year,
+            paper=card.paper,
+            needs=", ".join(card.needs),
+            cost=card.cost,
+        )
     return d

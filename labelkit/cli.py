@@ -29,13 +29,17 @@ def nearest(
     known = list(known)
     if name in known: return name
     near = get_close_matches(name.lower(), known, n=1, cutoff=.5)
-    raise LabelKitError(f"{kind} {name!r} is unknown: {f'did you mean {near[0]}?' if near else 'use one of ' + ', '.join(known)}")
+    raise LabelKitError(
+        f"{kind} {name!r} is unknown: "
+        f"{f'did you mean {near[0]}?' if near else 'use one of ' + ', '.join(known)}"
+    )
 
 # %% ../nbs/cli.ipynb #6a9913bf
 def _value(text):
     "What is meant by `.9`, `true`, `[1, 2]` or `cosine`"
     try: return ast.literal_eval(text)
-    except (ValueError, SyntaxError): return dict(true=True, false=False, none=None).get(text.lower(), text)
+    except (ValueError, SyntaxError):
+        return dict(true=True, false=False, none=None).get(text.lower(), text)
 
 def parse_sets(
     sets # words like "threshold=.9" or "fixmatch.threshold=.9"
@@ -44,30 +48,53 @@ def parse_sets(
     out = []
     for s in sets or ():
         m = re.fullmatch(r"(?:([\w-]+)\.)?([A-Za-z_]\w*)=(.*)", s, re.S)
-        if not m: raise LabelKitError(f"--set {s!r} is not of the form knob=value or technique.knob=value")
+        if not m:
+            raise LabelKitError(
+                f"--set {s!r} is not of the form knob=value or technique.knob=value"
+            )
         out.append((m[1] or "", m[2], _value(m[3].strip())))
     return out
 
-def _plain(v): return v is None or isinstance(v, (bool, int, float, str)) or isinstance(v, (list, tuple)) and all(map(_plain, v))
+def _plain(v):
+    return (
+        v is None
+        or isinstance(v, (bool, int, float, str))
+        or isinstance(v, (list, tuple))
+        and all(map(_plain, v))
+    )
+
 
 def _check_type(name, knob, value, default):
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)
-    if number(default) and not number(value) and value is not None or isinstance(default, bool) and not isinstance(value, bool):
-        raise LabelKitError(f"{name}.{knob}={value!r} is no {'number' if number(default) else 'true or false'}: its default is {default!r}")
+    if (
+        number(default)
+        and not number(value)
+        and value is not None
+        or isinstance(default, bool)
+        and not isinstance(value, bool)
+    ):
+        raise LabelKitError(
+            f"{name}.{knob}={value!r} is no {'number' if number(default) else 'true or false'}: "
+            f"its default is {default!r}"
+        )
+
 
 def parse_techniques(
     spec:str, # names joined by +; "baseline" for none
     sets=()   # from `parse_sets`
 )->tuple[list[dict],set]: # [{name, args}], and the indices of `sets` that were used
-    "Techniques with all their arguments. Raises `LabelKitError` for unknown names and knobs, suggesting the nearest"
+    """Techniques with all their arguments. Raises `LabelKitError` for unknown names and knobs,
+    suggesting the nearest"""
     from labelkit.core.technique import find, to_slug
     from labelkit.atlas import load_techniques
     from labelkit.evidence.compare import knobs
     load_techniques()
     cards = [] if spec == "baseline" else [find(n) for n in spec.split("+")]
     twice = [c.name for i,c in enumerate(cards) if c in cards[:i]]
-    if twice: raise LabelKitError(f"technique {twice[0]!r} is named twice in {spec!r}: name it once")
-    out,used = [],set()
+    if twice:
+        raise LabelKitError(f"technique {twice[0]!r} is named twice in {spec!r}: name it once")
+    out = []
+    used = set()
     for c in cards:
         ks = knobs(c.cls)
         args = {k: o["default"] for k,o in ks.items() if _plain(o["default"])}
@@ -75,7 +102,9 @@ def parse_techniques(
             if who and to_slug(who) != c.slug or not who and knob not in ks: continue
             nearest(f"{c.name}'s knob", knob, ks)
             if not who and sum(knob in knobs(o.cls) for o in cards) > 1:
-                raise LabelKitError(f"--set {knob}=… fits several techniques of {spec!r}: write {c.slug}.{knob}=…")
+                raise LabelKitError(
+                    f"--set {knob}=… fits several techniques of {spec!r}: write {c.slug}.{knob}=…"
+                )
             _check_type(c.name, knob, v, ks[knob]["default"])
             args[knob] = v
             used.add(i)
@@ -104,12 +133,28 @@ def make_data(
     "The `LabelDataLoaders` that a configuration names"
     from labelkit.data import loaders as data
     name = nearest("data", d["name"], data_names)
-    kw = {k: d[k] for k in ("labeled", "noise_rate", "noise", "bs", "ratio", "valid_pct") if d.get(k) is not None}
+    kw = {
+        k: d[k]
+        for k in ("labeled", "noise_rate", "noise", "bs", "ratio", "valid_pct")
+        if d.get(k) is not None
+    }
     if name == "digits": return data.digits(seed=seed, **kw)
-    if not d.get("root"): raise LabelKitError(f"data {name} is read from a folder: pass --root FOLDER (and --download to fetch it)")
-    return getattr(data, name)(d["root"], download=bool(d.get("download")), n=d.get("n"), seed=seed, **kw)
+    if not d.get("root"):
+        raise LabelKitError(
+            f"data {name} is read from a folder: pass --root FOLDER (and --download to fetch it)"
+        )
+    return getattr(data, name)(
+        d["root"], download=bool(d.get("download")), n=d.get("n"), seed=seed, **kw
+    )
 
-def _defaults(f, *names): return {k: p.default for k,p in signature(f).parameters.items() if k in names and p.default is not None}
+
+def _defaults(f, *names):
+    return {
+        k: p.default
+        for k, p in signature(f).parameters.items()
+        if k in names and p.default is not None
+    }
+
 
 def make_model(d:dict):
     "A function of `dls` that makes the model which a configuration names"
@@ -121,15 +166,18 @@ def make_model(d:dict):
 def make_callbacks(
     config:dict, # of a run
 ):
-    "A function of `dls` that makes the callbacks of a run, training the teacher first where one is needed"
+    """A function of `dls` that makes the callbacks of a run, training the teacher first where one
+    is needed"""
     def callbacks(dls):
         from labelkit.core.technique import find
         from labelkit.atlas import load_techniques
         from labelkit.evidence.compare import knobs
         load_techniques()
-        out,teacher = [],None
+        out = []
+        teacher = None
         for t in config["techniques"]:
-            card,args = find(t["name"]),dict(t["args"])
+            card = find(t["name"])
+            args = dict(t["args"])
             ks = knobs(card.cls)
             for k in args: nearest(f"{card.name}'s knob", k, ks)
             if "teacher" in card.needs and args.get("teacher") is None:
@@ -140,7 +188,8 @@ def make_callbacks(
     return callbacks
 
 def train_teacher(dls, config:dict):
-    "A model of the configuration's `teacher` kind, trained on the labels of `dls` alone; returned in evaluation mode"
+    """A model of the configuration's `teacher` kind, trained on the labels of `dls` alone; returned
+    in evaluation mode"""
     from fastai.basics import Learner
     from fastai.callback.progress import ProgressCallback
     from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
@@ -151,8 +200,13 @@ def train_teacher(dls, config:dict):
 
 def as_row(config:dict)->dict:
     "The row of `compare` that a configuration describes"
-    return dict(cbs=make_callbacks(config) if config["techniques"] else [], model=make_model(config["model"]),
-                data=lambda seed: make_data(config["data"], seed), epochs=config["epochs"], lr=config["lr"])
+    return dict(
+        cbs=make_callbacks(config) if config["techniques"] else [],
+        model=make_model(config["model"]),
+        data=lambda seed: make_data(config["data"], seed),
+        epochs=config["epochs"],
+        lr=config["lr"],
+    )
 
 def run_config(
     config:dict, # of a run
@@ -168,22 +222,51 @@ _needed = dict(techniques=list, data=dict, model=dict, epochs=int, lr=(int, floa
 def load_config(
     path # `config.json` of a run
 )->dict:
-    "Read a run's configuration; a file that is missing, truncated or something else raises `LabelKitError` naming it"
-    try: c = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e: raise LabelKitError(f"--config {str(path)!r} cannot be read ({e.strerror}): pass the config.json of a saved run") from e
-    except ValueError as e: raise LabelKitError(f"--config {str(path)!r} is no whole JSON file ({e}): it was truncated or is something else") from e
+    """Read a run's configuration; a file that is missing, truncated or something else raises
+    `LabelKitError` naming it"""
+    try:
+        c = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise LabelKitError(
+            f"--config {str(path)!r} cannot be read ({e.strerror}): pass the config.json of a "
+            "saved run"
+        ) from e
+    except ValueError as e:
+        raise LabelKitError(
+            f"--config {str(path)!r} is no whole JSON file ({e}): it was truncated or is something "
+            "else"
+        ) from e
     for k,t in _needed.items():
-        if not isinstance(c, dict) or not isinstance(c.get(k), t): raise LabelKitError(f"--config {str(path)!r} has no proper {k!r}: pass the config.json of a saved run")
-    if not all(isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("args"), dict) for t in c["techniques"]):
-        raise LabelKitError(f"--config {str(path)!r} has a technique without name and args: pass the config.json of a saved run")
+        if not isinstance(c, dict) or not isinstance(c.get(k), t):
+            raise LabelKitError(
+                f"--config {str(path)!r} has no proper {k!r}: pass the config.json of a saved run"
+            )
+    if not all(
+        isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("args"), dict)
+        for t in c["techniques"]
+    ):
+        raise LabelKitError(
+            f"--config {str(path)!r} has a technique without name and args: pass the config.json "
+            "of a saved run"
+        )
     if not isinstance(c["data"].get("name"), str) or not isinstance(c["model"].get("name"), str):
-        raise LabelKitError(f"--config {str(path)!r} has data or a model without a name: pass the config.json of a saved run")
+        raise LabelKitError(
+            f"--config {str(path)!r} has data or a model without a name: pass the config.json of a "
+            "saved run"
+        )
     return c
 
 def _json(d):
     "`d` as JSON that every reader takes: what is not a finite number is null"
-    clean = lambda v: ({k: clean(o) for k,o in v.items()} if isinstance(v, dict) else [clean(o) for o in v] if isinstance(v, (list, tuple))
-                       else None if isinstance(v, float) and not math.isfinite(v) else v)
+    clean = lambda v: (
+        {k: clean(o) for k, o in v.items()}
+        if isinstance(v, dict)
+        else [clean(o) for o in v]
+        if isinstance(v, (list, tuple))
+        else None
+        if isinstance(v, float) and not math.isfinite(v)
+        else v
+    )
     return json.dumps(clean(d), indent=1, allow_nan=False, ensure_ascii=False)
 
 def _write_json(path, d):
@@ -194,7 +277,18 @@ def _say(*words, end="\n"): print(*words, file=sys.stderr, end=end, flush=True)
 
 def _print_json(d): print(_json(d))
 
-def _card(c): return dict(slug=c.slug, name=c.name, family=c.family, year=c.year, paper=c.paper, needs=list(c.needs), cost=c.cost, summary=c.summary)
+def _card(c):
+    return dict(
+        slug=c.slug,
+        name=c.name,
+        family=c.family,
+        year=c.year,
+        paper=c.paper,
+        needs=list(c.needs),
+        cost=c.cost,
+        summary=c.summary,
+    )
+
 
 def cmd_list(a):
     "List the techniques that exist"
@@ -211,15 +305,31 @@ def cmd_show(a):
     from labelkit.evidence.compare import knobs
     load_techniques()
     c = find(a.technique)
-    ks = {k: o | dict(default="" if o["default"] is Parameter.empty else repr(o["default"])) for k,o in knobs(c.cls).items()}
+    ks = {
+        k: o | dict(default="" if o["default"] is Parameter.empty else repr(o["default"]))
+        for k, o in knobs(c.cls).items()
+    }
     if a.json: return _print_json(_card(c) | dict(knobs=ks))
-    print(f"{c.name} ({c.family}, {c.year})\n{c.summary}\n\npaper  {c.paper}\nneeds  {', '.join(c.needs) or 'nothing more than labels'}\ncost   {c.cost}\n")
-    w,v = max(map(len, ks), default=0), max([len(o["default"]) for o in ks.values()], default=0)
+    print(
+        f"{c.name} ({c.family}, {c.year})\n{c.summary}\n\npaper  {c.paper}\nneeds  "
+        f"{', '.join(c.needs) or 'nothing more than labels'}\ncost   {c.cost}\n"
+    )
+    w = max(map(len, ks), default=0)
+    v = max([len(o["default"]) for o in ks.values()], default=0)
     if ks: print("knobs, with their defaults")
     for k,o in ks.items(): print(f"  {k:<{w}}  {o['default']:<{v}}  {o['comment']}".rstrip())
 
-def _data_of(a): return dict(name=nearest("data", a.data, data_names), labeled=a.labeled, noise_rate=a.noise_rate, noise=a.noise, bs=a.bs,
-                             root=a.root and str(Path(a.root).absolute()), download=a.download or None, n=a.n)
+def _data_of(a):
+    return dict(
+        name=nearest("data", a.data, data_names),
+        labeled=a.labeled,
+        noise_rate=a.noise_rate,
+        noise=a.noise,
+        bs=a.bs,
+        root=a.root and str(Path(a.root).absolute()),
+        download=a.download or None,
+        n=a.n,
+    )
 
 def _config_of(a, techniques, seed):
     from labelkit import models
@@ -227,25 +337,50 @@ def _config_of(a, techniques, seed):
     from labelkit.evidence.compare import versions
     given = lambda d: {k: v for k,v in d.items() if v is not None}
     model = getattr(models, nearest("model", a.model, model_names))
-    if a.width is not None and a.model == "small_vit": raise LabelKitError("--width is for small_cnn and wide_resnet, not for small_vit: leave it out")
-    of_data = _defaults(data.from_arrays, "bs", "ratio") | (_defaults(data.digits, "bs", "valid_pct") if a.data == "digits" else {})
+    if a.width is not None and a.model == "small_vit":
+        raise LabelKitError(
+            "--width is for small_cnn and wide_resnet, not for small_vit: leave it out"
+        )
+    of_data = _defaults(data.from_arrays, "bs", "ratio") | (
+        _defaults(data.digits, "bs", "valid_pct") if a.data == "digits" else {}
+    )
     of_model = _defaults(model, "width", "depth", "dropout", "bn_momentum", "dim", "heads")
-    return dict(labelkit="run", format=1, techniques=techniques, data=of_data | given(_data_of(a)),
-                model=dict(name=a.model) | of_model | given(dict(width=a.width)), teacher=dict(name="small_cnn", width=a.teacher_width),
-                epochs=a.epochs, lr=a.lr, seed=seed, versions=versions() | _machine())
+    return dict(
+        labelkit="run",
+        format=1,
+        techniques=techniques,
+        data=of_data | given(_data_of(a)),
+        model=dict(name=a.model) | of_model | given(dict(width=a.width)),
+        teacher=dict(name="small_cnn", width=a.teacher_width),
+        epochs=a.epochs,
+        lr=a.lr,
+        seed=seed,
+        versions=versions() | _machine(),
+    )
 
 def _machine():
     import torch
-    return dict(device="cuda" if torch.cuda.is_available() else "cpu", threads=str(torch.get_num_threads()))
+
+    return dict(
+        device="cuda" if torch.cuda.is_available() else "cpu", threads=str(torch.get_num_threads())
+    )
+
 
 def cmd_run(a):
     "Train with a technique, or with several joined by +"
     from labelkit.evidence.compare import versions
-    if (a.techniques is None) == (a.config is None): raise LabelKitError("run wants either techniques (fixmatch, fixmatch+cutmix, baseline) or --config FILE")
+    if (a.techniques is None) == (a.config is None):
+        raise LabelKitError(
+            "run wants either techniques (fixmatch, fixmatch+cutmix, baseline) or --config FILE"
+        )
     if a.config:
         config = load_config(a.config)
         now = versions() | _machine()
-        other = [f"{k} {v} (now {now.get(k)})" for k,v in (config.get("versions") or {}).items() if now.get(k) != v]
+        other = [
+            f"{k} {v} (now {now.get(k)})"
+            for k, v in (config.get("versions") or {}).items()
+            if now.get(k) != v
+        ]
         if other: _say(f"labelkit: made with {', '.join(other)}: the values may differ")
     else:
         sets = parse_sets(a.set)
@@ -260,22 +395,37 @@ def cmd_run(a):
     def log(values):
         nonlocal n
         n += 1
-        _say(f"epoch {n}/{config['epochs']}  " + "  ".join(f"{k} {v:.4f}" for k,v in values.items()))
+        _say(
+            f"epoch {n}/{config['epochs']}  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items())
+        )
+
     learn,epochs = run_config(config, log)
-    if not epochs: raise LabelKitError("the fit ended before its first epoch was validated: nothing to report")
+    if not epochs:
+        raise LabelKitError("the fit ended before its first epoch was validated: nothing to report")
     if out:
         import torch
         with atomic_path(out/"model.pth") as tmp: torch.save(learn.model.state_dict(), tmp)
-        _write_json(out/"metrics.json", dict(labelkit="metrics", format=1, epochs=epochs, last=epochs[-1]))
-    if a.json: return _print_json(dict(config=config, epochs=epochs, last=epochs[-1], saved=out and str(out)))
+        _write_json(
+            out / "metrics.json", dict(labelkit="metrics", format=1, epochs=epochs, last=epochs[-1])
+        )
+    if a.json:
+        return _print_json(
+            dict(config=config, epochs=epochs, last=epochs[-1], saved=out and str(out))
+        )
     names = "+".join(t["name"] for t in config["techniques"]) or "baseline"
-    print(f"{names}, seed {config['seed']}: " + ", ".join(f"{k} {v:.4f}" for k,v in epochs[-1].items()) + (f"\nsaved in {out}" if out else ""))
+    print(
+        f"{names}, seed {config['seed']}: "
+        + ", ".join(f"{k} {v:.4f}" for k, v in epochs[-1].items())
+        + (f"\nsaved in {out}" if out else "")
+    )
+
 
 def cmd_compare(a):
     "Compare techniques over seeds, each beside labels only"
     from labelkit.evidence.compare import compare
     sets = parse_sets(a.set)
-    rows,used = {},set()
+    rows = {}
+    used = set()
     specs = [*([] if a.no_baseline else ["baseline"]), *a.techniques]
     for s in dict.fromkeys(specs):
         techs,u = parse_techniques(s, sets)
@@ -287,13 +437,31 @@ def cmd_compare(a):
     for f in (a.save, a.report):
         if f: _check_writable(f)
     one = as_row(config)
-    c = compare({k: make_callbacks(config | dict(techniques=t)) if t else [] for k,t in rows.items()}, one["data"], seeds=a.seeds, epochs=a.epochs, lr=a.lr,
-                model=one["model"], progress=progress_line, save=a.save)
-    c.config |= dict(data=f"{a.data}, {c.config['data']}", model=" ".join(f"{v}" if k == "name" else f"{k}={v}" for k,v in config["model"].items()))
+    c = compare(
+        {k: make_callbacks(config | dict(techniques=t)) if t else [] for k, t in rows.items()},
+        one["data"],
+        seeds=a.seeds,
+        epochs=a.epochs,
+        lr=a.lr,
+        model=one["model"],
+        progress=progress_line,
+        save=a.save,
+    )
+    c.config |= dict(
+        data=f"{a.data}, {c.config['data']}",
+        model=" ".join(f"{v}" if k == "name" else f"{k}={v}" for k, v in config["model"].items()),
+    )
     if a.save: c.save(a.save)
     if a.report: c.report(a.report, title=f"{', '.join(rows)} on {a.data}")
-    if a.json: return _print_json(dict(metric=c.metric, seeds=c.seeds, table=c.table().reset_index().to_dict("records"),
-                                       runs=c.frame.to_dict("records")))
+    if a.json:
+        return _print_json(
+            dict(
+                metric=c.metric,
+                seeds=c.seeds,
+                table=c.table().reset_index().to_dict("records"),
+                runs=c.frame.to_dict("records"),
+            )
+        )
     print(c)
     for f in (a.save, a.report):
         if f: print(f"written: {f}")
@@ -302,11 +470,16 @@ def _check_writable(path):
     "Find out before an hour of training whether `path` can be written"
     folder = next(p for p in Path(path).absolute().parents if p.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise LabelKitError(f"path={str(path)!r} cannot be written (in {str(folder)!r}): choose a folder that you may write to")
-    if Path(path).is_dir(): raise LabelKitError(f"path={str(path)!r} is a folder: pass the name of a file")
+        raise LabelKitError(
+            f"path={str(path)!r} cannot be written (in {str(folder)!r}): choose a folder that you "
+            "may write to"
+        )
+    if Path(path).is_dir():
+        raise LabelKitError(f"path={str(path)!r} is a folder: pass the name of a file")
 
 def progress_line(run, done, total):
-    "Tell on standard error what has just been finished: one line that is rewritten on a terminal, a line each elsewhere"
+    """Tell on standard error what has just been finished: one line that is rewritten on a terminal,
+    a line each elsewhere"""
     text = f"[{done}/{total}] {run['row']}, seed {run['seed']}: {run['metric']:.3f} ({run['seconds']:.1f} s)"
     if not sys.stderr.isatty(): return _say(text)
     _say("\r" + text[:78].ljust(78), end="\n" if done == total else "")
@@ -323,7 +496,12 @@ def cmd_demo(a):
     from labelkit.demo import demo
     out = Path(a.out)/"report.html"
     _check_writable(out)
-    demo(out, seeds=a.seeds, progress=progress_line, show=lambda title, c: print(f"\n{title}\n{c}", flush=True))
+    demo(
+        out,
+        seeds=a.seeds,
+        progress=progress_line,
+        show=lambda title, c: print(f"\n{title}\n{c}", flush=True),
+    )
     print(f"\nwritten: {out}")
 
 # %% ../nbs/cli.ipynb #ea43b572
@@ -333,13 +511,18 @@ def tutorials()->Path:
     here = Path(labelkit.__file__).parent
     for p in (here/"tutorials", here.parent/"nbs"):
         if p.is_dir() and any(p.rglob("*.ipynb")): return p
-    raise LabelKitError("the lessons are not in this installation: install labelkit again from its wheel")
+    raise LabelKitError(
+        "the lessons are not in this installation: install labelkit again from its wheel"
+    )
+
 
 def copy_tutorials(
     folder # to copy to; made when it is missing
 )->list[Path]: # what was copied
     "Copy the lessons that are missing in `folder`; existing files are left as they are"
-    src,folder,out = tutorials(),Path(folder),[]
+    src = tutorials()
+    folder = Path(folder)
+    out = []
     for p in sorted(src.rglob("*.ipynb")):
         to = folder/p.relative_to(src)
         if to.exists() or any(o.startswith(".") for o in p.relative_to(src).parts): continue
@@ -350,10 +533,21 @@ def copy_tutorials(
 def cmd_lab(a):
     "Copy the lessons that are missing in DIR and open them in JupyterLab"
     folder = Path(a.dir)
-    if folder.exists() and not folder.is_dir(): raise LabelKitError(f"DIR={str(folder)!r} is a file: pass a folder")
+    if folder.exists() and not folder.is_dir():
+        raise LabelKitError(f"DIR={str(folder)!r} is a file: pass a folder")
     new = copy_tutorials(folder)
-    _say(f"labelkit: {len(new)} lessons copied to {folder}" if new else f"labelkit: {folder} has all the lessons")
-    cmd = [sys.executable, "-m", "jupyterlab", "--ip=127.0.0.1", f"--ServerApp.root_dir={folder.absolute()}"]
+    _say(
+        f"labelkit: {len(new)} lessons copied to {folder}"
+        if new
+        else f"labelkit: {folder} has all the lessons"
+    )
+    cmd = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--ip=127.0.0.1",
+        f"--ServerApp.root_dir={folder.absolute()}",
+    ]
     if a.port: cmd.append(f"--port={a.port}")
     if a.no_browser: cmd.append("--no-browser")
     if hasattr(os, "geteuid") and os.geteuid() == 0: cmd.append("--allow-root")
@@ -372,57 +566,128 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 def _training_options(p):
-    p.add_argument("--data", default="digits", metavar="NAME", help=f"{', '.join(data_names)} (default: digits)")
+    p.add_argument(
+        "--data",
+        default="digits",
+        metavar="NAME",
+        help=f"{', '.join(data_names)} (default: digits)",
+    )
     p.add_argument("--root", metavar="DIR", help="folder of torchvision's data sets")
-    p.add_argument("--download", action="store_true", help="fetch the data set when it is not in --root")
+    p.add_argument(
+        "--download", action="store_true", help="fetch the data set when it is not in --root"
+    )
     p.add_argument("--n", type=int, help="use only so many training samples (torchvision's sets)")
-    p.add_argument("--labeled", type=int, metavar="N", help="samples that keep their label (default: all)")
-    p.add_argument("--noise-rate", type=float, default=0., metavar="RATE", help="share of the labels made wrong (default: 0)")
-    p.add_argument("--noise", default="symmetric", metavar="KIND", help="symmetric, pair or instance (default: symmetric)")
+    p.add_argument(
+        "--labeled", type=int, metavar="N", help="samples that keep their label (default: all)"
+    )
+    p.add_argument(
+        "--noise-rate",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="share of the labels made wrong (default: 0)",
+    )
+    p.add_argument(
+        "--noise",
+        default="symmetric",
+        metavar="KIND",
+        help="symmetric, pair or instance (default: symmetric)",
+    )
     p.add_argument("--bs", type=int, help="labeled samples a batch")
     p.add_argument("--epochs", type=int, default=15, help="default: 15")
     p.add_argument("--lr", type=float, default=3e-3, help="largest learning rate (default: 0.003)")
-    p.add_argument("--model", default="small_cnn", metavar="NAME", help=f"{', '.join(model_names)} (default: small_cnn)")
+    p.add_argument(
+        "--model",
+        default="small_cnn",
+        metavar="NAME",
+        help=f"{', '.join(model_names)} (default: small_cnn)",
+    )
     p.add_argument("--width", type=int, help="width of the model")
-    p.add_argument("--teacher-width", type=int, default=64, metavar="N", help="width of the small_cnn trained as teacher where one is needed (default: 64)")
-    p.add_argument("--set", action="append", metavar="KNOB=VALUE", help="set a knob: threshold=.9, or fixmatch.threshold=.9; may be repeated")
+    p.add_argument(
+        "--teacher-width",
+        type=int,
+        default=64,
+        metavar="N",
+        help="width of the small_cnn trained as teacher where one is needed (default: 64)",
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        metavar="KNOB=VALUE",
+        help="set a knob: threshold=.9, or fixmatch.threshold=.9; may be repeated",
+    )
     p.add_argument("--json", action="store_true", help="print the result as JSON")
 
 def make_parser():
     "The parser of `labelkit`"
     from labelkit import __version__
-    p = _Parser(prog="labelkit", description="Techniques that change a classifier's labels: mixing, pseudo-labeling, re-labeling and distillation.")
+
+    p = _Parser(
+        prog="labelkit",
+        description="Techniques that change a classifier's labels: mixing, pseudo-labeling, "
+                    "re-labeling and distillation.",
+    )
     p.add_argument("--version", action="version", version=f"labelkit {__version__}")
     sub = p.add_subparsers(dest="command", metavar="COMMAND", required=True)
     def add(func):
         name = func.__name__[4:]
-        q = sub.add_parser(name, help=func.__doc__[0].lower() + func.__doc__[1:], description=func.__doc__ + ".")
+        q = sub.add_parser(
+            name, help=func.__doc__[0].lower() + func.__doc__[1:], description=func.__doc__ + "."
+        )
         q.set_defaults(func=func)
         return q
-    q = add(cmd_list); q.add_argument("--json", action="store_true", help="print JSON")
-    q = add(cmd_show); q.add_argument("technique"); q.add_argument("--json", action="store_true", help="print JSON")
+    q = add(cmd_list)
+    q.add_argument("--json", action="store_true", help="print JSON")
+    q = add(cmd_show)
+    q.add_argument("technique")
+    q.add_argument("--json", action="store_true", help="print JSON")
     q = add(cmd_run)
-    q.add_argument("techniques", nargs="?", help="names joined by +, such as fixmatch+cutmix; baseline for none")
-    q.add_argument("--config", metavar="FILE", help="repeat the run that this config.json describes")
+    q.add_argument(
+        "techniques",
+        nargs="?",
+        help="names joined by +, such as fixmatch+cutmix; baseline for none",
+    )
+    q.add_argument(
+        "--config", metavar="FILE", help="repeat the run that this config.json describes"
+    )
     q.add_argument("--seed", type=int, default=0, help="default: 0")
-    q.add_argument("--save", metavar="DIR", help="keep config.json, metrics.json and model.pth there")
+    q.add_argument(
+        "--save", metavar="DIR", help="keep config.json, metrics.json and model.pth there"
+    )
     _training_options(q)
     q = add(cmd_compare)
     q.add_argument("techniques", nargs="+", help="rows; names joined by + make one row")
     q.add_argument("--seeds", type=int, default=3, help="how many (default: 3)")
-    q.add_argument("--no-baseline", action="store_true", help="without the row of labels only; differences are to the first row")
+    q.add_argument(
+        "--no-baseline",
+        action="store_true",
+        help="without the row of labels only; differences are to the first row",
+    )
     q.add_argument("--report", metavar="FILE", help="write an HTML report")
     q.add_argument("--save", metavar="FILE", help="keep the comparison as JSON, after every run")
     _training_options(q)
     q = add(cmd_lab)
-    q.add_argument("dir", nargs="?", default="labelkit-lessons", metavar="DIR", help="folder of the notebooks (default: labelkit-lessons)")
-    q.add_argument("--no-browser", action="store_true", help="open no browser; the address with its token is printed")
+    q.add_argument(
+        "dir",
+        nargs="?",
+        default="labelkit-lessons",
+        metavar="DIR",
+        help="folder of the notebooks (default: labelkit-lessons)",
+    )
+    q.add_argument(
+        "--no-browser",
+        action="store_true",
+        help="open no browser; the address with its token is printed",
+    )
     q.add_argument("--port", type=int, help="JupyterLab's port")
     q = add(cmd_demo)
-    q.add_argument("--out", default="demo", metavar="DIR", help="folder of report.html (default: demo)")
+    q.add_argument(
+        "--out", default="demo", metavar="DIR", help="folder of report.html (default: demo)"
+    )
     q.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
     q = add(cmd_atlas)
-    q.add_argument("--family", metavar="NAME", help="only this family"); q.add_argument("--here", action="store_true", help="only what exists")
+    q.add_argument("--family", metavar="NAME", help="only this family")
+    q.add_argument("--here", action="store_true", help="only what exists")
     q.add_argument("--json", action="store_true", help="print JSON")
     return p
 

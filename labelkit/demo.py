@@ -40,23 +40,51 @@ def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of
     "The demo's three comparisons as data"
     load_techniques()
     T = lambda name, **kw: find(name).cls(**kw)
-    net,slim = partial(small_cnn, width=16),partial(small_cnn, width=4)
+    net = partial(small_cnn, width=16)
+    slim = partial(small_cnn, width=4)
     return {
         "Forty labels": dict(
-            note="Four digits of each class have a label, about 1,200 more have none. Mixing makes the most of the forty; pseudo-labeling also learns from the rest.",
-            rows={"labels only": [], "MixUp": T("MixUp", alpha=.4), "CutMix": T("CutMix", p=.5), "FixMatch": T("FixMatch", threshold=.8),
-                  "MeanTeacher": T("MeanTeacher"), "SelfTraining": T("SelfTraining")},
-            data=digits(labeled=40, bs=16), model=net, epochs=15, lr=1e-2),
+            note="Four digits of each class have a label, about 1,200 more have none. Mixing makes "
+                 "the most of the forty; pseudo-labeling also learns from the rest.",
+            rows={
+                "labels only": [],
+                "MixUp": T("MixUp", alpha=0.4),
+                "CutMix": T("CutMix", p=0.5),
+                "FixMatch": T("FixMatch", threshold=0.8),
+                "MeanTeacher": T("MeanTeacher"),
+                "SelfTraining": T("SelfTraining"),
+            },
+            data=digits(labeled=40, bs=16),
+            model=net,
+            epochs=15,
+            lr=1e-2,
+        ),
         "Three labels in ten are wrong": dict(
-            note="Every digit has a label, but 30 % were replaced by another class at random. Re-labeling finds labels that a model trained without them contradicts.",
+            note="Every digit has a label, but 30 % were replaced by another class at random. "
+                 "Re-labeling finds labels that a model trained without them contradicts.",
             rows={"as given": [], "ConfidentRelabel": T("ConfidentRelabel")},
-            data=digits(noise_rate=.3, bs=128), model=net, epochs=10, lr=1e-2),
+            data=digits(noise_rate=0.3, bs=128),
+            model=net,
+            epochs=10,
+            lr=1e-2,
+        ),
         "A small net with a teacher": dict(
-            note="A student of 4 channels learns from the forty labels alone, or from what a teacher of 16 channels, trained on the same forty, says about "
-                 "all digits. The teacher's own row is there to compare.",
-            rows={"student alone": [], "KnowledgeDistillation": lambda dls: T("KnowledgeDistillation", teacher=trained(dls, net, lr=1e-2), unlabeled=True),
-                  "the teacher": dict(model=net)},
-            data=digits(labeled=40, bs=16), model=slim, epochs=15, lr=1e-2)}
+            note="A student of 4 channels learns from the forty labels alone, or from what a "
+                 "teacher of 16 channels, trained on the same forty, says about "
+            "all digits. The teacher's own row is there to compare.",
+            rows={
+                "student alone": [],
+                "KnowledgeDistillation": lambda dls: T(
+                    "KnowledgeDistillation", teacher=trained(dls, net, lr=1e-2), unlabeled=True
+                ),
+                "the teacher": dict(model=net),
+            },
+            data=digits(labeled=40, bs=16),
+            model=slim,
+            epochs=15,
+            lr=1e-2,
+        ),
+    }
 
 def demo(
     path="demo/report.html", # HTML report to write; `None` for none
@@ -66,13 +94,17 @@ def demo(
     show=None,               # called with title and `Comparison` after each section
 )->dict[str,Comparison]:
     "Run the sections, write the report, and return the comparisons by title"
-    out,notes = {},{}
+    out = {}
+    notes = {}
     for title,s in (demo_sections() if sections is None else sections).items():
         args = {k: v for k,v in s.items() if k != "note"}
         notes[title] = s.get("note", "")
         out[title] = compare(seeds=seeds, progress=progress, **args)
         if show: show(title, out[title])
     if path is not None:
-        notes[""] = "Real handwritten digits of 8×8 pixels; the same small convolutional net everywhere unless said otherwise."
+        notes[""] = (
+            "Real handwritten digits of 8×8 pixels; the same small convolutional net everywhere "
+            "unless said otherwise."
+        )
         report(out, path, title="What labels can do", notes=notes)
     return out

@@ -23,7 +23,12 @@ def check_range(
     high:float=None, # largest allowed value; `None` for no upper end
 )->float: # `value`, unchanged
     "Return `value`, or raise `LabelKitError` if it is not a number in [`low`, `high`]"
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    ok = (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and value >= low
+        and (high is None or value <= high)
+    )
     if ok: return value
     span = f"at least {low}" if high is None else f"between {low} and {high}"
     raise LabelKitError(f"{name}={value!r} is not a number {span}: pass {name} {span}")
@@ -33,14 +38,18 @@ def check_range(
 def atomic_path(
     path:str|Path, # where the file shall be
 ):
-    "A temporary path beside `path` to write to; it replaces `path` when the block ends well, and is removed when it does not"
+    """A temporary path beside `path` to write to; it replaces `path` when the block ends well, and
+    is removed when it does not"""
     path = Path(path)
     tmp = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp.touch(exist_ok=False)
     except OSError as e:
-        raise LabelKitError(f"path={str(path)!r} cannot be written ({e.strerror}): choose a folder that you may write to") from e
+        raise LabelKitError(
+            f"path={str(path)!r} cannot be written ({e.strerror}): choose a folder that you may "
+            "write to"
+        ) from e
     try:
         yield tmp
         os.replace(tmp, path)

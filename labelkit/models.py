@@ -13,17 +13,26 @@ from .errors import LabelKitError
 
 # %% ../nbs/models.ipynb #46f68ba1
 class Normalize(nn.Module):
-    "`(x-mean)/std` for each channel of `[B, C, ...]`; lists of C numbers, a `std` of zero or below raises `LabelKitError`"
+    """`(x-mean)/std` for each channel of `[B, C, ...]`; lists of C numbers, a `std` of zero or
+    below raises `LabelKitError`"""
     def __init__(self,
         mean=(0.,), # mean of each channel
         std=(1.,)   # standard deviation of each channel
     ):
         super().__init__()
-        mean, std = (torch.as_tensor(o, dtype=torch.float).detach().flatten().clone() for o in (mean, std))
+        mean, std = (
+            torch.as_tensor(o, dtype=torch.float).detach().flatten().clone() for o in (mean, std)
+        )
         if mean.shape != std.shape:
-            raise LabelKitError(f"mean has {len(mean)} channels and std {len(std)}: pass one of each for every channel")
+            raise LabelKitError(
+                f"mean has {len(mean)} channels and std {len(std)}: pass one of each for every "
+                "channel"
+            )
         if not (std > 0).all():
-            raise LabelKitError(f"std must be above zero in every channel, got {std.tolist()}: use 1 for a constant channel")
+            raise LabelKitError(
+                f"std must be above zero in every channel, got {std.tolist()}: use 1 for a "
+                "constant channel"
+            )
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -43,47 +52,72 @@ def _a_batch(dls):
         except (AttributeError, IndexError, StopIteration, ValueError): continue
         x = b[0] if isinstance(b, (tuple, list)) else b
         if isinstance(x, Tensor): return x.as_subclass(Tensor)
-    raise LabelKitError("dls gave no batch to read the input's shape from: pass c, c_in (and size) instead of dls")
+    raise LabelKitError(
+        "dls gave no batch to read the input's shape from: pass c, c_in (and size) instead of dls"
+    )
+
 
 def _classes(dls, c):
     if c is None: c = getattr(dls, "c", None)
-    if c is None: raise LabelKitError("the number of classes is unknown: pass dls (with an attribute c) or c")
-    if int(c) < 1: raise LabelKitError(f"c is the number of outputs and must be at least 1, got {c}")
+    if c is None:
+        raise LabelKitError("the number of classes is unknown: pass dls (with an attribute c) or c")
+    if int(c) < 1:
+        raise LabelKitError(f"c is the number of outputs and must be at least 1, got {c}")
     return int(c)
 
 def _stats(dls, c_in, stats):
-    "(mean, std) a channel: given, or those of `dls`, or measured on one batch; without data 0 and 1"
+    """(mean, std) a channel: given, or those of `dls`, or measured on one batch; without data 0 and
+    1"""
     if stats is None: stats = getattr(dls, "stats", None)
     if stats is None and dls is not None:
         x = _a_batch(dls).float()
-        if x.ndim < 2: raise LabelKitError(f"dls gives inputs of shape {tuple(x.shape)}: a model needs at least [B, C]")
+        if x.ndim < 2:
+            raise LabelKitError(
+                f"dls gives inputs of shape {tuple(x.shape)}: a model needs at least [B, C]"
+            )
         flat = x.transpose(0, 1).flatten(1)
         std = flat.std(1)
         stats = flat.mean(1), torch.where(std > 1e-6, std, 1.)
     if stats is None: stats = [0.]*(c_in or 1), [1.]*(c_in or 1)
     mean, std = (torch.as_tensor(o, dtype=torch.float).flatten() for o in stats)
-    if c_in is not None and len(mean) == 1: mean, std = mean.expand(c_in), std.expand(c_in)
+    if c_in is not None and len(mean) == 1:
+        mean = mean.expand(c_in)
+        std = std.expand(c_in)
     if c_in is not None and len(mean) != c_in:
         raise LabelKitError(f"stats has {len(mean)} channels, c_in says {c_in}: make them agree")
     return mean, std
 
 # %% ../nbs/models.ipynb #ff6b7a29
 class Classifier(nn.Module):
-    "A model with `features(x) -> [B, n_features]` and `head`; inputs `[B, c_in, ...]`, output `[B, c]` logits"
+    """A model with `features(x) -> [B, n_features]` and `head`; inputs `[B, c_in, ...]`, output
+    `[B, c]` logits"""
     ndim = 4
 
     def __init__(self, c, stats, n_features):
         super().__init__()
-        self.normalize, self.c, self.c_in, self.n_features = Normalize(*stats), c, len(stats[0]), n_features
+        self.normalize = Normalize(*stats)
+        self.c = c
+        self.c_in = len(stats[0])
+        self.n_features = n_features
 
     def check(self, x):
         "Raise `LabelKitError` when `x` does not fit this model"
         if x.ndim != self.ndim:
-            fix = "images are [B, C, H, W]: add a missing channel with x[:, None]" if self.ndim == 4 else "use x.flatten(1)"
-            raise LabelKitError(f"{type(self).__name__} takes {self.ndim} dimensions, got shape {tuple(x.shape)}: {fix}")
+            fix = (
+                "images are [B, C, H, W]: add a missing channel with x[:, None]"
+                if self.ndim == 4
+                else "use x.flatten(1)"
+            )
+            raise LabelKitError(
+                f"{type(self).__name__} takes {self.ndim} dimensions, got shape {tuple(x.shape)}: "
+                f"{fix}"
+            )
         if x.shape[1] != self.c_in:
-            raise LabelKitError(f"{type(self).__name__} was made for {self.c_in} channels, got {x.shape[1]} "
-                                f"in shape {tuple(x.shape)}: make the model with c_in={x.shape[1]}, or from these dls")
+            raise LabelKitError(
+                f"{type(self).__name__} was made for {self.c_in} channels, got {x.shape[1]} "
+                f"in shape {tuple(x.shape)}: make the model with c_in={x.shape[1]}, or from these "
+                "dls"
+            )
 
     def embed(self, x):
         "Normalized input to features"
@@ -98,7 +132,10 @@ class Classifier(nn.Module):
 
 # %% ../nbs/models.ipynb #0d3e1319
 def _conv(ni, nf, stride=1):
-    return nn.Sequential(nn.Conv2d(ni, nf, 3, stride, 1, bias=False), nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(ni, nf, 3, stride, 1, bias=False), nn.BatchNorm2d(nf), nn.ReLU(inplace=True)
+    )
+
 
 class SmallCNN(Classifier):
     "Three conv-BN-ReLU blocks, average pool, linear; images from 4x4 on"
@@ -108,7 +145,9 @@ class SmallCNN(Classifier):
         width:int=32  # channels of the first block; the others have 2 and 4 times as many
     ):
         super().__init__(c, stats, 4*width)
-        self.body = nn.Sequential(_conv(self.c_in, width), _conv(width, 2*width, 2), _conv(2*width, 4*width, 2))
+        self.body = nn.Sequential(
+            _conv(self.c_in, width), _conv(width, 2 * width, 2), _conv(2 * width, 4 * width, 2)
+        )
         self.head = nn.Linear(4*width, c)
 
     def embed(self, x): return self.body(x).mean((2, 3))
@@ -120,7 +159,8 @@ def small_cnn(
     width:int=32,  # channels of the first block
     stats=None     # (mean, std) a channel, when not those of `dls`
 )->SmallCNN:
-    """A convolutional net for 8x8 to 64x64 images that trains in seconds on one core. Weights follow `torch.manual_seed`.
+    """A convolutional net for 8x8 to 64x64 images that trains in seconds on one core. Weights
+    follow `torch.manual_seed`.
 
     Raises `LabelKitError` when `c` is unknown."""
     return SmallCNN(_classes(dls, c), _stats(dls, c_in, stats), width)
@@ -130,10 +170,15 @@ class WideBlock(nn.Module):
     "Two 3x3 convolutions, each after batch norm and leaky ReLU, added to the shortcut"
     def __init__(self, ni, nf, stride, dropout, momentum, first=False):
         super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(ni, 1e-3, momentum), nn.BatchNorm2d(nf, 1e-3, momentum)
-        self.conv1, self.conv2 = nn.Conv2d(ni, nf, 3, stride, 1, bias=False), nn.Conv2d(nf, nf, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(ni, nf, 1, stride, bias=False) if ni != nf or stride > 1 else nn.Identity()
-        self.dropout, self.first = dropout, first
+        self.bn1 = nn.BatchNorm2d(ni, 1e-3, momentum)
+        self.bn2 = nn.BatchNorm2d(nf, 1e-3, momentum)
+        self.conv1 = nn.Conv2d(ni, nf, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(nf, nf, 3, 1, 1, bias=False)
+        self.shortcut = (
+            nn.Conv2d(ni, nf, 1, stride, bias=False) if ni != nf or stride > 1 else nn.Identity()
+        )
+        self.dropout = dropout
+        self.first = first
 
     def forward(self, x):
         out = F.leaky_relu(self.bn1(x), .1, True)
@@ -144,16 +189,25 @@ class WideBlock(nn.Module):
 class WideResNet(Classifier):
     "WRN-depth-width: three stages of (depth−4)/6 blocks; images from 4x4 on"
     def __init__(self, c, stats, depth=28, width=2, dropout=0., bn_momentum=.1):
-        if depth < 10 or (depth - 4) % 6: raise LabelKitError(f"depth must be 6n+4 (10, 16, 22, 28, 40, ...), got {depth}")
+        if depth < 10 or (depth - 4) % 6:
+            raise LabelKitError(f"depth must be 6n+4 (10, 16, 22, 28, 40, ...), got {depth}")
         super().__init__(c, stats, 64*width)
-        sizes, n = [16, 16*width, 32*width, 64*width], (depth - 4)//6
-        shapes = [(sizes[s] if i == 0 else sizes[s+1], sizes[s+1], 2 if s and i == 0 else 1) for s in range(3) for i in range(n)]
-        blocks = [WideBlock(*shape, dropout, bn_momentum, first=i == 0) for i, shape in enumerate(shapes)]
+        sizes = [16, 16*width, 32*width, 64*width]
+        n = (depth - 4)//6
+        shapes = [
+            (sizes[s] if i == 0 else sizes[s + 1], sizes[s + 1], 2 if s and i == 0 else 1)
+            for s in range(3)
+            for i in range(n)
+        ]
+        blocks = [
+            WideBlock(*shape, dropout, bn_momentum, first=i == 0) for i, shape in enumerate(shapes)
+        ]
         self.body = nn.Sequential(nn.Conv2d(self.c_in, 16, 3, 1, 1, bias=False), *blocks,
                                   nn.BatchNorm2d(64*width, 1e-3, bn_momentum))
         self.head = nn.Linear(64*width, c)
         for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, .1, "fan_out", "leaky_relu")
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, .1, "fan_out", "leaky_relu")
         nn.init.xavier_normal_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -167,12 +221,16 @@ def wide_resnet(
     c:int=None,           # number of classes, when not that of `dls`
     c_in:int=None,        # number of channels, when not that of `dls`
     stats=None,           # (mean, std) a channel, when not those of `dls`
-    bn_momentum:float=.1  # how fast batch norm's running statistics follow; FixMatch's million steps use .001
+    # how fast batch norm's running statistics follow; FixMatch's million steps use .001
+    bn_momentum:float=.1
 )->WideResNet:
-    """WideResNet, Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146, with FixMatch's details.
+    """WideResNet, Zagoruyko & Komodakis 2016, https://arxiv.org/abs/1605.07146, with FixMatch's
+    details.
 
     Raises `LabelKitError` on a depth that is not 6n+4."""
-    return WideResNet(_classes(dls, c), _stats(dls, c_in, stats), depth, width, dropout, bn_momentum)
+    return WideResNet(
+        _classes(dls, c), _stats(dls, c_in, stats), depth, width, dropout, bn_momentum
+    )
 
 # %% ../nbs/models.ipynb #4a17d6ea
 class ViTBlock(nn.Module):
@@ -180,20 +238,28 @@ class ViTBlock(nn.Module):
     def __init__(self, dim, heads, ratio=2):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.proj = nn.Linear(dim, 3*dim), nn.Linear(dim, dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3*dim)
+        self.proj = nn.Linear(dim, dim)
         self.mlp = nn.Sequential(nn.Linear(dim, ratio*dim), nn.GELU(), nn.Linear(ratio*dim, dim))
 
     def forward(self, x, attention=False):
         b, n, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, d//self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .view(b, n, 3, self.heads, d // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         out = F.scaled_dot_product_attention(q, k, v)
         x = x + self.proj(out.transpose(1, 2).reshape(b, n, d))
         x = x + self.mlp(self.norm2(x))
         if not attention: return x
         scale = (d//self.heads)**-.5  # scores always in 32 bits
-        if attention == "received": return x, (q[:, :, 1:].float() @ k.float().mT * scale).softmax(-1).mean(2)
-        return x, ((q[:, :, :1].float() * k.float()).sum(-1) * scale).softmax(-1)  # the class token's row
+        if attention == "received":
+            return x, (q[:, :, 1:].float() @ k.float().mT * scale).softmax(-1).mean(2)
+        # the class token's row
+        return x, ((q[:, :, :1].float() * k.float()).sum(-1) * scale).softmax(-1)
 
 class SmallViT(Classifier):
     "Patches, class token, learned positions, pre-norm blocks; images of one fixed size"
@@ -201,21 +267,30 @@ class SmallViT(Classifier):
         super().__init__(c, stats, dim)
         h, w = (size, size) if isinstance(size, int) else tuple(size)
         if patch < 1 or h % patch or w % patch:
-            raise LabelKitError(f"images of {h}x{w} cannot be cut into patches of {patch}x{patch}: choose a patch that divides "
-                                "both sides")
-        if dim % heads: raise LabelKitError(f"dim={dim} cannot be shared by heads={heads}: choose a multiple")
-        self.size, self.grid = (h, w), (h//patch, w//patch)
+            raise LabelKitError(
+                f"images of {h}x{w} cannot be cut into patches of {patch}x{patch}: choose a patch "
+                "that divides "
+                "both sides"
+            )
+        if dim % heads:
+            raise LabelKitError(f"dim={dim} cannot be shared by heads={heads}: choose a multiple")
+        self.size = (h, w)
+        self.grid = (h//patch, w//patch)
         self.patches = nn.Conv2d(self.c_in, dim, patch, patch)
         self.cls = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.randn(1, 1 + self.grid[0]*self.grid[1], dim)*.02)
-        self.blocks, self.norm = nn.ModuleList(ViTBlock(dim, heads) for _ in range(depth)), nn.LayerNorm(dim)
+        self.blocks = nn.ModuleList(ViTBlock(dim, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, c)
 
     def check(self, x):
         super().check(x)
         if tuple(x.shape[-2:]) != self.size:
-            raise LabelKitError(f"SmallViT was made for images of {self.size[0]}x{self.size[1]}, got "
-                                f"{x.shape[-2]}x{x.shape[-1]}: make it anew for this size (its positions are learned), or resize")
+            raise LabelKitError(
+                f"SmallViT was made for images of {self.size[0]}x{self.size[1]}, got "
+                f"{x.shape[-2]}x{x.shape[-1]}: make it anew for this size (its positions are "
+                "learned), or resize"
+            )
 
     def embed(self, x, attention=False):
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -243,17 +318,27 @@ def small_vit(
     size=None,      # side of the images, or (height, width), when not that of `dls`
     stats=None      # (mean, std) a channel, when not those of `dls`
 )->SmallViT:
-    """A vision transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929) that can return its attention.
+    """A vision transformer (Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929) that can
+    return its attention.
 
-    `model(x)` gives logits [B, C]; `model(x, attention=True)` gives logits and the class token's attention over the patches
-    in the last block, [B, heads, H/patch, W/patch], not negative, each map summing to at most one; `attention="received"` the attention
-    that each patch gets from all patches, on average.
-    Raises `LabelKitError` when the patch does not divide the image, or `heads` not `dim`, or an image has another size."""
+    `model(x)` gives logits [B, C]; `model(x, attention=True)` gives logits and the class token's
+    attention over the patches in the last block, [B, heads, H/patch, W/patch], not negative, each
+    map summing to at most one; `attention="received"` the attention that each patch gets from all
+    patches, on average. Raises `LabelKitError` when the patch does not divide the image, or `heads`
+    not `dim`, or an image has another size."""
     if size is None:
         if dls is None: raise LabelKitError("the images' size is unknown: pass dls or size")
         size = tuple(_a_batch(dls).shape[-2:])
     side = size if isinstance(size, int) else min(size)
-    return SmallViT(_classes(dls, c), _stats(dls, c_in, stats), size, patch or (2 if side <= 16 else 4), dim, depth, heads)
+    return SmallViT(
+        _classes(dls, c),
+        _stats(dls, c_in, stats),
+        size,
+        patch or (2 if side <= 16 else 4),
+        dim,
+        depth,
+        heads,
+    )
 
 # %% ../nbs/models.ipynb #b11f63a6
 class MLP(Classifier):
@@ -261,8 +346,11 @@ class MLP(Classifier):
     def __init__(self, c, stats, width=64, depth=2):
         super().__init__(c, stats, width)
         sizes = [self.c_in] + [width]*depth
-        self.body = nn.Sequential(*[m for i, o in zip(sizes, sizes[1:]) for m in (nn.Linear(i, o), nn.ReLU(inplace=True))])
-        self.head, self.ndim = nn.Linear(width, c), 2
+        self.body = nn.Sequential(
+            *[m for i, o in zip(sizes, sizes[1:]) for m in (nn.Linear(i, o), nn.ReLU(inplace=True))]
+        )
+        self.head = nn.Linear(width, c)
+        self.ndim = 2
 
     def embed(self, x): return self.body(x)
 
@@ -274,7 +362,8 @@ def mlp(
     depth:int=2,   # hidden layers
     stats=None     # (mean, std) a feature, when not those of `dls`
 )->MLP:
-    "A perceptron for vectors `[B, F]`. Raises `LabelKitError` when `c` is unknown or an input has another number of features."
+    """A perceptron for vectors `[B, F]`. Raises `LabelKitError` when `c` is unknown or an input has
+    another number of features."""
     return MLP(_classes(dls, c), _stats(dls, c_in, stats), width, depth)
 
 # %% ../nbs/models.ipynb #a74e4e7f
@@ -283,7 +372,8 @@ _wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def unwrap(
     model:nn.Module # a model, perhaps compiled or wrapped for several devices
 )->nn.Module:
-    "The plain module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, in any order"
+    """The plain module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, in any
+    order"""
     while True:
         if isinstance(model, _wrappers): model = model.module
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module): model = model._orig_mod
@@ -294,14 +384,18 @@ def head_of(
 )->nn.Linear:
     "The model's last linear layer. Raises `LabelKitError` when it has none"
     layers = [m for m in unwrap(model).modules() if isinstance(m, nn.Linear)]
-    if not layers: raise LabelKitError(f"{type(unwrap(model)).__name__} has no linear layer: use a model that ends in one")
+    if not layers:
+        raise LabelKitError(
+            f"{type(unwrap(model)).__name__} has no linear layer: use a model that ends in one"
+        )
     return layers[-1]
 
 def with_features(
     model:nn.Module, # any classifier that ends in a linear layer
     x:Tensor         # a batch, [B, ...]
 )->tuple: # logits [B, C] and features [B, D]
-    "What the model says about `x`, and the vector in front of its last linear layer; modes and gradients are the caller's"
+    """What the model says about `x`, and the vector in front of its last linear layer; modes and
+    gradients are the caller's"""
     kept = []
     handle = head_of(model).register_forward_pre_hook(lambda module,args: kept.append(args[0]))
     try: logits = model(x)

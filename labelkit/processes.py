@@ -17,14 +17,21 @@ from .errors import LabelKitError
 # %% ../nbs/processes.ipynb #084e115d
 def n_processes()->int:
     "How many processes train together"
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (
+        torch.distributed.get_world_size()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 1
+    )
+
 
 def gather_rows(
     *tensors:Tensor # [n, ...], the same n for all of them; n may differ between processes
 )->tuple: # each [sum of n, ...], without gradient
     "The rows of all processes, in the order of their ranks"
     if n_processes() == 1: return tuple(t.detach() for t in tensors)
-    sizes = [torch.zeros(1, dtype=torch.long, device=tensors[0].device) for _ in range(n_processes())]
+    sizes = [
+        torch.zeros(1, dtype=torch.long, device=tensors[0].device) for _ in range(n_processes())
+    ]
     torch.distributed.all_gather(sizes, torch.full_like(sizes[0], len(tensors[0])))
     sizes = [int(o) for o in sizes]
     return tuple(_gather(t.detach(), sizes) for t in tensors)
@@ -40,27 +47,38 @@ def _gather(t, sizes):
 
 # %% ../nbs/processes.ipynb #24786935
 class ShardedDL(DistributedDL):
-    "The part of another loader that belongs to this process; a training loader's batches are cut, so that together they are those of one process"
+    """The part of another loader that belongs to this process; a training loader's batches are cut,
+    so that together they are those of one process"""
     def __init__(self,
         dl,              # any fastai loader
-        cut:bool=True,   # cut every batch; else, as fastai, the whole order (which is what un-padding in validation expects)
+        # cut every batch; else, as fastai, the whole order (which is what un-padding in validation
+        # expects)
+        cut:bool=True,
         rank:int=None,   # this process; by the process group if `None`
         world_size:int=None # how many processes, likewise
     ):
         super().__init__(dl, rank, world_size, device=dl.device)
-        self.cut,self.n = cut,dl.n
+        self.cut = cut
+        self.n = dl.n
 
     def _broadcast(self, t, rank):
         if n_processes() == 1: return list(t)
-        device = f"cuda:{torch.cuda.current_device()}" if torch.distributed.get_backend() == "nccl" else "cpu"
+        device = (
+            f"cuda:{torch.cuda.current_device()}"
+            if torch.distributed.get_backend() == "nccl"
+            else "cpu"
+        )
         t = torch.as_tensor(t, device=device)
         torch.distributed.broadcast(t, rank)
         return t.tolist()
 
     def get_idxs(self):
-        if not self.cut: self.drawn = super().get_idxs(); return self.drawn
+        if not self.cut:
+            self.drawn = super().get_idxs()
+            return self.drawn
         idxs = self._broadcast(list(self.dl.get_idxs()), 0)
-        self.n,w = len(idxs),self.world_size
+        self.n = len(idxs)
+        w = self.world_size
         idxs += idxs[:-self.n % w]
         self.n_padded = len(idxs)
         step = w*self.bs
@@ -76,15 +94,23 @@ class ShardedDL(DistributedDL):
 def shard(
     dls:DataLoaders # of labelkit, or your own after `label_dls`
 )->DataLoaders: # `dls` itself
-    """Each process its share: of the training and the unlabeled samples a part of every batch, of validation a run. Call it in every process, with the same seeds
+    """Each process its share: of the training and the unlabeled samples a part of every batch, of
+    validation a run. Call it in every process, with the same seeds
 
-    `bs` stays what one process sees. In a single process nothing is changed. Raises `LabelKitError` when there are fewer unlabeled samples than the
-    processes take together."""
+    `bs` stays what one process sees. In a single process nothing is changed. Raises `LabelKitError`
+    when there are fewer unlabeled samples than the processes take together."""
     if (n := max(n_processes(), num_distrib())) <= 1: return dls
     u = getattr(dls, "unlabeled", None)
     if u is not None:
         if len(u.dataset) < n*u.bs:
-            raise LabelKitError(f"dls has {len(u.dataset)} unlabeled samples, and {n} processes take {n*u.bs} at a time: pass a smaller bs or ratio")
-        if not isinstance(u, ShardedDL): dls.unlabeled = ShardedDL(u, rank=rank_distrib(), world_size=n)
-    dls.loaders = [dl if isinstance(dl, DistributedDL) else ShardedDL(dl, i == 0, rank_distrib(), n) for i,dl in enumerate(dls.loaders)]
+            raise LabelKitError(
+                f"dls has {len(u.dataset)} unlabeled samples, and {n} processes take {n * u.bs} at "
+                "a time: pass a smaller bs or ratio"
+            )
+        if not isinstance(u, ShardedDL):
+            dls.unlabeled = ShardedDL(u, rank=rank_distrib(), world_size=n)
+    dls.loaders = [
+        dl if isinstance(dl, DistributedDL) else ShardedDL(dl, i == 0, rank_distrib(), n)
+        for i, dl in enumerate(dls.loaders)
+    ]
     return dls

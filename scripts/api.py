@@ -1,6 +1,8 @@
-"""Writes the reference pages: one a module, each public name with its parameters, types, defaults and what they mean.
+"""Writes the reference pages: one a module, each public name with its parameters, types, defaults
+and what they mean.
 
-The words come from the source: the docstring, and fastcore's docments (the comment behind each parameter).
+The words come from the source: the docstring, and fastcore's docments (the comment behind each
+parameter).
 """
 import importlib, inspect, pkgutil, re
 from pathlib import Path
@@ -14,7 +16,12 @@ OURS = "labelkit"
 def modules()->list:
     "Every module of labelkit that has public names of its own"
     import labelkit
-    names = [m.name for m in pkgutil.walk_packages(labelkit.__path__, "labelkit.") if not m.ispkg and m.name not in SKIP]
+
+    names = [
+        m.name
+        for m in pkgutil.walk_packages(labelkit.__path__, "labelkit.")
+        if not m.ispkg and m.name not in SKIP
+    ]
     mods = [importlib.import_module(n) for n in sorted(names) if "tutorials" not in n]
     return [m for m in mods if getattr(m, "__all__", None)]
 
@@ -73,16 +80,27 @@ def signature(
     if inspect.isclass(f) and not doc: return ""
     try: sig = inspect.signature(f)
     except (TypeError, ValueError): return "()"
-    types, out, star = not commented(doc), [], False
+    types = not commented(doc)
+    out = []
+    star = False
     for p in sig.parameters.values():
         if p.name == "self": continue
-        if p.kind == p.VAR_POSITIONAL: out.append(f"*{p.name}"); star = True; continue
-        if p.kind == p.VAR_KEYWORD: out.append(f"**{p.name}"); continue
-        if p.kind == p.KEYWORD_ONLY and not star: out.append("*"); star = True
+        if p.kind == p.VAR_POSITIONAL:
+            out.append(f"*{p.name}")
+            star = True
+            continue
+        if p.kind == p.VAR_KEYWORD:
+            out.append(f"**{p.name}")
+            continue
+        if p.kind == p.KEYWORD_ONLY and not star:
+            out.append("*")
+            star = True
         kind = type_name(p.annotation) if types else ""
         default = "" if p.default is p.empty else f"={value(p.default, 30)}"
         out.append(p.name + (f": {kind}" if kind else "") + default)
-    returns = type_name(doc.get("return", {}).get("anno")) if types and not inspect.isclass(f) else ""
+    returns = (
+        type_name(doc.get("return", {}).get("anno")) if types and not inspect.isclass(f) else ""
+    )
     return f"({', '.join(out)})" + (f" -> {returns}" if returns else "")
 
 
@@ -90,16 +108,24 @@ def parameters(
     f # function or class
 )->str:
     "A table of the parameters and of what is returned, where the source says what they mean"
-    doc, rows = described(f), []
+    doc = described(f)
+    rows = []
     if not commented(doc): return ""
     for name, p in doc.items():
-        kind, text = type_name(p.get("anno")), cell(p.get("docment") or "")
+        kind = type_name(p.get("anno"))
+        text = cell(p.get("docment") or "")
         if name == "return":
-            if (kind or text) and not inspect.isclass(f): rows.append(f"| *returns* | {code(kind)} | | {text} |")
+            if (kind or text) and not inspect.isclass(f):
+                rows.append(f"| *returns* | {code(kind)} | | {text} |")
         elif text or name not in ("args", "kwargs"):
             d = p.get("default", inspect.Parameter.empty)
-            rows.append(f"| {code(name)} | {code(kind)} | {'' if d is inspect.Parameter.empty else code(value(d))} | {text} |")
-    return "\n".join(["| Parameter | Type | Default | Meaning |", "|---|---|---|---|", *rows]) + "\n"
+            rows.append(
+                f"| {code(name)} | {code(kind)} | "
+                f"{'' if d is inspect.Parameter.empty else code(value(d))} | {text} |"
+            )
+    return (
+        "\n".join(["| Parameter | Type | Default | Meaning |", "|---|---|---|---|", *rows]) + "\n"
+    )
 
 
 def block(
@@ -113,7 +139,8 @@ def block(
     return f"{fence}{{py:{kind}}} {head}\n\n{body.strip()}\n{fence}\n"
 
 
-def doc(obj)->str: return inspect.cleandoc(obj.__doc__) if isinstance(getattr(obj, "__doc__", None), str) else ""
+def doc(obj)->str:
+    return inspect.cleandoc(obj.__doc__) if isinstance(getattr(obj, "__doc__", None), str) else ""
 
 
 def methods(
@@ -125,9 +152,16 @@ def methods(
         if name.startswith("_"): continue
         if isinstance(m, property): out.append(block("property", name, doc(m), 1))
         elif isinstance(m, (classmethod, staticmethod)):
-            out.append(block("classmethod" if isinstance(m, classmethod) else "staticmethod", name + signature(getattr(cls, name)),
-                             doc(m.__func__) + "\n\n" + parameters(m.__func__), 1))
-        elif inspect.isfunction(m) and doc(m): out.append(block("method", name + signature(m), doc(m) + "\n\n" + parameters(m), 1))
+            out.append(
+                block(
+                    "classmethod" if isinstance(m, classmethod) else "staticmethod",
+                    name + signature(getattr(cls, name)),
+                    doc(m.__func__) + "\n\n" + parameters(m.__func__),
+                    1,
+                )
+            )
+        elif inspect.isfunction(m) and doc(m):
+            out.append(block("method", name + signature(m), doc(m) + "\n\n" + parameters(m), 1))
     return "\n".join(out)
 
 
@@ -136,8 +170,12 @@ def entry(
     obj       # what it names
 )->str:
     "The block of one public name"
-    if inspect.isclass(obj): return block("class", name + signature(obj), "\n\n".join([doc(obj), parameters(obj), methods(obj)]))
-    if inspect.isfunction(obj) or inspect.ismethod(obj): return block("function", name + signature(obj), doc(obj) + "\n\n" + parameters(obj))
+    if inspect.isclass(obj):
+        return block(
+            "class", name + signature(obj), "\n\n".join([doc(obj), parameters(obj), methods(obj)])
+        )
+    if inspect.isfunction(obj) or inspect.ismethod(obj):
+        return block("function", name + signature(obj), doc(obj) + "\n\n" + parameters(obj))
     return block("data", name, f"{code(value(obj, 300))}")
 
 
@@ -157,16 +195,34 @@ def write(
 )->list[str]: # the document names that were written
     "Write every page into `dest`, with an index"
     dest.mkdir(parents=True, exist_ok=True)
-    names, rows = [], []
+    names = []
+    rows = []
     for mod in modules():
         short = mod.__name__.removeprefix("labelkit.")
         text = page(mod)
-        if short.replace(".", "/") not in lessons: text = text.replace(f"The lesson: {{doc}}`/{short.replace('.', '/')}`\n\n", "")
+        if short.replace(".", "/") not in lessons:
+            text = text.replace(f"The lesson: {{doc}}`/{short.replace('.', '/')}`\n\n", "")
         (dest/f"{short}.md").write_text(text, encoding="utf-8")
-        public = ", ".join(f"{{py:obj}}`~{mod.__name__}.{n}`" for n in mod.__all__ if hasattr(mod, n))
+        public = ", ".join(
+            f"{{py:obj}}`~{mod.__name__}.{n}`" for n in mod.__all__ if hasattr(mod, n)
+        )
         rows.append(f"| {{doc}}`{short} <{short}>` | {public} |")
         names.append(short)
-    index = ["# Reference", "", "Every public name by module. `from labelkit.all import *` brings all of them.", "",
-             "| Module | Names |", "|---|---|", *rows, "", "```{toctree}", ":hidden:", "", *names, "```", ""]
+    index = [
+        "# Reference",
+        "",
+        "Every public name by module. `from labelkit.all import *` brings all of them.",
+        "",
+        "| Module | Names |",
+        "|---|---|",
+        *rows,
+        "",
+        "```{toctree}",
+        ":hidden:",
+        "",
+        *names,
+        "```",
+        "",
+    ]
     (dest/"index.md").write_text("\n".join(index), encoding="utf-8")
     return names

@@ -1,9 +1,10 @@
-"""Runs the notebooks and keeps the executed copies: the tests run them, the site shows them, each is run once.
+"""Runs the notebooks and keeps the executed copies: the tests run them, the site shows them, each
+is run once.
 
     python scripts/notebooks.py [--jobs N] [--rerun] [NOTEBOOK ...]
 
-An executed copy lies in docs/_build/executed under the notebook's own path. Its metadata says which cells and which
-library made it; it counts as fresh only while both are unchanged.
+An executed copy lies in docs/_build/executed under the notebook's own path. Its metadata says which
+cells and which library made it; it counts as fresh only while both are unchanged.
 """
 import argparse, hashlib, json, os, re, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NBS, EXECUTED = ROOT/"nbs", ROOT/"docs"/"_build"/"executed"
+NBS = ROOT/"nbs"
+EXECUTED = ROOT/"docs"/"_build"/"executed"
 TIMEOUT = int(os.environ.get("LABELKIT_NOTEBOOK_TIMEOUT", 600))  # seconds for one notebook
 
 
@@ -20,7 +22,9 @@ def notebooks(
     nbs:Path=NBS # folder to look in
 )->list[Path]: # sorted; folders and files that begin with `_` or `.` are left out
     "All notebooks of the project"
-    return sorted(p for p in nbs.rglob("*.ipynb") if not any(s[0] in "._" for s in p.relative_to(nbs).parts))
+    return sorted(
+        p for p in nbs.rglob("*.ipynb") if not any(s[0] in "._" for s in p.relative_to(nbs).parts)
+    )
 
 
 def source(
@@ -44,7 +48,9 @@ def cells_hash(
 def library_hash()->str:
     "Changes when the package, Python, or a library that computes results changes"
     lib = ROOT/"labelkit"
-    files = sorted(p for p in lib.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.name != "_modidx.py")
+    files = sorted(
+        p for p in lib.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.name != "_modidx.py"
+    )
     done = [f"{p.relative_to(lib)} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in files]
     return _digest(sys.version, *(version(n) for n in ("torch", "fastai", "numpy")), *done)
 
@@ -71,17 +77,29 @@ def fresh(
 def execute(
     path:Path # notebook inside nbs/
 )->dict: # the executed notebook as JSON
-    "Run `path` in a new kernel and keep the executed copy with its widgets' state. A cell's error is raised"
+    """Run `path` in a new kernel and keep the executed copy with its widgets' state. A cell's error
+    is raised"""
     import nbformat
     from nbclient import NotebookClient
     from traitlets.config import Config
-    nb, start = nbformat.read(path, 4), time.perf_counter()
-    keys = dict(cells=cells_hash(json.loads(path.read_text(encoding="utf-8"))), library=library_hash())
-    with tempfile.TemporaryDirectory() as tmp:  # sockets in a folder of our own: a kernel nobody else reaches
-        client = NotebookClient(nb, timeout=TIMEOUT, startup_timeout=300, kernel_name="python3", store_widget_state=True,
-                                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{tmp}/kernel"}}),
-                                resources={"metadata": {"path": str(path.parent)}})
-        env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures belong into the notebook
+    nb = nbformat.read(path, 4)
+    start = time.perf_counter()
+    keys = dict(
+        cells=cells_hash(json.loads(path.read_text(encoding="utf-8"))), library=library_hash()
+    )
+    # sockets in a folder of our own: a kernel nobody else reaches
+    with tempfile.TemporaryDirectory() as tmp:
+        client = NotebookClient(
+            nb,
+            timeout=TIMEOUT,
+            startup_timeout=300,
+            kernel_name="python3",
+            store_widget_state=True,
+            config=Config({"KernelManager": {"transport": "ipc", "ip": f"{tmp}/kernel"}}),
+            resources={"metadata": {"path": str(path.parent)}},
+        )
+        # figures belong into the notebook
+        env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
         client.execute(env=env)
     nb.metadata["labelkit"] = dict(keys, seconds=round(time.perf_counter() - start, 1))
     out = executed_path(path)
@@ -102,7 +120,11 @@ def execute_missing(
     todo = [p for p in paths if rerun or not fresh(p, stale)]
     failed = {}
     def one(p):
-        try: print(f"  {p.relative_to(NBS)}: {execute(p)['metadata']['labelkit']['seconds']} s", flush=True)
+        try:
+            print(
+                f"  {p.relative_to(NBS)}: {execute(p)['metadata']['labelkit']['seconds']} s",
+                flush=True,
+            )
         except Exception as e:  # a failed notebook must not hide the others
             failed[p] = re.sub(r"\x1b\[[0-9;]*m", "", str(e))
             print(f"  {p.relative_to(NBS)}: failed", flush=True)
@@ -123,7 +145,9 @@ def main():
     ap.add_argument("--jobs", type=int, default=1, help="kernels at a time")
     ap.add_argument("--rerun", action="store_true", help="run those with a fresh copy too")
     a = ap.parse_args()
-    failed = execute_missing([p.resolve() for p in a.notebooks] or notebooks(), a.jobs, rerun=a.rerun)
+    failed = execute_missing(
+        [p.resolve() for p in a.notebooks] or notebooks(), a.jobs, rerun=a.rerun
+    )
     for p, e in failed.items(): print(f"\n{p}\n{e}", file=sys.stderr)
     sys.exit(bool(failed))
 

@@ -2,8 +2,9 @@
 
     python scripts/site_pages.py [--stale] [--jobs N]
 
-The pages are the executed notebooks (those the tests left are used, the missing ones are run), the pages of docs/,
-and the reference, written from the source. All of it is laid out in docs/_build/src, where Sphinx reads it.
+The pages are the executed notebooks (those the tests left are used, the missing ones are run), the
+pages of docs/, and the reference, written from the source. All of it is laid out in
+docs/_build/src, where Sphinx reads it.
 """
 import argparse, json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
@@ -12,7 +13,8 @@ from notebooks import NBS, ROOT, execute_missing, fresh, notebooks, source
 from vendor import vendor
 
 DOCS = ROOT/"docs"
-SRC, SITE = DOCS/"_build"/"src", DOCS/"_site"
+SRC = DOCS/"_build"/"src"
+SITE = DOCS/"_site"
 DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(.*?)\s*$")
 
 
@@ -34,7 +36,8 @@ def prepare(
     cells = []
     for c in nb["cells"]:
         c = dict(c, metadata=dict(c["metadata"]))
-        if c["cell_type"] == "markdown": c["source"] = source(c).replace("](../CONTRIBUTING.md)", "](contributing.md)")
+        if c["cell_type"] == "markdown":
+            c["source"] = source(c).replace("](../CONTRIBUTING.md)", "](contributing.md)")
         if c["cell_type"] == "code":
             marks = directives(source(c))
             words = {w for m in marks for w in m.split()[:1]}
@@ -73,7 +76,9 @@ def cards()->dict[str,object]:
         import labelkit.all  # noqa: F401
         from labelkit.core.technique import registry
     except ImportError: return {}
-    return {c.cls.__module__.removeprefix("labelkit.").replace(".", "/"): c for c in registry.values()}
+    return {
+        c.cls.__module__.removeprefix("labelkit.").replace(".", "/"): c for c in registry.values()
+    }
 
 
 def family_table(
@@ -87,9 +92,18 @@ def family_table(
         rows = ["| Technique | What it does | Needs | Year |", "|---|---|---|---|"]
         for n in names:
             c = known.get(n)
-            rows.append(f"| {{doc}}`{plain(titles[n][0])} </{n}>` | {plain(titles[n][1])} | "
-                        + (f"{plain(', '.join(c.needs) or 'labels')} | [{c.year}]({c.paper}) |" if c else " | |"))
-    else: rows = ["| Lesson | |", "|---|---|"] + [f"| {{doc}}`{plain(titles[n][0])} </{n}>` | {plain(titles[n][1])} |" for n in names]
+            rows.append(
+                f"| {{doc}}`{plain(titles[n][0])} </{n}>` | {plain(titles[n][1])} | "
+                + (
+                    f"{plain(', '.join(c.needs) or 'labels')} | [{c.year}]({c.paper}) |"
+                    if c
+                    else " | |"
+                )
+            )
+    else:
+        rows = ["| Lesson | |", "|---|---|"] + [
+            f"| {{doc}}`{plain(titles[n][0])} </{n}>` | {plain(titles[n][1])} |" for n in names
+        ]
     toc = ["", "```{toctree}", ":hidden:", "", *(f"{titles[n][0]} </{n}>" for n in names), "```"]
     return "\n".join(rows + toc) if names else "*Nothing here yet.*"
 
@@ -124,7 +138,9 @@ changelog
 ```
 """
 
-FAMILIES = dict(mix="Mixing", pseudo="Pseudo-labeling", relabel="Re-labeling", distill="Distillation")
+FAMILIES = dict(
+    mix="Mixing", pseudo="Pseudo-labeling", relabel="Re-labeling", distill="Distillation"
+)
 
 
 RESULTS = ROOT/"benchmarks"/"results"/"which_when.json"
@@ -136,11 +152,23 @@ def setting_table(
     "What the script measured in that setting, as a Markdown table"
     s = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"][key]
     sign = lambda v: f"{v:+.3f}".replace("-", "−")
-    rows = [f"*{s['what'][0].upper()}{s['what'][1:]}. {s['epochs']} epochs.*", "", "| | Accuracy | Spread | Against the first row | 95 % interval | Seconds |", "|---|---:|---:|---:|---:|---:|"]
+    rows = [
+        f"*{s['what'][0].upper()}{s['what'][1:]}. {s['epochs']} epochs.*",
+        "",
+        "| | Accuracy | Spread | Against the first row | 95 % interval | Seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for r in s["rows"]:
-        gain = "| – | – |" if r["difference"] is None else f"| {sign(r['difference'])} | {sign(r['low'])} to {sign(r['high'])} |"
+        gain = (
+            "| – | – |"
+            if r["difference"] is None
+            else f"| {sign(r['difference'])} | {sign(r['low'])} to {sign(r['high'])} |"
+        )
         sure = r["low"] is not None and r["low"] > 0
-        rows.append(f"| {'**' if sure else ''}{r['row']}{'**' if sure else ''} | {r['mean']:.3f} | {r['spread']:.3f} {gain} {r['seconds']:.1f} |")
+        rows.append(
+            f"| {'**' if sure else ''}{r['row']}{'**' if sure else ''} | {r['mean']:.3f} | "
+            f"{r['spread']:.3f} {gain} {r['seconds']:.1f} |"
+        )
     return "\n".join(rows)
 
 
@@ -150,18 +178,38 @@ def atlas_table(
 )->str:
     "The atlas as Markdown: a table for each family; what exists links to its page"
     from labelkit.atlas import atlas
-    lines, pages = list(atlas()), {c.name: n for n, c in known.items() if n in nbs}
-    plain = lambda x: str(x).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
-    out = [f"{sum(o['exists'] for o in lines)} of {len(lines)} techniques are here; a filled dot marks them.", ""]
+    lines = list(atlas())
+    pages = {c.name: n for n, c in known.items() if n in nbs}
+    plain = lambda x: (
+        str(x).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
+    )
+    out = [
+        f"{sum(o['exists'] for o in lines)} of {len(lines)} techniques are here; a filled dot "
+        "marks them.",
+        "",
+    ]
     for fam in dict.fromkeys(o["family"] for o in lines):
-        these = sorted((o for o in lines if o["family"] == fam), key=lambda o: (not o["exists"], str(o["tier"]) or "9"))
-        out += [f"## {FAMILIES.get(fam, fam.capitalize())}", "", f"{sum(o['exists'] for o in these)} of {len(these)}", "",
-                "| | Technique | Tier | What it is |", "|---|---|---|---|"]
+        these = sorted(
+            (o for o in lines if o["family"] == fam),
+            key=lambda o: (not o["exists"], str(o["tier"]) or "9"),
+        )
+        out += [
+            f"## {FAMILIES.get(fam, fam.capitalize())}",
+            "",
+            f"{sum(o['exists'] for o in these)} of {len(these)}",
+            "",
+            "| | Technique | Tier | What it is |",
+            "|---|---|---|---|",
+        ]
         for o in these:
             name = plain(o["technique"] or o["name"])
-            if o["technique"] in pages: name = f"{{doc}}`{o['technique']} </{pages[o['technique']]}>`"
+            if o["technique"] in pages:
+                name = f"{{doc}}`{o['technique']} </{pages[o['technique']]}>`"
             if str(o["paper"]).startswith("https://"): name += f" ([{o['year']}]({o['paper']}))"
-            out.append(f"| {'●' if o['exists'] else '○'} | {name} | {plain(o['tier'])} | {plain(o['ships'])} |")
+            out.append(
+                f"| {'●' if o['exists'] else '○'} | {name} | {plain(o['tier'])} | "
+                f"{plain(o['ships'])} |"
+            )
         out.append("")
     return "\n".join(out)
 
@@ -178,19 +226,30 @@ def lay_out(
         nbs = nbs | {"index": json.loads((NBS/"index.ipynb").read_text(encoding="utf-8"))}
         missing.append("the outputs of the home page")
     titles = {n: title(nb) for n, nb in nbs.items()}
-    nbs["index"] = dict(nbs["index"], cells=nbs["index"]["cells"] + [dict(cell_type="markdown", id="menu", metadata={}, source=MENU)])
+    nbs["index"] = dict(
+        nbs["index"],
+        cells=nbs["index"]["cells"]
+        + [dict(cell_type="markdown", id="menu", metadata={}, source=MENU)],
+    )
     for n, nb in nbs.items():
         (new/n).parent.mkdir(parents=True, exist_ok=True)
         (new/f"{n}.ipynb").write_text(json.dumps(prepare(nb), sort_keys=True), encoding="utf-8")
     import api
     api.write(new/"api", set(nbs))
     known = cards()
-    pages = [p for p in DOCS.rglob("*") if p.suffix in (".md", ".svg") and not any(s[0] in "._" for s in p.relative_to(DOCS).parts)]
+    pages = [
+        p
+        for p in DOCS.rglob("*")
+        if p.suffix in (".md", ".svg") and not any(s[0] in "._" for s in p.relative_to(DOCS).parts)
+    ]
     for p in pages:
         text = p.read_text(encoding="utf-8")
         def fill(m):
             places = m.group(1).split()  # folders, and single notebooks outside of them
-            names = sorted((n for n in nbs if n in places or n.split("/")[0] in places and "/" in n), key=lambda n: (n not in known, n))
+            names = sorted(
+                (n for n in nbs if n in places or n.split("/")[0] in places and "/" in n),
+                key=lambda n: (n not in known, n),
+            )
             return family_table(names, titles, known)
         text = re.sub(r"<!-- notebooks: ([\w ]+) -->", fill, text)
         text = re.sub(r"<!-- setting: (\w+) -->", lambda m: setting_table(m.group(1)), text)
@@ -208,7 +267,8 @@ def sync(
     new:Path, # folder with the wanted files
     old:Path  # folder to become the same
 ):
-    "Make `old` equal `new`; files that are equal keep their time, so Sphinx reads only what changed"
+    """Make `old` equal `new`; files that are equal keep their time, so Sphinx reads only what
+    changed"""
     old.mkdir(parents=True, exist_ok=True)
     want = {p.relative_to(new) for p in new.rglob("*") if p.is_file()}
     for p in list(old.rglob("*")):
@@ -226,25 +286,58 @@ def sphinx(
     *args:str     # further arguments of sphinx-build
 ):
     "Run Sphinx; it ends the program when it fails"
-    cmd = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "-c", str(DOCS), "-d", str(dest.parent/"_build"/"doctrees"), *args, str(src), str(dest)]
+    cmd = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-b",
+        "html",
+        "-c",
+        str(DOCS),
+        "-d",
+        str(dest.parent / "_build" / "doctrees"),
+        *args,
+        str(src),
+        str(dest),
+    ]
     if code := subprocess.run(cmd).returncode: sys.exit(code)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("--stale", action="store_true", help="accept executed notebooks of another state of the library")
-    ap.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="kernels at a time")
+    ap.add_argument(
+        "--stale",
+        action="store_true",
+        help="accept executed notebooks of another state of the library",
+    )
+    ap.add_argument(
+        "--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="kernels at a time"
+    )
     a = ap.parse_args()
     start = time.perf_counter()
-    if why := vendor(): print(f"Without npm's packages ({why}): widgets stay still and formulas stay source text on this build.", file=sys.stderr)
+    if why := vendor():
+        print(
+            f"Without npm's packages ({why}): widgets stay still and formulas stay source text on "
+            "this build.",
+            file=sys.stderr,
+        )
     paths = notebooks()
     failed = execute_missing(paths, a.jobs, a.stale)
-    for p, e in failed.items(): print(f"{p.relative_to(ROOT)} fails and has no page:\n{e[-1500:]}", file=sys.stderr)
-    nbs = {p.relative_to(NBS).with_suffix("").as_posix(): nb for p in paths if p not in failed and (nb := fresh(p, a.stale))}
+    for p, e in failed.items():
+        print(f"{p.relative_to(ROOT)} fails and has no page:\n{e[-1500:]}", file=sys.stderr)
+    nbs = {
+        p.relative_to(NBS).with_suffix("").as_posix(): nb
+        for p in paths
+        if p not in failed and (nb := fresh(p, a.stale))
+    }
     ran = time.perf_counter()
     for m in lay_out(nbs): print(f"Missing on this build: {m}", file=sys.stderr)
     sphinx(SRC, SITE)
-    print(f"{SITE.relative_to(ROOT)}/index.html: {len(nbs)} notebooks; notebooks {ran-start:.0f} s, pages {time.perf_counter()-ran:.0f} s")
+    print(
+        f"{SITE.relative_to(ROOT)}/index.html: {len(nbs)} notebooks; notebooks {ran - start:.0f} "
+        f"s, pages {time.perf_counter() - ran:.0f} s"
+    )
     sys.exit(bool(failed))
 
 

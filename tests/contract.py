@@ -1,4 +1,5 @@
-"""What the contract tests share: small real data, a way to build any registered technique, and the exceptions by name and reason."""
+"""What the contract tests share: small real data, a way to build any registered technique, and the
+exceptions by name and reason."""
 import atexit, random, tempfile
 from copy import deepcopy
 from functools import cache
@@ -15,7 +16,8 @@ from labelkit.core.technique import registry
 
 SLUGS = sorted(registry)
 
-# Arguments under which a technique is sure to act within a few batches. A threshold of .95 is not reached by a network that has seen ten batches.
+# Arguments under which a technique is sure to act within a few batches. A threshold of .95 is not
+# reached by a network that has seen ten batches.
 ACTIVE = {
     "laso": dict(joint=True),
     "intraclustermixup": dict(n_clusters=3, alpha=1.),
@@ -38,7 +40,8 @@ QUICK = {
     "selftraining": dict(warmup=0., rounds=2),
 }
 
-# What a technique needs beside the plain digits: other arguments, loaders or another model, each made by a function.
+# What a technique needs beside the plain digits: other arguments, loaders or another model, each
+# made by a function.
 NEEDED = {}  # slug -> function without arguments: keyword arguments
 DATA = {     # slug -> function of the keyword arguments of `data`: loaders
     "labelproportions": lambda **kwargs: data(bag_size=4, **kwargs),
@@ -49,16 +52,20 @@ MODEL = {    # slug -> function of the seed: a model
     "smmix": lambda seed=0: vit(seed),
 }
 
-# Techniques that cannot keep a rule, with the reason. The test of that rule is left out for them alone.
+# Techniques that cannot keep a rule, with the reason. The test of that rule is left out for them
+# alone.
 EXCEPTIONS:dict[tuple[str, str], str] = {}
 
 
 def data(n=160, labeled=64, bs=16, ratio=2, seed=0, **kwargs):
     "160 real digits for training, 64 of them labeled, 40 for validation"
     x,y = load_digits(return_X_y=True)
-    x,y = torch.as_tensor(x).float().view(-1,1,8,8)/16,torch.as_tensor(y)
+    x = torch.as_tensor(x).float().view(-1,1,8,8)/16
+    y = torch.as_tensor(y)
     kwargs = dict(vocab=[str(i) for i in range(10)], view_hints=dict(flip=False)) | kwargs
-    return from_arrays(x[:n], y[:n], x[-40:], y[-40:], labeled=labeled, bs=bs, ratio=ratio, seed=seed, **kwargs)
+    return from_arrays(
+        x[:n], y[:n], x[-40:], y[-40:], labeled=labeled, bs=bs, ratio=ratio, seed=seed, **kwargs
+    )
 
 
 def loaders(slug, **kwargs):
@@ -78,7 +85,8 @@ def vit(seed=0):
 
 @cache
 def stored(maps):
-    "A small store about the digits of `data`, in a folder that goes when the process ends: label maps, or augmented views"
+    """A small store about the digits of `data`, in a folder that goes when the process ends: label
+    maps, or augmented views"""
     from labelkit.storage.soft_labels import AugmentViews
     from labelkit.distill.dataset_reinforcement import reinforce
     from labelkit.relabel.relabel import label_map_store
@@ -86,22 +94,35 @@ def stored(maps):
     atexit.register(folder.cleanup)
     x = data().train_ds.arrays.x
     if maps: return dict(store=label_map_store(folder.name+"/s", x, model(seed=9), progress=False))
-    return dict(store=reinforce(folder.name+"/s", x, model(seed=9), AugmentViews(scale=(.5, 1.), flip=False), n_views=3, progress=False))
+    return dict(
+        store=reinforce(
+            folder.name + "/s",
+            x,
+            model(seed=9),
+            AugmentViews(scale=(0.5, 1.0), flip=False),
+            n_views=3,
+            progress=False,
+        )
+    )
+
 
 @cache
 def corrected():
-    "A label log of the digits of `data` in which every third labeled sample was corrected to the next class, and one has no label"
+    """A label log of the digits of `data` in which every third labeled sample was corrected to the
+    next class, and one has no label"""
     from labelkit.storage.label_log import LabelLog
     folder = tempfile.TemporaryDirectory()
     atexit.register(folder.cleanup)
     dls = data()
-    log,ids = LabelLog(folder.name+"/labels.db", dls, author="test"),dls.train_ds.rows.cpu()[::3]
+    log = LabelLog(folder.name+"/labels.db", dls, author="test")
+    ids = dls.train_ds.rows.cpu()[::3]
     log.edit(ids, (dls.given[ids]+1) % 10)
     log.edit(ids[0], None)
     return log
 
 NEEDED["labeledits"] = lambda: dict(log=corrected())
-DATA["labeledits"] = lambda n=160, labeled=64, **kwargs: data(**kwargs)  # a log belongs to its samples, so always these
+# a log belongs to its samples, so always these
+DATA["labeledits"] = lambda n=160, labeled=64, **kwargs: data(**kwargs)
 NEEDED |= dict(relabel=lambda: stored(True), datasetreinforcement=lambda: stored(False))
 
 
@@ -110,7 +131,9 @@ def build(slug, active=False, **kwargs):
     card = registry[slug]
     needed = dict(teacher=model(seed=9)) if "teacher" in card.needs else {}
     needed |= NEEDED.get(slug, dict)()
-    return card.cls(**needed, **QUICK.get(slug, {}), **(ACTIVE.get(slug, {}) if active else {}) | kwargs)
+    return card.cls(
+        **needed, **QUICK.get(slug, {}), **(ACTIVE.get(slug, {}) if active else {}) | kwargs
+    )
 
 
 def learner(cbs=(), dls=None, seed=3, slug=None, **kwargs):
@@ -134,7 +157,9 @@ def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 class Raise(Callback):
     "Raise `error` in `event` of the second training batch, after all other callbacks"
     order = 1000
-    def __init__(self, event, error): self.event,self.error = event,error
+    def __init__(self, event, error):
+        self.event = event
+        self.error = error
     def _hit(self, event):
         if event == self.event and self.training and self.iter == 1: raise self.error()
 for _e in ("before_batch", "after_pred", "after_loss", "after_step", "after_batch"):
@@ -151,15 +176,35 @@ class Drawn(Callback):
 def copy(o): return deepcopy(o)
 
 
-# Techniques that read a label as the class of the sample, and would learn the opposite from a complementary one.
-READS_LABELS = {"coteaching", "confidentrelabel", "labeledits", "mdcs", "metrix", "weaksupervision", "simmatchv2", "smmix", "laso", "weaktostrong"}
+# Techniques that read a label as the class of the sample, and would learn the opposite from a
+# complementary one.
+READS_LABELS = {
+    "coteaching",
+    "confidentrelabel",
+    "labeledits",
+    "mdcs",
+    "metrix",
+    "weaksupervision",
+    "simmatchv2",
+    "smmix",
+    "laso",
+    "weaktostrong",
+}
+
 
 def cannot_compose(a, b):
     "Why techniques `a` and `b` cannot work in one fit, or an empty string"
     both = {a, b}
-    if a in DATA and b in DATA and DATA[a] is not DATA[b] and not both <= {"labelproportions", "proportionloss"}:
+    if (
+        a in DATA
+        and b in DATA
+        and DATA[a] is not DATA[b]
+        and not both <= {"labelproportions", "proportionloss"}
+    ):
         return f"{a} and {b} need different data: labels of one kind are not labels of the other"
-    if both & {"labelproportions", "proportionloss"} and (other := both - {"labelproportions", "proportionloss"}):
+    if both & {"labelproportions", "proportionloss"} and (
+        other := both - {"labelproportions", "proportionloss"}
+    ):
         if any("ids" in registry[o].needs and registry[o].family == "relabel" for o in other):
             return f"{', '.join(other)} corrects given labels, and in a bag nobody has one"
         if any("unlabeled" in registry[o].needs for o in other):

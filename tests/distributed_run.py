@@ -1,7 +1,8 @@
-"""Train each technique for a few steps, in as many processes as were started, and save what it knows. Run by test_distributed.py.
+"""Train each technique for a few steps, in as many processes as were started, and save what it
+knows. Run by test_distributed.py.
 
-The samples of a step are the same for every number of processes, views change nothing and the network has no batch statistics, so what comes
-out may differ by rounding only.
+The samples of a step are the same for every number of processes, views change nothing and the
+network has no batch statistics, so what comes out may differ by rounding only.
 """
 import os
 import sys
@@ -16,18 +17,34 @@ from contract import data
 from labelkit.processes import n_processes, shard
 from labelkit.core.technique import registry
 
-KNOBS = dict(fixmatch=dict(threshold=.12), flexmatch=dict(threshold=.12), simmatchv2=dict(threshold=.11))
+KNOBS = dict(
+    fixmatch=dict(threshold=0.12), flexmatch=dict(threshold=0.12), simmatchv2=dict(threshold=0.11)
+)
 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.ReLU(), nn.Linear(16, 10))
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2, 1),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 16),
+        nn.ReLU(),
+        nn.Linear(16, 10),
+    )
 
 
 def flat(state, prefix=""):
     "Tensors of a nested state by their path"
     out = {}
-    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    items = (
+        state.items()
+        if isinstance(state, dict)
+        else enumerate(state)
+        if isinstance(state, (list, tuple))
+        else ()
+    )
     for k,v in items:
         if isinstance(v, torch.Tensor): out[f"{prefix}{k}"] = v
         else: out |= flat(v, f"{prefix}{k}.")
@@ -45,11 +62,15 @@ def train(slug):
         if n == 1: learn.fit(2)
         else:
             with learn.distrib_ctx(sync_bn=False, cpu=True): learn.fit(2)
-    return dict(model=learn.model.state_dict(), technique={k: v for k,v in flat(cb.state_dict()).items() if k != "rng"})
+    return dict(
+        model=learn.model.state_dict(),
+        technique={k: v for k, v in flat(cb.state_dict()).items() if k != "rng"},
+    )
 
 
 if __name__ == "__main__":
-    out,slugs = sys.argv[1],sys.argv[2].split(",")
+    out = sys.argv[1]
+    slugs = sys.argv[2].split(",")
     if "RANK" in os.environ: torch.distributed.init_process_group("gloo")
     results = {slug: train(slug) for slug in slugs}
     torch.save(results, f"{out}.{torch.distributed.get_rank() if n_processes() > 1 else 'one'}")

@@ -31,59 +31,89 @@ def own(y, x=x, c=4):
 
 
 def fails(match, dls, cbs, loss_func=None, model=None):
-    learn = Learner(dls, model or small_cnn(c=4, c_in=1), loss_func=loss_func or nn.CrossEntropyLoss(), cbs=cbs)
+    learn = Learner(
+        dls, model or small_cnn(c=4, c_in=1), loss_func=loss_func or nn.CrossEntropyLoss(), cbs=cbs
+    )
     with pytest.raises(LabelKitError, match=match): fit(learn)
 
 
-def test_no_unlabeled_rows(): fails("FixMatch needs unlabeled samples and dls has none: pass labeled=", from_arrays(x, y, x, y), FixMatch())
+def test_no_unlabeled_rows():
+    fails(
+        "FixMatch needs unlabeled samples and dls has none: pass labeled=",
+        from_arrays(x, y, x, y),
+        FixMatch(),
+    )
 
 
 def test_no_labeled_rows():
-    with pytest.raises(LabelKitError, match="y has no labeled sample: give some"): from_arrays(x, torch.full((20,), -1), x, y)
+    with pytest.raises(LabelKitError, match="y has no labeled sample: give some"):
+        from_arrays(x, torch.full((20,), -1), x, y)
     with pytest.raises(LabelKitError, match="labeled=0 is not between 1 and"): digits(labeled=0)
 
 
 @pytest.mark.parametrize("label", [4, -2])
 def test_label_outside_the_classes(label):
-    bad = y.clone(); bad[7] = label
-    with pytest.raises(LabelKitError, match=f"label {label} of sample 7 is outside the 4 classes"): from_arrays(x, bad, x, y, vocab="abcd")
+    bad = y.clone()
+    bad[7] = label
+    with pytest.raises(LabelKitError, match=f"label {label} of sample 7 is outside the 4 classes"):
+        from_arrays(x, bad, x, y, vocab="abcd")
     fails(r"outside the 4 classes 0\.\.3", own(torch.full((20,), label)), MixUp())
 
 
-def test_unlabeled_rows_in_loaders_of_ones_own(): fails("from_arrays.*label_dls", own(torch.full((20,), -1)), MixUp())
+def test_unlabeled_rows_in_loaders_of_ones_own():
+    fails("from_arrays.*label_dls", own(torch.full((20,), -1)), MixUp())
 
 
 @pytest.mark.parametrize("row", [[.5,.6,.2,-.3], [.5,.6,.2,.3]])
 def test_soft_targets_that_are_no_distribution(row):
     soft = torch.tensor([row]*20)
-    with pytest.raises(LabelKitError, match="y: row 0 is .* not a distribution .*normalise it"): from_arrays(x, soft, x, soft, kind="soft")
+    with pytest.raises(LabelKitError, match="y: row 0 is .* not a distribution .*normalise it"):
+        from_arrays(x, soft, x, soft, kind="soft")
     fails("not a distribution", own(soft), MixUp())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_inputs_that_are_not_finite(value):
-    bad = x.clone(); bad[13,0,2,2] = value
-    fails(r"inputs of samples \[13\] are not finite.*clean or remove", from_arrays(bad, y, x, y, bs=20), MixUp(alpha=0.))
+    bad = x.clone()
+    bad[13,0,2,2] = value
+    fails(
+        r"inputs of samples \[13\] are not finite.*clean or remove",
+        from_arrays(bad, y, x, y, bs=20),
+        MixUp(alpha=0.0),
+    )
 
 
 def test_unlabeled_inputs_that_are_not_finite():
     dls = data()
     bad = int(dls.unlabeled.dataset.rows[0])
     dls.unlabeled.dataset.arrays.x[bad] = float("nan")
-    with pytest.raises(LabelKitError, match=rf"inputs of samples \[{bad}\] are not finite"): fit(learner([FixMatch()], dls=dls), 3)
+    with pytest.raises(LabelKitError, match=rf"inputs of samples \[{bad}\] are not finite"):
+        fit(learner([FixMatch()], dls=dls), 3)
 
 
 def test_logits_that_are_not_finite():
     class Broken(nn.Module):
-        def __init__(self): super().__init__(); self.net = nn.Sequential(nn.Flatten(), nn.Linear(64,4))
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64,4))
         def forward(self, x): return self.net(x) / (x.flatten(1).sum(1, keepdim=True) > 0)
-    dark = x.clone(); dark[5] = 0
-    fails(r"logits of samples \[5\] are not finite though their inputs are: lower the learning rate", from_arrays(dark, y, x, y, bs=20), MixUp(alpha=0.),
-          model=Broken())
+    dark = x.clone()
+    dark[5] = 0
+    fails(
+        r"logits of samples \[5\] are not finite though their inputs are: lower the learning rate",
+        from_arrays(dark, y, x, y, bs=20),
+        MixUp(alpha=0.0),
+        model=Broken(),
+    )
 
 
 def test_a_model_with_another_number_of_outputs():
-    fails("the model has 7 outputs for 4 classes", from_arrays(x, y, x, y), MixUp(), model=small_cnn(c=7, c_in=1))
+    fails(
+        "the model has 7 outputs for 4 classes",
+        from_arrays(x, y, x, y),
+        MixUp(),
+        model=small_cnn(c=7, c_in=1),
+    )
 
 
 def test_a_teacher_with_another_number_of_classes():
@@ -100,12 +130,25 @@ def test_a_view_that_is_no_function():
 
 
 def result():
-    return compare({"plain": [], "MixUp": MixUp()}, digits(labeled=20), seeds=2, epochs=1, model=lambda dls: small_cnn(dls, width=4), progress=False)
+    return compare(
+        {"plain": [], "MixUp": MixUp()},
+        digits(labeled=20),
+        seeds=2,
+        epochs=1,
+        model=lambda dls: small_cnn(dls, width=4),
+        progress=False,
+    )
 
 
 def book():
     b = Ledger(4, given=torch.tensor([0,1,-1,-1]))
-    b.record(torch.tensor([2,3]), torch.tensor([0,1]), torch.tensor([.9,.8]), torch.tensor([True,False]), epoch=0)
+    b.record(
+        torch.tensor([2, 3]),
+        torch.tensor([0, 1]),
+        torch.tensor([0.9, 0.8]),
+        torch.tensor([True, False]),
+        epoch=0,
+    )
     return b
 
 
@@ -113,7 +156,8 @@ def test_truncated_files(tmp_path):
     f = tmp_path/"ledger.parquet"
     book().to_parquet(f)
     f.write_bytes(f.read_bytes()[:-40])
-    with pytest.raises(LabelKitError, match="ledger.parquet.*not a whole Parquet file"): read_ledger(f)
+    with pytest.raises(LabelKitError, match="ledger.parquet.*not a whole Parquet file"):
+        read_ledger(f)
     f = tmp_path/"comparison.json"
     result().save(f)
     f.write_text(f.read_text()[:-30])
@@ -121,15 +165,21 @@ def test_truncated_files(tmp_path):
     f = tmp_path/"fit.pt"
     fit(learner([MixUp()]), cbs=[Checkpoint(f)])
     f.write_bytes(f.read_bytes()[:200])
-    with pytest.raises(LabelKitError, match="fit.pt.*not a whole checkpoint"): fit(learner([MixUp()]), cbs=[Checkpoint(f)])
+    with pytest.raises(LabelKitError, match="fit.pt.*not a whole checkpoint"):
+        fit(learner([MixUp()]), cbs=[Checkpoint(f)])
 
 
 def test_unwritable_folder_leaves_nothing(tmp_path):
     (tmp_path/"file").write_text("in the way")
     out = tmp_path/"file"/"sub"
-    for write in (lambda: book().to_parquet(out/"l.parquet"), lambda: result().report(out/"r.html"), lambda: result().save(out/"c.json"),
-                  lambda: fit(learner([MixUp()]), cbs=[Checkpoint(out/"fit.pt")])):
-        with pytest.raises(LabelKitError, match="cannot be written.*choose a folder|may write"): write()
+    for write in (
+        lambda: book().to_parquet(out / "l.parquet"),
+        lambda: result().report(out / "r.html"),
+        lambda: result().save(out / "c.json"),
+        lambda: fit(learner([MixUp()]), cbs=[Checkpoint(out / "fit.pt")]),
+    ):
+        with pytest.raises(LabelKitError, match="cannot be written.*choose a folder|may write"):
+            write()
     assert [o.name for o in tmp_path.iterdir()] == ["file"]
 
 
@@ -151,7 +201,14 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 def test_names_with_html_are_text(tmp_path):
-    c = compare({EVIL: [], "MixUp": MixUp()}, digits(labeled=20), seeds=2, epochs=1, model=lambda dls: small_cnn(dls, width=4), progress=False)
+    c = compare(
+        {EVIL: [], "MixUp": MixUp()},
+        digits(labeled=20),
+        seeds=2,
+        epochs=1,
+        model=lambda dls: small_cnn(dls, width=4),
+        progress=False,
+    )
     c.report(tmp_path/"r.html", title=EVIL)
     for text in (c._repr_html_(), (tmp_path/"r.html").read_text()):
         assert EVIL not in text and "&lt;img src=x" in text

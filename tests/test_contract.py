@@ -1,4 +1,5 @@
-"""The contract: what every registered technique promises, whatever it does. A technique is covered by being registered."""
+"""The contract: what every registered technique promises, whatever it does. A technique is covered
+by being registered."""
 import pickle
 
 import pytest
@@ -7,7 +8,20 @@ from fastai.basics import CancelFitException, load_learner
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 
-from contract import EXCEPTIONS, SLUGS, Drawn, Raise, build, data, fit, learner, loaders, model, same, weights
+from contract import (
+    EXCEPTIONS,
+    SLUGS,
+    Drawn,
+    Raise,
+    build,
+    data,
+    fit,
+    learner,
+    loaders,
+    model,
+    same,
+    weights,
+)
 from labelkit.core.checkpoint import Checkpoint
 from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
@@ -44,13 +58,15 @@ def test_loss_reaches_the_weights(slug):
     fit(learn)
     after = weights(learn)
     assert all(torch.isfinite(v).all() for v in after.values())
-    for name,p in learn.model.named_parameters(): assert not torch.equal(before[name], after[name]) or p.grad is None, f"{name} did not move"
+    for name,p in learn.model.named_parameters():
+        assert not torch.equal(before[name], after[name]) or p.grad is None, f"{name} did not move"
     assert all(v > 0 for v in g.seen.values()), f"no gradient from {g.seen}"
     assert not same(after, weights(plain)), "the technique changed nothing"
 
 
 def test_neutral_setting_is_the_baseline(slug):
-    plain,neutral = fit(learner(slug=slug), 2),fit(learner([build(slug, **registry[slug].neutral)], slug=slug), 2)
+    plain = fit(learner(slug=slug), 2)
+    neutral = fit(learner([build(slug, **registry[slug].neutral)], slug=slug), 2)
     assert registry[slug].neutral, "the card names no neutral setting"
     assert same(weights(plain), weights(neutral))
     assert plain.recorder.losses == neutral.recorder.losses
@@ -75,7 +91,8 @@ def test_global_random_numbers_are_left_alone(slug):
 def test_validation_is_untouched(slug):
     learn = fit(learner([build(slug, active=True)], slug=slug))
     with learn.no_bar(), learn.no_logging():
-        loss,preds = list(learn.validate()),learn.get_preds()[0]
+        loss = list(learn.validate())
+        preds = learn.get_preds()[0]
         learn.remove_cbs([cb for cb in list(learn.cbs) if isinstance(cb, LabelCallback)])
         assert list(learn.validate()) == loss
         assert torch.equal(learn.get_preds()[0], preds)
@@ -85,7 +102,9 @@ def test_the_loss_function_and_data_are_untouched(slug):
     dls = loaders(slug)
     loss = torch.nn.CrossEntropyLoss()
     learn = learner([build(slug, active=True)], slug=slug, dls=dls, loss_func=loss)
-    before,x,given = list(dls.loaders),dls.train_ds.arrays.x.clone(),dls.given.clone()
+    before = list(dls.loaders)
+    x = dls.train_ds.arrays.x.clone()
+    given = dls.given.clone()
     fit(learn)
     assert learn.loss_func is loss and loss.reduction == "mean"
     assert learn.dls is dls and all(a is b for a,b in zip(before, dls.loaders))
@@ -94,12 +113,15 @@ def test_the_loss_function_and_data_are_untouched(slug):
     assert "one_batch" not in learn.__dict__
 
 
-@pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss", "after_step", "after_batch"])
+@pytest.mark.parametrize(
+    "event", ["before_batch", "after_pred", "after_loss", "after_step", "after_batch"]
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException])
 def test_an_interruption_leaves_a_clean_learner(slug, event, error):
     loss = torch.nn.CrossEntropyLoss()
     learn = learner([build(slug, active=True)], slug=slug, loss_func=loss)
-    dls,drawn = learn.dls,Drawn()
+    dls = learn.dls
+    drawn = Drawn()
     try: fit(learn, cbs=[drawn, Raise(event, error)])
     except KeyboardInterrupt:
         for a,b in zip((*learn.xb, *learn.yb), drawn.batch): assert torch.equal(a, b)
@@ -117,21 +139,27 @@ def test_a_resumed_fit_equals_the_unbroken_one(slug, tmp_path):
         order = 1000
         def after_batch(self):
             if self.training and self.epoch == 1 and self.iter == 1: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): fit(learner([build(slug, active=True)], slug=slug), 3, cbs=[Checkpoint(path), Die()])
-    resumed = fit(learner([build(slug, active=True)], slug=slug), 3, cbs=[Checkpoint(path)], seed=99)
+    with pytest.raises(KeyboardInterrupt):
+        fit(learner([build(slug, active=True)], slug=slug), 3, cbs=[Checkpoint(path), Die()])
+    resumed = fit(
+        learner([build(slug, active=True)], slug=slug), 3, cbs=[Checkpoint(path)], seed=99
+    )
     assert same(weights(whole), weights(resumed))
     assert whole.recorder.losses == resumed.recorder.losses
 
 
 @pytest.mark.parametrize("bs", [1, 7])
 def test_batch_of_one_and_odd_batches(slug, bs):
-    learn = fit(learner([build(slug, active=True)], slug=slug, dls=loaders(slug, n=80, labeled=40, bs=bs)))
+    learn = fit(
+        learner([build(slug, active=True)], slug=slug, dls=loaders(slug, n=80, labeled=40, bs=bs))
+    )
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
 def test_last_partial_batch(slug):
     dls = loaders(slug)
-    dls.train.steps,dls.train.drop_last = None,False
+    dls.train.steps = None
+    dls.train.drop_last = False
     dls.train.bs = 60  # 64 labeled samples: 60 and 4
     sizes = []
 
@@ -146,21 +174,26 @@ def test_last_partial_batch(slug):
 def test_used_again_with_another_learner(slug):
     cb = build(slug, active=True)
     fit(learner([cb], slug=slug))
-    again,fresh = fit(learner([cb], slug=slug)),fit(learner([build(slug, active=True)], slug=slug))
+    again = fit(learner([cb], slug=slug))
+    fresh = fit(learner([build(slug, active=True)], slug=slug))
     assert same(weights(again), weights(fresh))
 
 
 class Autocast(Callback):
     "bf16 on the CPU, opened and closed where fastai's MixedPrecision does"
     order = 10
-    def before_batch(self): self.context = torch.autocast("cpu", torch.bfloat16); self.context.__enter__()
+    def before_batch(self):
+        self.context = torch.autocast("cpu", torch.bfloat16)
+        self.context.__enter__()
     def after_pred(self): self.learn.pred = self.pred.float()
     def after_loss(self): self.context.__exit__(None, None, None)
 
 
 def test_bf16_autocast(slug):
     learn = fit(learner([build(slug, active=True), Autocast()], slug=slug))
-    assert all(v.dtype != torch.bfloat16 and torch.isfinite(v).all() for v in weights(learn).values())
+    assert all(
+        v.dtype != torch.bfloat16 and torch.isfinite(v).all() for v in weights(learn).values()
+    )
 
 
 def test_gradient_accumulation(slug):
@@ -193,13 +226,17 @@ def test_beside_another(slug, other):
 def test_pickles_and_exports_without_a_teacher(slug, tmp_path):
     learn = learner([build(slug, active=True)], slug=slug)
     fit(learn)
-    pickle.loads(pickle.dumps([cb for cb in learn.cbs if isinstance(cb, LabelCallback)][0].state_dict()))
+    pickle.loads(
+        pickle.dumps([cb for cb in learn.cbs if isinstance(cb, LabelCallback)][0].state_dict())
+    )
     learn.path = tmp_path
     x = learn.dls.valid.one_batch()[0][:4]
     preds = learn.get_preds(dl=learn.dls.test_dl(x))[0]
     learn.export("learner.pkl")
     weight_bytes = sum(v.numel()*v.element_size() for v in learn.model.state_dict().values())
-    assert (tmp_path/"learner.pkl").stat().st_size < 1.7*weight_bytes + 60_000, "more than one set of weights was exported"
+    assert (tmp_path / "learner.pkl").stat().st_size < 1.7 * weight_bytes + 60_000, (
+        "more than one set of weights was exported"
+    )
     again = load_learner(tmp_path/"learner.pkl")
     assert torch.equal(again.get_preds(dl=learn.dls.test_dl(x))[0], preds)
 
@@ -213,25 +250,31 @@ def test_learning_rate_search(slug):
 
 
 def test_what_is_missing_is_said(slug):
-    needs,cb = registry[slug].needs,build(slug)
+    needs = registry[slug].needs
+    cb = build(slug)
     if "unlabeled" in needs:
-        with pytest.raises(LabelKitError, match="needs unlabeled samples.*label_dls"): fit(learner([cb], slug=slug, dls=loaders(slug, labeled=None)))
+        with pytest.raises(LabelKitError, match="needs unlabeled samples.*label_dls"):
+            fit(learner([cb], slug=slug, dls=loaders(slug, labeled=None)))
     if "ids" in needs:
         from fastai.basics import DataLoader, DataLoaders
         items = [(torch.rand(1,8,8), torch.tensor(i % 10)) for i in range(20)]
         dls = DataLoaders(DataLoader(items, bs=4), DataLoader(items, bs=4))
-        dls.c,dls.unlabeled = 10,dls.train
-        with pytest.raises(LabelKitError, match="no ids: call `label_dls"): fit(learner([cb], slug=slug, dls=dls, loss_func=torch.nn.CrossEntropyLoss()))
+        dls.c = 10
+        dls.unlabeled = dls.train
+        with pytest.raises(LabelKitError, match="no ids: call `label_dls"):
+            fit(learner([cb], slug=slug, dls=dls, loss_func=torch.nn.CrossEntropyLoss()))
     if "teacher" in needs:
         from labelkit.models import small_cnn
-        with pytest.raises(LabelKitError, match="7.*10|10.*7"): fit(learner([registry[slug].cls(teacher=small_cnn(c=7, c_in=1))], slug=slug))
+        with pytest.raises(LabelKitError, match="7.*10|10.*7"):
+            fit(learner([registry[slug].cls(teacher=small_cnn(c=7, c_in=1))], slug=slug))
 
 
 def test_a_sample_that_is_not_a_number_is_named(slug):
     dls = loaders(slug)
     bad = int(dls.train_ds.rows[5])
     dls.train_ds.arrays.x[bad] = float("nan")
-    with pytest.raises(LabelKitError, match=rf"samples \[.*{bad}.*\] are not finite"): fit(learner([build(slug)], slug=slug, dls=dls), 2)
+    with pytest.raises(LabelKitError, match=rf"samples \[.*{bad}.*\] are not finite"):
+        fit(learner([build(slug)], slug=slug, dls=dls), 2)
 
 
 def test_the_model_of_the_contract_is_real():

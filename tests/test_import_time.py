@@ -5,7 +5,9 @@ import json, subprocess, sys
 def imported(statement, cwd):
     "Top-level modules in memory after `statement` in a new Python"
     code = f"{statement}\nimport sys, json; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    res = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=300)
+    res = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=300
+    )
     assert res.returncode == 0, res.stderr
     return set(json.loads(res.stdout.splitlines()[-1]))
 
@@ -14,7 +16,9 @@ HEAVY = set("torchvision cleanlab plotly pyarrow anywidget ipywidgets sphinx tim
 
 
 def test_the_package_itself_imports_nothing(tmp_path):
-    assert not imported("import labelkit", tmp_path) & (HEAVY | set("torch fastai numpy pandas matplotlib".split()))
+    assert not imported("import labelkit", tmp_path) & (
+        HEAVY | set("torch fastai numpy pandas matplotlib".split())
+    )
 
 
 def test_all_imports_nothing_heavy_beyond_fastai(tmp_path):

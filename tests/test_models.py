@@ -11,7 +11,12 @@ from labelkit.models import Normalize, mlp, small_cnn, small_vit, wide_resnet
 def fake_dls(c=10, shape=(16, 1, 8, 8), stats=None):
     x = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     batch = lambda: (x, torch.arange(len(x)) % c)
-    return SimpleNamespace(c=c, stats=stats, valid=SimpleNamespace(one_batch=batch), train=SimpleNamespace(one_batch=batch))
+    return SimpleNamespace(
+        c=c,
+        stats=stats,
+        valid=SimpleNamespace(one_batch=batch),
+        train=SimpleNamespace(one_batch=batch),
+    )
 
 
 makers = dict(small_cnn=lambda **k: small_cnn(c=5, c_in=3, **k),
@@ -22,13 +27,16 @@ makers = dict(small_cnn=lambda **k: small_cnn(c=5, c_in=3, **k),
 @pytest.mark.parametrize("name", makers)
 class TestImages:
     def test_head_of_features_is_the_model(self, name):
-        m, x = makers[name]().eval(), torch.rand(4, 3, 16, 16)
+        m = makers[name]().eval()
+        x = torch.rand(4, 3, 16, 16)
         f = m.features(x)
         assert f.shape == (4, m.n_features) and m(x).shape == (4, 5)
         torch.testing.assert_close(m.head(f), m(x))
 
     def test_seed_makes_the_weights(self, name):
-        def made(seed): torch.manual_seed(seed); return torch.cat([p.flatten() for p in makers[name]().parameters()])
+        def made(seed):
+            torch.manual_seed(seed)
+            return torch.cat([p.flatten() for p in makers[name]().parameters()])
         assert torch.equal(made(1), made(1)) and not torch.equal(made(1), made(2))
 
     def test_all_weights_get_a_gradient(self, name):
@@ -37,19 +45,24 @@ class TestImages:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in m.parameters())
 
     def test_wrong_channels(self, name):
-        with pytest.raises(LabelKitError, match="made for 3 channels, got 1"): makers[name]()(torch.rand(2, 1, 16, 16))
-        with pytest.raises(LabelKitError, match=r"x\[:, None\]"): makers[name]()(torch.rand(2, 16, 16))
+        with pytest.raises(LabelKitError, match="made for 3 channels, got 1"):
+            makers[name]()(torch.rand(2, 1, 16, 16))
+        with pytest.raises(LabelKitError, match=r"x\[:, None\]"):
+            makers[name]()(torch.rand(2, 16, 16))
         with pytest.raises(LabelKitError, match="c_in says 3"): makers[name](stats=([0, 0], [1, 1]))
 
     def test_autocast_copy_and_pickle(self, name):
-        m, x = makers[name]().eval(), torch.rand(2, 3, 16, 16)
+        m = makers[name]().eval()
+        x = torch.rand(2, 3, 16, 16)
         with torch.autocast("cpu", torch.bfloat16): half = m(x)
         assert half.isfinite().all() and (half.float() - m(x)).abs().max() < .1
-        for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))): assert torch.equal(other(x), m(x))
+        for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+            assert torch.equal(other(x), m(x))
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 8), (28, 20), (64, 64)])
-def test_small_cnn_takes_any_size(size): assert small_cnn(c=3, c_in=1, width=8)(torch.rand(2, 1, *size)).shape == (2, 3)
+def test_small_cnn_takes_any_size(size):
+    assert small_cnn(c=3, c_in=1, width=8)(torch.rand(2, 1, *size)).shape == (2, 3)
 
 
 def test_wide_resnet_has_the_paper_s_size():
@@ -61,35 +74,43 @@ def test_wide_resnet_has_the_paper_s_size():
 
 
 def test_wide_resnet_dropout_is_for_training():
-    m, x = wide_resnet(c=3, c_in=1, depth=10, width=1, dropout=.5), torch.rand(4, 1, 8, 8)
+    m = wide_resnet(c=3, c_in=1, depth=10, width=1, dropout=.5)
+    x = torch.rand(4, 1, 8, 8)
     assert not torch.equal(m(x), m(x))
     m.eval()
     assert torch.equal(m(x), m(x))
 
 
 def test_vit_shows_its_attention():
-    m, x = small_vit(c=4, c_in=1, size=(8, 12), patch=2, dim=32, depth=2, heads=2).eval(), torch.rand(3, 1, 8, 12)
+    m = small_vit(c=4, c_in=1, size=(8, 12), patch=2, dim=32, depth=2, heads=2).eval()
+    x = torch.rand(3, 1, 8, 12)
     logits, maps = m(x, attention=True)
     assert maps.shape == (3, 2, 4, 6) and (maps >= 0).all() and (maps.sum((2, 3)) < 1).all()
     torch.testing.assert_close(logits, m(x))
-    with torch.autocast("cpu", torch.bfloat16): assert m(x, attention=True)[1].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert m(x, attention=True)[1].dtype == torch.float32
 
 
 def test_vit_attention_lies_where_the_patch_is():
-    "Without positions, equal patches get equal attention, and only the one that differs stands out, in its place"
+    """Without positions, equal patches get equal attention, and only the one that differs stands
+    out, in its place"""
     torch.manual_seed(0)
     m = small_vit(c=2, c_in=1, size=8, patch=2, dim=16, depth=1, heads=1).eval()
     with torch.no_grad(): m.positions.zero_()
-    x = torch.zeros(1, 1, 8, 8); x[..., 2:4, 4:6] = 1
+    x = torch.zeros(1, 1, 8, 8)
+    x[..., 2:4, 4:6] = 1
     a = m(x, attention=True)[1][0, 0]
-    rest = torch.ones(4, 4, dtype=torch.bool); rest[1, 2] = False
+    rest = torch.ones(4, 4, dtype=torch.bool)
+    rest[1, 2] = False
     assert a[rest].std() < 1e-6 and (a[1, 2] - a[rest].mean()).abs() > 1e-6
 
 
 def test_vit_refuses_sizes():
-    with pytest.raises(LabelKitError, match="30x30 cannot be cut"): small_vit(c=2, c_in=1, size=30, patch=4)
+    with pytest.raises(LabelKitError, match="30x30 cannot be cut"):
+        small_vit(c=2, c_in=1, size=30, patch=4)
     with pytest.raises(LabelKitError, match="heads=3"): small_vit(c=2, c_in=1, size=8, heads=3)
-    with pytest.raises(LabelKitError, match="images of 8x8, got 16x16"): small_vit(c=2, c_in=1, size=8)(torch.rand(1, 1, 16, 16))
+    with pytest.raises(LabelKitError, match="images of 8x8, got 16x16"):
+        small_vit(c=2, c_in=1, size=8)(torch.rand(1, 1, 16, 16))
     with pytest.raises(LabelKitError, match="size is unknown"): small_vit(c=2)
 
 
@@ -99,12 +120,16 @@ def test_models_read_the_dataloaders():
         m = make(dls)
         assert m.c == 7 and m.c_in == 3 and torch.equal(m.normalize.std, torch.tensor([.4, .5, .6]))
         assert m(dls.valid.one_batch()[0]).shape == (16, 7)
-    assert small_vit(dls).grid == (4, 4) and small_vit(fake_dls(shape=(2, 1, 32, 32))).grid == (8, 8)
+    assert small_vit(dls).grid == (4, 4) and small_vit(fake_dls(shape=(2, 1, 32, 32))).grid == (
+        8,
+        8,
+    )
 
 
 def test_statistics_are_measured_where_none_are_given():
     dls = fake_dls(shape=(64, 2, 8, 8))
-    m, x = small_cnn(dls), dls.valid.one_batch()[0]
+    m = small_cnn(dls)
+    x = dls.valid.one_batch()[0]
     z = m.normalize(x)
     assert z.mean((0, 2, 3)).abs().max() < 1e-5 and (z.std((0, 2, 3)) - 1).abs().max() < 1e-3
     del dls.valid
@@ -125,7 +150,9 @@ def test_without_enough_to_go_on():
 
 def test_normalize():
     n = Normalize([.5, 0.], [.25, 2.])
-    assert n(torch.ones(1, 2, 3, 3))[0, :, 0, 0].tolist() == [2., .5] and n(torch.ones(1, 2)).tolist() == [[2., .5]]
+    assert n(torch.ones(1, 2, 3, 3))[0, :, 0, 0].tolist() == [2.0, 0.5] and n(
+        torch.ones(1, 2)
+    ).tolist() == [[2.0, 0.5]]
     assert not list(n.parameters()) and set(n.state_dict()) == {"mean", "std"}
     with pytest.raises(LabelKitError, match="std must be above zero"): Normalize([0.], [0.])
     with pytest.raises(LabelKitError, match="2 channels and std 1"): Normalize([0., 0.], [1.])
@@ -137,19 +164,22 @@ def test_mlp():
     with pytest.raises(LabelKitError, match="flatten"): m(torch.rand(5, 2, 2))
     with pytest.raises(LabelKitError, match="made for 4 channels, got 3"): m(torch.rand(5, 3))
     assert mlp(fake_dls(c=2, shape=(32, 6))).c_in == 6
-    constant = fake_dls(c=2, shape=(32, 6)); constant.valid = SimpleNamespace(one_batch=lambda: (torch.ones(8, 6), None))
+    constant = fake_dls(c=2, shape=(32, 6))
+    constant.valid = SimpleNamespace(one_batch=lambda: (torch.ones(8, 6), None))
     assert mlp(constant)(torch.ones(2, 6)).isfinite().all()
 
 
 def test_small_cnn_learns_the_digits():
     from sklearn.datasets import load_digits
     d = load_digits()
-    x, y = torch.tensor(d.images, dtype=torch.float).div(16)[:, None], torch.tensor(d.target)
+    x = torch.tensor(d.images, dtype=torch.float).div(16)[:, None]
+    y = torch.tensor(d.target)
     m = small_cnn(c=10, c_in=1, width=16, stats=([x.mean()], [x.std()]))
     opt = torch.optim.AdamW(m.parameters(), lr=5e-3)
     tr, va = torch.randperm(len(x)).split((1257, 540))
     for _ in range(5):
         for i in tr[torch.randperm(len(tr))].split(64):
             nn.functional.cross_entropy(m(x[i]), y[i]).backward()
-            opt.step(); opt.zero_grad()
+            opt.step()
+            opt.zero_grad()
     assert (m.eval()(x[va]).argmax(1) == y[va]).float().mean() > .95

@@ -12,33 +12,53 @@ LIMIT = 300 * 1024 # bytes an output may have
 def size(o):
     "Bytes of an output as it is stored, pictures decoded"
     data = o.get("data", {})
-    text = sum(len(base64.b64decode(v)) if k.startswith("image/") and "svg" not in k else len(json.dumps(v)) for k, v in data.items())
+    text = sum(
+        len(base64.b64decode(v))
+        if k.startswith("image/") and "svg" not in k
+        else len(json.dumps(v))
+        for k, v in data.items()
+    )
     return text + len(json.dumps(o.get("text", "")))
 
 
 @pytest.mark.parametrize("path", ALL, ids=ids)
 @pytest.mark.timeout(900)
 def test_runs(path):
-    "In .ci/run the site has just run them with the same cells and library: those copies are taken, not run again"
+    """In .ci/run the site has just run them with the same cells and library: those copies are
+    taken, not run again"""
     nb = (os.environ.get("LABELKIT_REUSE_EXECUTED") and fresh(path)) or execute(path)
     for i, o in outputs(nb):
-        assert size(o) <= LIMIT, f"cell {i} of {path.name} puts {size(o)//1024} KB in one output, at most {LIMIT//1024} KB: draw fewer or smaller pictures"
+        assert size(o) <= LIMIT, (
+            f"cell {i} of {path.name} puts {size(o) // 1024} KB in one output, at most "
+            f"{LIMIT // 1024} KB: draw fewer or smaller pictures"
+        )
         html = "".join(o.get("data", {}).get("text/html", ""))
-        assert "<script src=\"http" not in html and "<link href=\"http" not in html, f"cell {i} of {path.name} loads something from the network"
+        assert '<script src="http' not in html and '<link href="http' not in html, (
+            f"cell {i} of {path.name} loads something from the network"
+        )
 
 
 @pytest.mark.parametrize("path", ALL, ids=ids)
 def test_is_clean(path):
     nb = json.loads(path.read_text(encoding="utf-8"))
     for i, c in enumerate(nb["cells"]):
-        assert not c.get("outputs") and c.get("execution_count") is None, f"cell {i} of {path.name} has stored outputs: make export"
-        assert not c["metadata"], f"cell {i} of {path.name} has metadata {c['metadata']}: make export"
-    assert path.stat().st_size < 150 * 1024, f"{path.name} has {path.stat().st_size//1024} KB of source"
+        assert not c.get("outputs") and c.get("execution_count") is None, (
+            f"cell {i} of {path.name} has stored outputs: make export"
+        )
+        assert not c["metadata"], (
+            f"cell {i} of {path.name} has metadata {c['metadata']}: make export"
+        )
+    assert path.stat().st_size < 150 * 1024, (
+        f"{path.name} has {path.stat().st_size // 1024} KB of source"
+    )
 
 
 @pytest.mark.parametrize("path", ALL, ids=ids)
 def test_begins_as_a_lesson(path):
-    "`# Title` and `> one sentence` in the first markdown cell: the site's menus and tables read them"
+    """`# Title` and `> one sentence` in the first markdown cell: the site's menus and tables read
+    them"""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     lines = source(next(c for c in cells if c["cell_type"] == "markdown")).strip().splitlines()
-    assert lines[0].startswith("# ") and any(x.startswith("> ") for x in lines[1:4]), f"{path.name} begins with {lines[:3]}"
+    assert lines[0].startswith("# ") and any(x.startswith("> ") for x in lines[1:4]), (
+        f"{path.name} begins with {lines[:3]}"
+    )

@@ -7,12 +7,34 @@ from pathlib import Path
 import pytest
 from notebooks import NBS, notebooks
 
-IGNORED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "_site", "_build", "vendor", "demo", "runs", "models", "_modidx.py")
+IGNORED = shutil.ignore_patterns(
+    ".*",
+    "__pycache__",
+    "*.egg-info",
+    "build",
+    "dist",
+    "_site",
+    "_build",
+    "vendor",
+    "demo",
+    "runs",
+    "models",
+    "_modidx.py",
+)
 
 
 def python(*args, cwd, **kwargs):
-    res = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=600, **kwargs)
-    assert res.returncode == 0, f"{' '.join(map(str, args))}\n{res.stdout[-3000:]}\n{res.stderr[-3000:]}"
+    res = subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=600,
+        **kwargs,
+    )
+    assert res.returncode == 0, (
+        f"{' '.join(map(str, args))}\n{res.stdout[-3000:]}\n{res.stderr[-3000:]}"
+    )
     return res.stdout
 
 
@@ -38,19 +60,34 @@ def target(wheel, tmp_path_factory):
     "A folder that holds the installed wheel and nothing else"
     to = tmp_path_factory.mktemp("target")
     try: import pip  # noqa: F401
-    except ImportError: zipfile.ZipFile(wheel).extractall(to)  # an environment made by uv has no pip
-    else: python("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", to, wheel, cwd=to)
+    # an environment made by uv has no pip
+    except ImportError: zipfile.ZipFile(wheel).extractall(to)
+    else:
+        python(
+            "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", to, wheel, cwd=to
+        )
     return to
 
 
 def test_wheel_carries_everything(wheel, root):
     names = set(zipfile.ZipFile(wheel).namelist())
     lib = root/"labelkit"
-    wanted = {f"labelkit/{p.relative_to(lib).as_posix()}" for p in lib.rglob("*.py") if p.name != "_modidx.py"}
-    wanted |= {f"labelkit/{p.relative_to(lib).as_posix()}" for d in ("static", "assets") for p in (lib/d).rglob("*") if p.is_file()}
+    wanted = {
+        f"labelkit/{p.relative_to(lib).as_posix()}"
+        for p in lib.rglob("*.py")
+        if p.name != "_modidx.py"
+    }
+    wanted |= {
+        f"labelkit/{p.relative_to(lib).as_posix()}"
+        for d in ("static", "assets")
+        for p in (lib / d).rglob("*")
+        if p.is_file()
+    }
     wanted |= {f"labelkit/tutorials/{p.relative_to(NBS).as_posix()}" for p in notebooks()}
     assert not wanted - names
-    assert not [n for n in names if n.split("/")[0] not in ("labelkit",) and ".dist-info/" not in n], "only labelkit is installed"
+    assert not [
+        n for n in names if n.split("/")[0] not in ("labelkit",) and ".dist-info/" not in n
+    ], "only labelkit is installed"
 
 
 def test_metadata_comes_from_settings(wheel, settings):
@@ -60,9 +97,15 @@ def test_metadata_comes_from_settings(wheel, settings):
     assert (meta["Name"], meta["Version"]) == (settings["lib_name"], settings["version"])
     assert meta["Requires-Python"] == ">=" + settings["min_python"]
     plain = [r for r in meta.get_all("Requires-Dist") if "extra ==" not in r]
-    assert len(plain) == len(settings["requirements"].split()) and not [r for r in plain if "==" in r], "ranges, no pins, for users"
-    assert any("extra ==" in r and r.startswith("nbdev==2.4.14") for r in meta.get_all("Requires-Dist"))
-    assert settings["console_scripts"].replace(" ", "") in z.read(f"{info}/entry_points.txt").decode().replace(" ", "")
+    assert len(plain) == len(settings["requirements"].split()) and not [
+        r for r in plain if "==" in r
+    ], "ranges, no pins, for users"
+    assert any(
+        "extra ==" in r and r.startswith("nbdev==2.4.14") for r in meta.get_all("Requires-Dist")
+    )
+    assert settings["console_scripts"].replace(" ", "") in z.read(
+        f"{info}/entry_points.txt"
+    ).decode().replace(" ", "")
     assert any(n.startswith(f"{info}/") and n.endswith("LICENSE") for n in z.namelist())
 
 
@@ -80,17 +123,28 @@ mods = [importlib.import_module(n) for n in names]
 print(json.dumps({n: getattr(m, "__file__", None) for n, m in zip(names, mods)}))
 """
     files = json.loads(python("-P", "-c", code, target, cwd=tmp_path).splitlines()[-1])
-    assert {f"labelkit.{f}" for f in ("core", "mix", "pseudo", "relabel", "distill", "explore")} <= set(files)
-    assert not {n: f for n, f in files.items() if not f or not Path(f).is_relative_to(target)}, "imported from elsewhere"
+    assert {
+        f"labelkit.{f}" for f in ("core", "mix", "pseudo", "relabel", "distill", "explore")
+    } <= set(files)
+    assert not {n: f for n, f in files.items() if not f or not Path(f).is_relative_to(target)}, (
+        "imported from elsewhere"
+    )
 
 
 def test_settings_are_ranges_and_pins_agree(root, settings):
     "Each development requirement of settings.ini accepts the version that constraints.txt takes"
     from packaging.requirements import Requirement
-    lines = [x.strip() for x in (root/"constraints.txt").read_text().splitlines() if x.strip() and x[0] != "#"]
+
+    lines = [
+        x.strip()
+        for x in (root / "constraints.txt").read_text().splitlines()
+        if x.strip() and x[0] != "#"
+    ]
     pins = {Requirement(x).name.lower(): Requirement(x).specifier for x in lines}
     assert all(next(iter(s)).operator == "==" for n, s in pins.items() if not n.startswith("torch"))
-    for r in map(Requirement, (settings["requirements"] + " " + settings["dev_requirements"]).split()):
+    for r in map(
+        Requirement, (settings["requirements"] + " " + settings["dev_requirements"]).split()
+    ):
         pin = pins.get(r.name.lower())
         if pin is None or r.name.startswith("torch"): continue
         assert r.specifier.contains(next(iter(pin)).version), f"{r} does not accept {pin}"

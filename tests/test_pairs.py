@@ -29,9 +29,12 @@ def test_compose(pair):
     before = weights(learn)
     fit(learn)
     after = weights(learn)
-    assert all(torch.isfinite(v).all() for v in after.values()) and any(not torch.equal(before[k], after[k]) for k in before)
+    assert all(torch.isfinite(v).all() for v in after.values()) and any(
+        not torch.equal(before[k], after[k]) for k in before
+    )
     assert learn.xb == (None,) and "one_batch" not in learn.__dict__
-    for m in learn.model.modules(): assert not m._forward_hooks and not m._forward_pre_hooks, "a hook was left behind"
+    for m in learn.model.modules():
+        assert not m._forward_hooks and not m._forward_pre_hooks, "a hook was left behind"
     with learn.no_bar(), learn.no_logging():
         loss = list(learn.validate())
         learn.remove_cbs([cb for cb in list(learn.cbs) if isinstance(cb, LabelCallback)])

@@ -1,4 +1,5 @@
-"""Two processes know what one process knows that sees the same samples: weights, thresholds, banks, ledger."""
+"""Two processes know what one process knows that sees the same samples: weights, thresholds, banks,
+ledger."""
 import os
 import subprocess
 import sys
@@ -15,16 +16,26 @@ SLUGS = [s for s in ("fixmatch", "flexmatch", "simmatchv2") if s in registry]
 
 
 def start(args, out):
-    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE)]))
-    return subprocess.Popen([sys.executable, *args, str(HERE/"distributed_run.py"), str(out), ",".join(SLUGS)], env=env,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = os.environ | dict(
+        OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE)])
+    )
+    return subprocess.Popen(
+        [sys.executable, *args, str(HERE / "distributed_run.py"), str(out), ",".join(SLUGS)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     pytest.importorskip("accelerate")
     out = tmp_path_factory.mktemp("processes")/"state"
-    runs = [start([], out), start(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], out)]
+    runs = [
+        start([], out),
+        start(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"], out),
+    ]
     for r in runs:
         said = r.communicate(timeout=240)[0]
         assert r.returncode == 0, said[-4000:]
@@ -38,11 +49,22 @@ def test_two_processes_equal_one(results, slug):
     for part in ("model", "technique"):
         for key,want in one[part].items():
             for got in two:
-                torch.testing.assert_close(got[part][key], want, atol=1e-5, rtol=1e-4, msg=lambda m: f"{slug}: {part} {key}: {m}")
+                torch.testing.assert_close(
+                    got[part][key],
+                    want,
+                    atol=1e-5,
+                    rtol=1e-4,
+                    msg=lambda m: f"{slug}: {part} {key}: {m}",
+                )
 
 
 def test_something_was_accepted(results):
     for slug in SLUGS:
-        columns = {k: v for k,v in results["one"][slug]["technique"].items() if k.startswith("ledger.columns.")}
-        accepted,seen = columns["ledger.columns.accepted"].float().sum(),(columns["ledger.columns.epoch"] >= 0).sum()
+        columns = {
+            k: v
+            for k, v in results["one"][slug]["technique"].items()
+            if k.startswith("ledger.columns.")
+        }
+        accepted = columns["ledger.columns.accepted"].float().sum()
+        seen = (columns["ledger.columns.epoch"] >= 0).sum()
         assert 0 < accepted <= seen, slug

@@ -20,24 +20,34 @@ def frozen_call(
     module:nn.Module, # any network
     *args, **kwargs   # its inputs
 ):
-    "What `module` gives, with a gradient for the inputs and none for the weights; its buffers stay as they are"
-    state = {k: v.detach() for k,v in module.named_parameters()} | {k: v.clone() for k,v in module.named_buffers()}
+    """What `module` gives, with a gradient for the inputs and none for the weights; its buffers
+    stay as they are"""
+    state = {k: v.detach() for k, v in module.named_parameters()} | {
+        k: v.clone() for k, v in module.named_buffers()
+    }
     return functional_call(module, state, args, kwargs)
 
 # %% ../../nbs/core/auxiliary.ipynb #e310425a
 class Auxiliary:
     """A network with an optimiser of its own, stepped with the learner's
 
-    With `lr=None` it follows the learner: the same optimiser function, and in each step the learning rate of the learner's last parameter group.
-    A step is left out when no loss has reached the network since the last one. Pickling leaves the network out, as with a teacher."""
+    With `lr=None` it follows the learner: the same optimiser function, and in each step the
+    learning rate of the learner's last parameter group. A step is left out when no loss has reached
+    the network since the last one. Pickling leaves the network out, as with a teacher."""
     def __init__(self,
         module:nn.Module,   # the network
         learn,              # the `Learner` it stands beside
         lr:float=None,      # a fixed learning rate; the learner's if `None`
-        opt_func=None,      # makes an optimiser of parameters and `lr`; the learner's for `lr=None`, else fastai's Adam without weight decay
+        # makes an optimiser of parameters and `lr`; the learner's for `lr=None`, else fastai's Adam
+        # without weight decay
+        opt_func=None,
     ):
-        if lr is not None and not lr > 0: raise LabelKitError(f"lr={lr} is not above 0: pass a learning rate, or None to follow the learner's")
-        self.lr,self.module = lr,module.to(learn.dls.device or "cpu").train()
+        if lr is not None and not lr > 0:
+            raise LabelKitError(
+                f"lr={lr} is not above 0: pass a learning rate, or None to follow the learner's"
+            )
+        self.lr = lr
+        self.module = module.to(learn.dls.device or "cpu").train()
         if n_processes() > 1:
             for o in self.module.state_dict().values(): torch.distributed.broadcast(o, 0)
         make = opt_func or (learn.opt_func if lr is None else _adam)
@@ -58,7 +68,8 @@ class Auxiliary:
         scaler = getattr(amp, "scaler", None)
         if scaler is not None: torch._foreach_div_(grads, scaler.get_scale())
         _average(grads)
-        searching,skipped = hasattr(learn, "lr_finder"),getattr(amp, "skipped", False)
+        searching = hasattr(learn, "lr_finder")
+        skipped = getattr(amp, "skipped", False)
         if not searching and not skipped:
             if self.lr is None: self.opt.set_hyper("lr", float(learn.opt.hypers[-1]["lr"]))
             self.opt.step()
@@ -70,18 +81,28 @@ class Auxiliary:
 
     def state_dict(self)->dict:
         "Weights and buffers, and the optimiser's state"
-        return dict(module={k: v.detach().clone() for k,v in self.module.state_dict().items()}, opt=self.opt.state_dict())
+        return dict(
+            module={k: v.detach().clone() for k, v in self.module.state_dict().items()},
+            opt=self.opt.state_dict(),
+        )
 
     def load_state_dict(self, state:dict):
-        "Take over what `state_dict` gave. Raises `LabelKitError` when the state belongs to another network"
+        """Take over what `state_dict` gave. Raises `LabelKitError` when the state belongs to
+        another network"""
         try: self.module.load_state_dict(state["module"])
-        except (RuntimeError, KeyError, TypeError) as e: raise LabelKitError(f"state belongs to another network: {e}") from e
+        except (RuntimeError, KeyError, TypeError) as e:
+            raise LabelKitError(f"state belongs to another network: {e}") from e
         device = next((p.device for p in self.module.parameters()), "cpu")
-        states = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k,v in o.items()} for o in state["opt"]["state"]]
+        states = [
+            {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in o.items()}
+            for o in state["opt"]["state"]
+        ]
         self.opt.load_state_dict(dict(state=states, hypers=L(state["opt"]["hypers"])))
 
     def __getstate__(self): return dict(lr=self.lr, module=None, opt=None)
-    def __repr__(self): return f"Auxiliary({type(self.module).__name__ if self.module is not None else 'no network'}, lr={self.lr or 'the learner’s'})"
+    def __repr__(self):
+        return f"Auxiliary({type(self.module).__name__ if self.module is not None else 'no network'}, lr={self.lr or 'the learner’s'})"
+
 
 def _adam(params, lr): return Adam(params, lr=lr, wd=0.)
 

@@ -20,8 +20,12 @@ from ..errors import LabelKitError, atomic_path, check_range
 def get_random_states()->dict:
     "States of Python's, NumPy's and PyTorch's global generators"
     kind,keys,*rest = np.random.get_state()
-    return dict(python=random.getstate(), numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest], torch=torch.get_rng_state(),
-                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+    return dict(
+        python=random.getstate(),
+        numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
 
 def set_random_states(s:dict):
     "Put back what `get_random_states` gave"
@@ -30,11 +34,13 @@ def set_random_states(s:dict):
     kind,keys,*rest = s["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(s["torch"].cpu())
-    if s["cuda"] and torch.cuda.is_available(): torch.cuda.set_rng_state_all([o.cpu() for o in s["cuda"]])
+    if s["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([o.cpu() for o in s["cuda"]])
 
 # %% ../../nbs/core/checkpoint.ipynb #e209599a
 def _plain(o):
-    "Containers as plain lists and dicts, and tensors of no subclass, so that nothing but values is stored"
+    """Containers as plain lists and dicts, and tensors of no subclass, so that nothing but values
+    is stored"""
     if isinstance(o, dict): return {k: _plain(v) for k,v in o.items()}
     if isinstance(o, (list, tuple, L)): return [_plain(v) for v in o]
     if isinstance(o, torch.Tensor): return o.detach().as_subclass(torch.Tensor)
@@ -42,21 +48,27 @@ def _plain(o):
 
 # %% ../../nbs/core/checkpoint.ipynb #01fb9ace
 class Checkpoint(Callback):
-    "Save everything a fit needs to go on, every so many epochs, and go on from there when the same fit is started again"
+    """Save everything a fit needs to go on, every so many epochs, and go on from there when the
+    same fit is started again"""
     order = -100
 
     def __init__(self,
         path,            # the file
         every:int=1,     # epochs between two checkpoints
         resume:bool=True # go on from `path` when it is there; otherwise begin anew
-    ): self.path,self.every,self.resume = Path(path),int(check_range("every", every, 1)),resume
+    ):
+        self.path = Path(path)
+        self.every = int(check_range("every", every, 1))
+        self.resume = resume
 
     _state = None
     @property
-    def _fitting(self): return not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
+    def _fitting(self):
+        return not hasattr(self.learn, "lr_finder") and not hasattr(self.learn, "gather_preds")
 
     def before_fit(self):
-        self._state,self._inside = None,False
+        self._state = None
+        self._inside = False
         if self._fitting and self.resume and self.path.exists(): self._state = self._read()
 
     def before_epoch(self):
@@ -84,29 +96,52 @@ class Checkpoint(Callback):
     ):
         "Write the checkpoint; a crash leaves the former one"
         learn = self.learn
-        state = dict(epoch=epoch, n_epoch=learn.n_epoch, model=_unwrap(learn.model).state_dict(), opt=learn.opt.state_dict(), random=get_random_states(),
-                     loaders=[_loader_state(dl) for dl in self._loaders], techniques={cb.name: cb.state_dict() for cb in self._stateful},
-                     train_iter=learn.train_iter, recorder=self._recorder_state(), scaler=self._scaler_state())
+        state = dict(
+            epoch=epoch,
+            n_epoch=learn.n_epoch,
+            model=_unwrap(learn.model).state_dict(),
+            opt=learn.opt.state_dict(),
+            random=get_random_states(),
+            loaders=[_loader_state(dl) for dl in self._loaders],
+            techniques={cb.name: cb.state_dict() for cb in self._stateful},
+            train_iter=learn.train_iter,
+            recorder=self._recorder_state(),
+            scaler=self._scaler_state(),
+        )
         with atomic_path(self.path) as tmp: torch.save(_plain(state), tmp)
 
     def _read(self):
-        try: s = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            s = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as e:
-            raise LabelKitError(f"path={str(self.path)!r} is not a whole checkpoint ({type(e).__name__}): remove it to begin anew") from e
+            raise LabelKitError(
+                f"path={str(self.path)!r} is not a whole checkpoint ({type(e).__name__}): remove "
+                "it to begin anew"
+            ) from e
         if s["n_epoch"] != self.learn.n_epoch:
-            raise LabelKitError(f"path={str(self.path)!r} is of a fit of {s['n_epoch']} epochs, this is one of {self.learn.n_epoch}: "
-                                "use the same number, or another path")
+            raise LabelKitError(
+                f"path={str(self.path)!r} is of a fit of {s['n_epoch']} epochs, this is one of "
+                f"{self.learn.n_epoch}: "
+                "use the same number, or another path"
+            )
         missing = {cb.name for cb in self._stateful} ^ set(s["techniques"])
-        if missing: raise LabelKitError(f"path={str(self.path)!r} was made with other techniques (differing: {sorted(missing)}): use the same, or another path")
+        if missing:
+            raise LabelKitError(
+                f"path={str(self.path)!r} was made with other techniques (differing: "
+                f"{sorted(missing)}): use the same, or another path"
+            )
         return s
 
     def _restore(self):
-        s,learn = self._state,self.learn
+        s = self._state
+        learn = self.learn
         self._state = None
         for cb in self._stateful: cb.load_state_dict(s["techniques"][cb.name])
         _unwrap(learn.model).load_state_dict(s["model"])
         device = next(learn.model.parameters()).device
-        learn.opt.load_state_dict(dict(state=[_to(o, device) for o in s["opt"]["state"]], hypers=L(s["opt"]["hypers"])))
+        learn.opt.load_state_dict(
+            dict(state=[_to(o, device) for o in s["opt"]["state"]], hypers=L(s["opt"]["hypers"]))
+        )
         learn.train_iter = s["train_iter"]
         for dl,o in zip(self._loaders, s["loaders"]): _set_loader_state(dl, o)
         self._restore_recorder(s["recorder"])
@@ -114,21 +149,39 @@ class Checkpoint(Callback):
         set_random_states(s["random"])
 
     @property
-    def _stateful(self): return [cb for cb in self.learn.cbs if hasattr(type(cb), "load_state_dict")]
+    def _stateful(self):
+        return [cb for cb in self.learn.cbs if hasattr(type(cb), "load_state_dict")]
     @property
-    def _loaders(self): return [dl for dl in (*self.dls.loaders, getattr(self.dls, "unlabeled", None)) if hasattr(dl, "rng")]
+    def _loaders(self):
+        return [
+            dl
+            for dl in (*self.dls.loaders, getattr(self.dls, "unlabeled", None))
+            if hasattr(dl, "rng")
+        ]
 
     def _recorder_state(self):
         if not hasattr(self.learn, "recorder"): return None
-        r,parts = self.learn.recorder,getattr(self.learn, "supervision", None)
-        return dict(values=r.values, lrs=r.lrs, losses=r.losses, iters=r.iters, smooth=[r.smooth_loss.val, r.smooth_loss.count], parts=parts and parts.parts)
+        r = self.learn.recorder
+        parts = getattr(self.learn, "supervision", None)
+        return dict(
+            values=r.values,
+            lrs=r.lrs,
+            losses=r.losses,
+            iters=r.iters,
+            smooth=[r.smooth_loss.val, r.smooth_loss.count],
+            parts=parts and parts.parts,
+        )
 
     def _restore_recorder(self, s):
         if not s or not hasattr(self.learn, "recorder"): return
         r = self.learn.recorder
-        r.values,r.lrs,r.losses,r.iters = L(L(o) for o in s["values"]),s["lrs"],s["losses"],s["iters"]
+        r.values = L(L(o) for o in s["values"])
+        r.lrs = s["lrs"]
+        r.losses = s["losses"]
+        r.iters = s["iters"]
         r.smooth_loss.val,r.smooth_loss.count = s["smooth"]
-        if s["parts"] and hasattr(self.learn, "supervision"): self.learn.supervision.parts = s["parts"]
+        if s["parts"] and hasattr(self.learn, "supervision"):
+            self.learn.supervision.parts = s["parts"]
 
     def _scaler_state(self):
         scaler = getattr(getattr(self.learn, "mixed_precision", None), "scaler", None)
@@ -136,6 +189,7 @@ class Checkpoint(Callback):
 
 # %% ../../nbs/core/checkpoint.ipynb #9a55b299
 def _unwrap(model): return getattr(model, "module", model)
-def _to(o, device): return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k,v in o.items()}
+def _to(o, device):
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k,v in o.items()}
 def _loader_state(dl): return dl.rng.getstate()
 def _set_loader_state(dl, s): dl.rng.setstate((s[0], tuple(s[1]), s[2]))

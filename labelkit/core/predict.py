@@ -22,10 +22,13 @@ def round_epochs(
     rounds:int=5,      # how many times everything is predicted
     every:int=None,    # epochs between two rounds, instead of `rounds`
 )->list[int]: # in increasing order, none twice
-    "Epochs at whose beginning a round takes place: the first after the warm-up, the others evenly spread over the rest"
+    """Epochs at whose beginning a round takes place: the first after the warm-up, the others evenly
+    spread over the rest"""
     start = round(warmup*n_epoch)
     if every: return list(range(start, n_epoch, every))
-    return sorted({start + floor(i*(n_epoch-start)/rounds) for i in range(rounds)} & set(range(n_epoch)))
+    return sorted(
+        {start + floor(i * (n_epoch - start) / rounds) for i in range(rounds)} & set(range(n_epoch))
+    )
 
 # %% ../../nbs/core/predict.ipynb #1f607b54
 def unlabeled_in_order(
@@ -33,7 +36,11 @@ def unlabeled_in_order(
 ): # yields inputs [B, ...] and their ids [B]
     "Every unlabeled sample once, in order, from labelkit's own loaders and those of `label_dls`"
     dl = dls.unlabeled.new(shuffle=False, drop_last=False)
-    ids = dl.dataset.rows.cpu() if isinstance(dl, ArrayDL) else torch.arange(len(dl.dataset)) + dls.unlabeled.first_id
+    ids = (
+        dl.dataset.rows.cpu()
+        if isinstance(dl, ArrayDL)
+        else torch.arange(len(dl.dataset)) + dls.unlabeled.first_id
+    )
     done = 0
     for b in dl:
         x = (b[0] if isinstance(b, (tuple, list)) else b).as_subclass(torch.Tensor)
@@ -44,8 +51,10 @@ def unlabeled_in_order(
 def predict_unlabeled(
     learn # a Learner whose `dls` has unlabeled samples
 )->tuple[torch.Tensor,torch.Tensor]: # ids [U] and logits [U, C], on the model's device
-    "Logits of all unlabeled samples, in evaluation mode; weights, batch norm, modes and random states stay. Raises `LabelKitError` for logits that are not finite"
-    model,random_states = unwrap(learn.model),get_random_states()
+    """Logits of all unlabeled samples, in evaluation mode; weights, batch norm, modes and random
+    states stay. Raises `LabelKitError` for logits that are not finite"""
+    model = unwrap(learn.model)
+    random_states = get_random_states()
     modes = [(m, m.training) for m in model.modules()]
     device = next(model.parameters()).device
     try:
@@ -56,7 +65,11 @@ def predict_unlabeled(
         set_random_states(random_states)
     ids,logits = (torch.cat(o) for o in zip(*parts))
     bad = ids[(~logits.isfinite().all(1)).cpu()].tolist()
-    if bad: raise LabelKitError(f"logits of the unlabeled samples {bad[:10]} are not finite: clean or remove them, or lower the learning rate")
+    if bad:
+        raise LabelKitError(
+            f"logits of the unlabeled samples {bad[:10]} are not finite: clean or remove them, or "
+            "lower the learning rate"
+        )
     return ids.to(device),logits
 
 # %% ../../nbs/core/predict.ipynb #1d7257ee
@@ -64,8 +77,11 @@ def unlabeled_inputs(
     dls,              # loaders with `dls.unlabeled`
     ids:torch.Tensor, # [n] long, ids of unlabeled samples, none twice
 )->torch.Tensor: # [n, ...] inputs
-    "Inputs of some unlabeled samples, as the loader gives them; random states stay. Raises `LabelKitError` for an id that is not among the unlabeled samples"
-    ids,random_states,parts = ids.cpu(),get_random_states(),[]
+    """Inputs of some unlabeled samples, as the loader gives them; random states stay. Raises
+    `LabelKitError` for an id that is not among the unlabeled samples"""
+    ids = ids.cpu()
+    random_states = get_random_states()
+    parts = []
     try:
         for x,found in unlabeled_in_order(dls):
             mask = torch.isin(found, ids)
@@ -73,8 +89,11 @@ def unlabeled_inputs(
     finally: set_random_states(random_states)
     found = torch.cat([o for _,o in parts]) if parts else ids[:0]
     if lost := sorted(set(ids.tolist()) - set(found.tolist())):
-        raise LabelKitError(f"samples {lost[:10]} are not among the unlabeled ones: pass ids of unlabeled samples")
-    if len(found) != len(ids): raise LabelKitError(f"{len(ids)} ids name {len(found)} samples: pass each once")
+        raise LabelKitError(
+            f"samples {lost[:10]} are not among the unlabeled ones: pass ids of unlabeled samples"
+        )
+    if len(found) != len(ids):
+        raise LabelKitError(f"{len(ids)} ids name {len(found)} samples: pass each once")
     if not len(ids): return next(iter(unlabeled_in_order(dls)))[0][:0]
     place = torch.empty(len(ids), dtype=torch.long)
     place[ids.argsort()] = found.argsort()

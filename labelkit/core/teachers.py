@@ -18,16 +18,23 @@ from ..models import unwrap, with_features
 # %% ../../nbs/core/teachers.ipynb #eae87b8a
 def _model_of(obj):
     "The model of a Learner (which is callable, but not on inputs); anything else as it is"
-    return obj.model if hasattr(obj, "dls") and isinstance(getattr(obj, "model", None), nn.Module) else obj
+    return (
+        obj.model
+        if hasattr(obj, "dls") and isinstance(getattr(obj, "model", None), nn.Module)
+        else obj
+    )
 
-def _at_least_32(out): return (out.float() if out.dtype in (torch.float16, torch.bfloat16) else out).detach()
+
+def _at_least_32(out):
+    return (out.float() if out.dtype in (torch.float16, torch.bfloat16) else out).detach()
 
 class Teacher:
     """`teacher(x) -> logits`, never trained.
 
-    The model runs in evaluation mode under `torch.no_grad`, moves to the device of `x` by itself, and has no parameter that asks
-    for a gradient. It is not a `nn.Module`, so that neither a learner nor an optimizer finds it. Pickling leaves the model out
-    (an exported learner stays small): after unpickling, calling it raises `LabelKitError` until `restore(model)` gives it one.
+    The model runs in evaluation mode under `torch.no_grad`, moves to the device of `x` by itself,
+    and has no parameter that asks for a gradient. It is not a `nn.Module`, so that neither a
+    learner nor an optimizer finds it. Pickling leaves the model out (an exported learner stays
+    small): after unpickling, calling it raises `LabelKitError` until `restore(model)` gives it one.
     `copy.deepcopy` keeps the model."""
     def __init__(self,
         model,                  # module, Learner, or any callable that gives logits
@@ -45,11 +52,16 @@ class Teacher:
             if copy:
                 try: model = deepcopy(model)
                 except Exception as e:
-                    raise LabelKitError(f"{type(model).__name__} cannot be copied ({e}): pass copy=False with a model of its "
-                                        "own") from e
+                    raise LabelKitError(
+                        f"{type(model).__name__} cannot be copied ({e}): pass copy=False with a "
+                        "model of its "
+                        "own"
+                    ) from e
             model.requires_grad_(False)
         elif not callable(model):
-            raise LabelKitError(f"a teacher is a module or a callable that gives logits, got {type(model).__name__}")
+            raise LabelKitError(
+                f"a teacher is a module or a callable that gives logits, got {type(model).__name__}"
+            )
         self.model = model
         return self.eval()
 
@@ -59,7 +71,9 @@ class Teacher:
             self.model.eval()
             if self.batch_stats:
                 for m in self.model.modules():
-                    if isinstance(m, nn.modules.batchnorm._BatchNorm): m.training, m.track_running_stats = True, False
+                    if isinstance(m, nn.modules.batchnorm._BatchNorm):
+                        m.training = True
+                        m.track_running_stats = False
         return self
 
     def to(self,
@@ -73,28 +87,40 @@ class Teacher:
     def device(self):
         "Device of the weights, or None when there are none"
         if not isinstance(self.model, nn.Module): return None
-        return next((t.device for ts in (self.model.parameters(), self.model.buffers()) for t in ts), None)
+        return next(
+            (t.device for ts in (self.model.parameters(), self.model.buffers()) for t in ts), None
+        )
 
     def logits(self, x): return self.model(x)
 
     @torch.no_grad()
     def __call__(self,
         x:Tensor,            # a batch, [B, ...]
-        features:bool=False  # also give what stands in front of the last linear layer, [B, D]; for a single model
+        # also give what stands in front of the last linear layer, [B, D]; for a single model
+        features:bool=False
     )->Tensor: # logits [B, C] (or logits and features), at least 32 bits, without gradient
         "Ask the teacher"
         if self.model is None:
-            raise LabelKitError(f"this {type(self).__name__} has no model: weights of a teacher are not saved with a pickled "
-                                "or exported learner. Give them again with teacher.restore(model)")
+            raise LabelKitError(
+                f"this {type(self).__name__} has no model: weights of a teacher are not saved with "
+                "a pickled "
+                "or exported learner. Give them again with teacher.restore(model)"
+            )
         if isinstance(self.model, nn.Module):
             if self.model.training: self.eval()
             if (device := self.device) is not None and device != x.device: self.to(x.device)
         if features and not isinstance(self.model, nn.Module):
-            raise LabelKitError(f"features=True asks {self!r} for its last layer's input, which only a single model has: use one model")
+            raise LabelKitError(
+                f"features=True asks {self!r} for its last layer's input, which only a single "
+                "model has: use one model"
+            )
         out, f = with_features(self.model, x) if features else (self.logits(x), None)
         if not isinstance(out, Tensor):
-            raise LabelKitError(f"a teacher must give a tensor of logits [B, C], got {type(out).__name__}: wrap the model in a "
-                                "function")
+            raise LabelKitError(
+                f"a teacher must give a tensor of logits [B, C], got {type(out).__name__}: wrap "
+                "the model in a "
+                "function"
+            )
         return (_at_least_32(out), _at_least_32(f)) if features else _at_least_32(out)
 
     def __getstate__(self): return {**self.__dict__, "model": None}
@@ -104,14 +130,16 @@ class Teacher:
         new.__dict__.update({k: deepcopy(v, memo) for k, v in self.__dict__.items()})
         return new
 
-    def __repr__(self): return f"{type(self).__name__}({type(self.model).__name__ if self.model is not None else 'no model'})"
+    def __repr__(self):
+        return f"{type(self).__name__}({type(self.model).__name__ if self.model is not None else 'no model'})"
 
 # %% ../../nbs/core/teachers.ipynb #2de1bf78
 @contextmanager
 def evaluating(
     *models # modules
 ):
-    "Within this context the models are in evaluation mode and no gradient is kept; then every layer's own mode comes back"
+    """Within this context the models are in evaluation mode and no gradient is kept; then every
+    layer's own mode comes back"""
     was = [(m, m.training) for model in models for m in model.modules()]
     for model in models: model.eval()
     try:
@@ -121,7 +149,8 @@ def evaluating(
 
 # %% ../../nbs/core/teachers.ipynb #2419710f
 class Frozen(Teacher):
-    "A trained model, or any callable `x -> logits` (it may ask a service, or look up stored logits)"
+    """A trained model, or any callable `x -> logits` (it may ask a service, or look up stored
+    logits)"""
 
 # %% ../../nbs/core/teachers.ipynb #5ee8cb97
 def ema_decay_at(
@@ -136,26 +165,41 @@ def ema_decay_at(
 
 # %% ../../nbs/core/teachers.ipynb #84ac6722
 class EMA(Teacher):
-    """An exponential moving average of the student's weights: teacher ← d·teacher + (1−d)·student at every `update(model)`.
+    """An exponential moving average of the student's weights: teacher ← d·teacher + (1−d)·student
+    at every `update(model)`.
 
-    Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780. Parameters are averaged in their own precision: a model
-    whose weights are bfloat16 rounds small updates away (autocast keeps 32-bit weights and is fine).
-    Raises `LabelKitError` on a decay outside 0..1, an unknown `warmup`, or a student with other parameters."""
+    Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780. Parameters are averaged in their own
+    precision: a model whose weights are bfloat16 rounds small updates away (autocast keeps 32-bit
+    weights and is fine). Raises `LabelKitError` on a decay outside 0..1, an unknown `warmup`, or a
+    student with other parameters."""
     def __init__(self,
-        model,                   # the student, plain, compiled or wrapped; the teacher starts as its copy
+        # the student, plain, compiled or wrapped; the teacher starts as its copy
+        model,
         decay:float=.999,        # share of the teacher that stays at an update, 0..1
-        warmup:str="average",    # smaller decay in the first updates: "average", "tensorflow" or None
-        ema_buffers:bool=False,  # average floating buffers (batch norm statistics) too, do not copy them
-        batch_stats:bool=False   # batch norm uses the batch's own statistics, without recording them
+        # smaller decay in the first updates: "average", "tensorflow" or None
+        warmup:str="average",
+        # average floating buffers (batch norm statistics) too, do not copy them
+        ema_buffers:bool=False,
+        # batch norm uses the batch's own statistics, without recording them
+        batch_stats:bool=False
     ):
         if not isinstance(model, nn.Module):
-            raise LabelKitError(f"EMA averages a module's weights, got {type(model).__name__}: use Frozen for a callable")
+            raise LabelKitError(
+                f"EMA averages a module's weights, got {type(model).__name__}: use Frozen for a "
+                "callable"
+            )
         if isinstance(decay, bool) or not isinstance(decay, (int, float)) or not 0 <= decay <= 1:
-            raise LabelKitError(f"decay={decay!r} is not a number between 0 and 1: .999 remembers about a thousand updates")
+            raise LabelKitError(
+                f"decay={decay!r} is not a number between 0 and 1: .999 remembers about a thousand "
+                "updates"
+            )
         warmup = {True: "average", False: None}.get(warmup, warmup)
         if warmup not in ("average", "tensorflow", None):
             raise LabelKitError(f"warmup must be 'average', 'tensorflow' or None, got {warmup!r}")
-        self.decay, self.warmup, self.ema_buffers, self.steps = decay, warmup, ema_buffers, 0
+        self.decay = decay
+        self.warmup = warmup
+        self.ema_buffers = ema_buffers
+        self.steps = 0
         super().__init__(model, True, batch_stats)
 
     @property
@@ -172,13 +216,18 @@ class EMA(Teacher):
 
     def _check_model(self):
         if self.model is None:
-            raise LabelKitError("this EMA has no model (it was unpickled): give it one with restore(model), then load_state_dict")
+            raise LabelKitError(
+                "this EMA has no model (it was unpickled): give it one with restore(model), then "
+                "load_state_dict"
+            )
 
     def _towards(self, theirs, buffers, name):
         mine = list(self.model.parameters())
         if [p.shape for p in mine] != [p.shape for p in theirs]:
-            raise LabelKitError(f"the student ({name}) has other parameters than the model this EMA was made "
-                                "from: make a new EMA(model)")
+            raise LabelKitError(
+                f"the student ({name}) has other parameters than the model this EMA was made "
+                "from: make a new EMA(model)"
+            )
         if mine and mine[0].device != theirs[0].device:
             self.to(theirs[0].device)
             mine = list(self.model.parameters())
@@ -200,18 +249,27 @@ class EMA(Teacher):
 
     def state_dict(self):
         "Weights, buffers and the number of updates, as copies"
-        return dict(model={k: v.detach().clone() for k, v in self.model.state_dict().items()}, steps=self.steps)
+        return dict(
+            model={k: v.detach().clone() for k, v in self.model.state_dict().items()},
+            steps=self.steps,
+        )
 
     def load_state_dict(self,
         state:dict # what `state_dict()` gave
     ):
-        "Take up where `state_dict` left off. Raises `LabelKitError` when the state belongs to another model."
+        """Take up where `state_dict` left off. Raises `LabelKitError` when the state belongs to
+        another model."""
         if not isinstance(state, dict) or not {"model", "steps"} <= state.keys():
-            raise LabelKitError("state must be what EMA.state_dict() gave: a dict with 'model' and 'steps'")
+            raise LabelKitError(
+                "state must be what EMA.state_dict() gave: a dict with 'model' and 'steps'"
+            )
         if self.model is None:
-            raise LabelKitError("this EMA has no model (it was unpickled): give it one with restore(model) first")
+            raise LabelKitError(
+                "this EMA has no model (it was unpickled): give it one with restore(model) first"
+            )
         try: self.model.load_state_dict(state["model"])
-        except RuntimeError as e: raise LabelKitError(f"the state belongs to another model: {e}") from e
+        except RuntimeError as e:
+            raise LabelKitError(f"the state belongs to another model: {e}") from e
         self.steps = int(state["steps"])
         return self
 
@@ -219,16 +277,20 @@ class EMA(Teacher):
 def _params_of(opt): return [p for group in opt.param_lists for p in group]
 
 class VirtualStudent:
-    """The student some optimiser steps ahead, on copies; the real model and its optimiser stay as they are, to the bit.
+    """The student some optimiser steps ahead, on copies; the real model and its optimiser stay as
+    they are, to the bit.
 
-    `step(loss)` goes down the gradient of a loss: one computed with the real model at the first step (its graph is kept for the real backward pass), later
-    one of `student(x)`, which runs with the virtual weights, in the model's mode. Gradients are averaged over processes. The step is the learner's
-    optimiser's, with its learning rate and momentum."""
+    `step(loss)` goes down the gradient of a loss: one computed with the real model at the first
+    step (its graph is kept for the real backward pass), later one of `student(x)`, which runs with
+    the virtual weights, in the model's mode. Gradients are averaged over processes. The step is the
+    learner's optimiser's, with its learning rate and momentum."""
     def __init__(self,
         model:nn.Module, # the real student, plain, compiled or wrapped
         opt              # its optimiser, fastai's or an `OptimWrapper`
     ):
-        self.model, self.opt, self.taken = unwrap(model), deepcopy(opt), 0
+        self.model = unwrap(model)
+        self.opt = deepcopy(opt)
+        self.taken = 0
         copies = {id(p): c for p, c in zip(_params_of(opt), _params_of(self.opt))}
         self.weights = {k: copies.get(id(p), p.detach()) for k, p in self.model.named_parameters()}
         self.buffers = {k: b.clone() for k, b in self.model.named_buffers()}
@@ -237,7 +299,8 @@ class VirtualStudent:
         x:Tensor # a batch, [B, ...]
     )->Tensor: # logits with gradient towards the virtual weights
         "The virtual student's answer; the global random numbers go on as if it had not been asked"
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []): return functional_call(self.model, self.weights | self.buffers, (x,))
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            return functional_call(self.model, self.weights | self.buffers, (x,))
 
     def step(self,
         loss:Tensor,   # a scalar: of the real model at the first step, of this student later
@@ -247,9 +310,12 @@ class VirtualStudent:
         real = dict(self.model.named_parameters())
         names = [k for k, p in real.items() if p.requires_grad]
         at = real if self.taken == 0 else self.weights
-        grads = torch.autograd.grad(loss*scale, [at[k] for k in names], retain_graph=self.taken == 0, allow_unused=True)
+        grads = torch.autograd.grad(
+            loss * scale, [at[k] for k in names], retain_graph=self.taken == 0, allow_unused=True
+        )
         for k, g in zip(names, grads):
-            if g is not None: self.weights[k].grad = _mean_over_processes(g if scale == 1 else g/scale)
+            if g is not None:
+                self.weights[k].grad = _mean_over_processes(g if scale == 1 else g/scale)
         self.opt.step()
         for k in names: self.weights[k].grad = None
         self.taken += 1
@@ -261,21 +327,29 @@ def _mean_over_processes(g):
     return g.div_(torch.distributed.get_world_size())
 
 class Future(EMA):
-    """A running average of where the student is going: `update(*virtual)` averages virtual students, first with each other, then over time.
+    """A running average of where the student is going: `update(*virtual)` averages virtual
+    students, first with each other, then over time.
 
-    Du et al. 2022, https://arxiv.org/abs/2209.06993. A module is taken as well, and then it is an `EMA`."""
+    Du et al. 2022, https://arxiv.org/abs/2209.06993. A module is taken as well, and then it is an
+    `EMA`."""
     @torch.no_grad()
     def update(self,
         *students # `VirtualStudent`s, or one module
     ):
         "One step towards the mean of the students"
-        if len(students) == 1 and isinstance(students[0], nn.Module): return super().update(*students)
+        if len(students) == 1 and isinstance(students[0], nn.Module):
+            return super().update(*students)
         if not students or not all(isinstance(s, VirtualStudent) for s in students):
-            raise LabelKitError(f"update got {[type(s).__name__ for s in students]}: pass one module, or VirtualStudents")
+            raise LabelKitError(
+                f"update got {[type(s).__name__ for s in students]}: pass one module, or "
+                "VirtualStudents"
+            )
         self._check_model()
         weights = [list(s.weights.values()) for s in students]
         mean = weights[0] if len(weights) == 1 else [torch.stack(o).mean(0) for o in zip(*weights)]
-        return self._towards(mean, list(students[0].buffers.values()), type(students[0].model).__name__)
+        return self._towards(
+            mean, list(students[0].buffers.values()), type(students[0].model).__name__
+        )
 
 # %% ../../nbs/core/teachers.ipynb #a9df595a
 def as_teacher(
@@ -287,26 +361,33 @@ def as_teacher(
 
     Raises `LabelKitError` for anything that cannot be asked."""
     if isinstance(obj, Teacher): return obj
-    if isinstance(obj, (list, tuple, nn.ModuleList)): return Ensemble(obj, copy=copy, batch_stats=batch_stats)
+    if isinstance(obj, (list, tuple, nn.ModuleList)):
+        return Ensemble(obj, copy=copy, batch_stats=batch_stats)
     obj = _model_of(obj)
     if isinstance(obj, type) or not callable(obj):
-        raise LabelKitError(f"teacher must be a model, a Learner, a callable or a list of them, got {obj!r}")
+        raise LabelKitError(
+            f"teacher must be a model, a Learner, a callable or a list of them, got {obj!r}"
+        )
     return Frozen(obj, copy, batch_stats)
 
 # %% ../../nbs/core/teachers.ipynb #f4218278
 class Ensemble(Teacher):
-    """The mean of several teachers: `mode="probabilities"` gives the log of the mean softmax, `mode="logits"` the mean logits.
+    """The mean of several teachers: `mode="probabilities"` gives the log of the mean softmax,
+    `mode="logits"` the mean logits.
 
-    Log-probabilities are valid logits: their softmax is the mean itself.
-    Raises `LabelKitError` on members that disagree in shape."""
+    Log-probabilities are valid logits: their softmax is the mean itself. Raises `LabelKitError` on
+    members that disagree in shape."""
     def __init__(self,
         teachers,                  # modules, learners, teachers or callables
         mode:str="probabilities",  # what is averaged: "probabilities" or "logits"
         copy:bool=True,            # copy the modules, do not freeze the given ones
-        batch_stats:bool=False     # batch norm uses the batch's own statistics, without recording them
+        # batch norm uses the batch's own statistics, without recording them
+        batch_stats:bool=False
     ):
-        if mode not in ("probabilities", "logits"): raise LabelKitError(f"mode must be 'probabilities' or 'logits', got {mode!r}")
-        self.mode, self.batch_stats = mode, batch_stats
+        if mode not in ("probabilities", "logits"):
+            raise LabelKitError(f"mode must be 'probabilities' or 'logits', got {mode!r}")
+        self.mode = mode
+        self.batch_stats = batch_stats
         self.restore(teachers, copy)
 
     def restore(self, model, copy=True):
@@ -325,13 +406,17 @@ class Ensemble(Teacher):
         return self
 
     @property
-    def device(self): return next((t.device for t in self.model or () if t.device is not None), None)
+    def device(self):
+        return next((t.device for t in self.model or () if t.device is not None), None)
 
     def logits(self, x):
         outs = [t(x) for t in self.model]
         if any(o.shape != outs[0].shape for o in outs):
-            raise LabelKitError(f"the teachers of an Ensemble must answer alike, got shapes {[tuple(o.shape) for o in outs]}: "
-                                "drop those with other classes")
+            raise LabelKitError(
+                "the teachers of an Ensemble must answer alike, got shapes "
+                f"{[tuple(o.shape) for o in outs]}: "
+                "drop those with other classes"
+            )
         outs = torch.stack(outs)
         if self.mode == "logits": return outs.mean(0)
         return outs.log_softmax(-1).logsumexp(0) - math.log(len(outs))
@@ -346,16 +431,26 @@ def check_teacher(
 )->Teacher:
     """Ask `teacher` once and return it.
 
-    Raises `LabelKitError` that names both numbers of classes, or a wrong shape, or an answer that is not finite."""
+    Raises `LabelKitError` that names both numbers of classes, or a wrong shape, or an answer that
+    is not finite."""
     teacher = as_teacher(teacher)
     x = x[:2]
     out = teacher(x)
     if out.ndim != 2 or len(out) != len(x):
-        raise LabelKitError(f"the teacher answers with shape {tuple(out.shape)} to {len(x)} samples: logits must be [{len(x)}, "
-                            f"{c}]")
+        raise LabelKitError(
+            f"the teacher answers with shape {tuple(out.shape)} to {len(x)} samples: logits must "
+            f"be [{len(x)}, "
+            f"{c}]"
+        )
     if out.shape[1] != c:
-        raise LabelKitError(f"the teacher knows {out.shape[1]} classes, the student {c}: both must be trained for the same "
-                            "classes, in the same order")
+        raise LabelKitError(
+            f"the teacher knows {out.shape[1]} classes, the student {c}: both must be trained for "
+            "the same "
+            "classes, in the same order"
+        )
     if not out.isfinite().all():
-        raise LabelKitError("the teacher answers with NaN or infinite logits: check its weights and its input's scale")
+        raise LabelKitError(
+            "the teacher answers with NaN or infinite logits: check its weights and its input's "
+            "scale"
+        )
     return teacher

@@ -26,7 +26,8 @@ class Card:
     cls:type = field(repr=False)      # the callback
     needs:tuple[str,...] = ()   # what it must be given: "unlabeled", "ids", "teacher", "vision"
     cost:str = "none"           # work beyond a plain training step, in words
-    neutral:dict = field(default_factory=dict) # arguments under which it changes nothing (read by the contract tests)
+    # arguments under which it changes nothing (read by the contract tests)
+    neutral:dict = field(default_factory=dict)
 
     @property
     def slug(self)->str:
@@ -39,9 +40,16 @@ class Card:
         return " ".join(inspect.getdoc(self.cls).split("\n\n")[0].split())
 
     def _repr_html_(self):
-        rows = dict(family=self.family, paper=f'<a href="{html.escape(self.paper)}">{self.year}</a>',
-                    needs=html.escape(", ".join(self.needs) or "nothing more than labels"), cost=html.escape(self.cost))
-        cells = "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>" for k,v in rows.items())
+        rows = dict(
+            family=self.family,
+            paper=f'<a href="{html.escape(self.paper)}">{self.year}</a>',
+            needs=html.escape(", ".join(self.needs) or "nothing more than labels"),
+            cost=html.escape(self.cost),
+        )
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>"
+            for k, v in rows.items()
+        )
         return f"<b>{html.escape(self.name)}</b>: {html.escape(self.summary)}<table>{cells}</table>"
 
 # %% ../../nbs/core/technique.ipynb #5189e9e7
@@ -61,13 +69,23 @@ def technique(
     cost:str="none",     # work beyond a plain training step, in words
     neutral:dict=None,   # arguments under which it changes nothing
 )->Callable: # a class decorator
-    "Register a callback as a technique; its `card` says what it is. Raises `LabelKitError` for an unknown family or a name that is taken"
+    """Register a callback as a technique; its `card` says what it is. Raises `LabelKitError` for an
+    unknown family or a name that is taken"""
     def register(cls):
-        if family not in FAMILIES: raise LabelKitError(f"family={family!r} is none of {', '.join(FAMILIES)}: use one of them")
+        if family not in FAMILIES:
+            raise LabelKitError(
+                f"family={family!r} is none of {', '.join(FAMILIES)}: use one of them"
+            )
         card = Card(name, family, year, paper, cls, tuple(needs), cost, dict(neutral or {}))
         known = registry.get(card.slug)
-        if known and "__main__" not in (modules := {known.cls.__module__, cls.__module__}) and len(modules) > 1:
-            raise LabelKitError(f"name={name!r} is taken by {known.cls.__module__}: give the technique another name")
+        if (
+            known
+            and "__main__" not in (modules := {known.cls.__module__, cls.__module__})
+            and len(modules) > 1
+        ):
+            raise LabelKitError(
+                f"name={name!r} is taken by {known.cls.__module__}: give the technique another name"
+            )
         cls.card = registry[card.slug] = card
         return cls
     return register
@@ -80,5 +98,9 @@ def find(
     slug = to_slug(name)
     if slug in registry: return registry[slug]
     near = get_close_matches(slug, registry, n=1, cutoff=.5)
-    hint = f"did you mean {registry[near[0]].name}?" if near else f"known: {', '.join(c.name for c in registry.values())}"
+    hint = (
+        f"did you mean {registry[near[0]].name}?"
+        if near
+        else f"known: {', '.join(c.name for c in registry.values())}"
+    )
     raise LabelKitError(f"technique {name!r} is unknown: {hint}")

@@ -27,7 +27,9 @@ class Arrays:
     def __init__(self,
         x:torch.Tensor,      # [N, ...] inputs; bytes stand for images in 0..255
         y:torch.Tensor=None, # [N, ...] targets
-    ): self.x,self.y = x,y
+    ):
+        self.x = x
+        self.y = y
 
     def to(self, device):
         self.x = self.x.to(device)
@@ -47,15 +49,21 @@ class ArrayDataset:
         arrays:Arrays,         # the data
         rows:torch.Tensor,     # [n] long, the rows that belong to this data set
         loss_func=None,        # what a `Learner` takes when it is given none
-    ): self.arrays,self.rows,self.loss_func = arrays,rows,loss_func
+    ):
+        self.arrays = arrays
+        self.rows = rows
+        self.loss_func = loss_func
 
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return tuple(o[0] for o in self.arrays.batch(self.rows[i:i+1]))
 
     def new_empty(self):
         "The same without samples, as `learn.export` wants it"
-        none = lambda o: None if o is None else o[:0].clone()  # a view would be saved with all its data
-        return ArrayDataset(Arrays(none(self.arrays.x), none(self.arrays.y)), none(self.rows), self.loss_func)
+        # a view would be saved with all its data
+        none = lambda o: None if o is None else o[:0].clone()
+        return ArrayDataset(
+            Arrays(none(self.arrays.x), none(self.arrays.y)), none(self.rows), self.loss_func
+        )
 
 # %% ../../nbs/data/loaders.ipynb #a75cf45b
 class ArrayDL(DataLoader):
@@ -63,26 +71,34 @@ class ArrayDL(DataLoader):
     def __init__(self,
         dataset:ArrayDataset,   # where the samples come from
         bs:int=64,              # batch size
-        steps:int=None,         # batches an epoch, going through the samples as often as that takes; `None`: once through
-        bags:torch.Tensor=None, # [n] long, a group for each sample: members of a group follow each other
+        # batches an epoch, going through the samples as often as that takes; `None`: once through
+        steps:int=None,
+        # [n] long, a group for each sample: members of a group follow each other
+        bags:torch.Tensor=None,
         **kwargs
     ):
         super().__init__(dataset, bs=bs, **kwargs)
-        self.steps,self.bags,self.ids = steps,bags,None
+        self.steps = steps
+        self.bags = bags
+        self.ids = None
 
     def __len__(self): return self.steps or super().__len__()
 
     def get_idxs(self):
         if not self.steps: return self._grouped(super().get_idxs())
         n = self.steps*self.bs
-        rounds = (self._grouped(super(ArrayDL, self).get_idxs()) for _ in range(math.ceil(n/self.n)))
+        rounds = (
+            self._grouped(super(ArrayDL, self).get_idxs()) for _ in range(math.ceil(n / self.n))
+        )
         return [i for r in rounds for i in r][:n]
 
     def _grouped(self, idxs):
         "Groups in the order in which `idxs` first meets them"
         if self.bags is None: return idxs
         bag = self.bags[idxs := torch.as_tensor(list(idxs))]
-        first = torch.full((int(self.bags.max())+1,), len(idxs)).scatter_reduce(0, bag, torch.arange(len(idxs)), "amin")
+        first = torch.full((int(self.bags.max()) + 1,), len(idxs)).scatter_reduce(
+            0, bag, torch.arange(len(idxs)), "amin"
+        )
         return idxs[first[bag].argsort(stable=True)].tolist()
 
     def create_batches(self, samps):
@@ -99,17 +115,26 @@ class ArrayDL(DataLoader):
 
 # %% ../../nbs/data/loaders.ipynb #61879fc6
 class LabelDataLoaders(DataLoaders):
-    "`DataLoaders` that know classes, given labels, the truth where it is known, and a loader of unlabeled samples"
+    """`DataLoaders` that know classes, given labels, the truth where it is known, and a loader of
+    unlabeled samples"""
     unlabeled = truth = given = vocab = stats = None
-    transition = bags = proportions = x_unknown = None  # of complementary labels, of bags, and validation inputs of unknown classes
-    c,n_ids,view_hints,_recipe = 0,0,{},None
+    # of complementary labels, of bags, and validation inputs of unknown classes
+    transition = bags = proportions = x_unknown = None
+    c = 0
+    n_ids = 0
+    view_hints = {}
+    _recipe = None
     _meta = ("vocab", "c", "stats", "view_hints")
 
     def recipe(self,
         seed:int # decides which samples are labeled, which labels are wrong, and the order
     ):
         "The same data made again with another `seed`"
-        if self._recipe is None: raise LabelKitError("data was not made by a function that can repeat it: pass a function `seed -> dls` instead")
+        if self._recipe is None:
+            raise LabelKitError(
+                "data was not made by a function that can repeat it: pass a function `seed -> dls` "
+                "instead"
+            )
         return self._recipe(seed=seed)
 
     def to(self, device):
@@ -128,7 +153,11 @@ class LabelDataLoaders(DataLoaders):
     ):
         "A loader of inputs alone, for `learn.get_preds(dl=...)` and `learn.predict`"
         x = torch.stack(x) if isinstance(x, (list, tuple)) else torch.as_tensor(x)
-        return ArrayDL(ArrayDataset(Arrays(x), torch.arange(len(x))), bs=bs or self.valid.bs, device=self.device)
+        return ArrayDL(
+            ArrayDataset(Arrays(x), torch.arange(len(x))),
+            bs=bs or self.valid.bs,
+            device=self.device,
+        )
 
     def show_batch(self,
         b=None,       # a batch; the next one if `None`
@@ -141,15 +170,28 @@ class LabelDataLoaders(DataLoaders):
         n = min(max_n, len(x))
         fig,axs = plt.subplots(1, n, figsize=(1.1*n, 1.4), squeeze=False)
         for ax,img,label in zip(axs[0], x.cpu(), y.cpu()):
-            ax.imshow(img.permute(1,2,0).squeeze(-1), cmap="gray" if len(img)==1 else None, vmin=0, vmax=1)
+            ax.imshow(
+                img.permute(1, 2, 0).squeeze(-1),
+                cmap="gray" if len(img) == 1 else None,
+                vmin=0,
+                vmax=1,
+            )
             ax.set_axis_off()
-            if label.ndim == 0 and self.vocab: ax.set_title(str(self.vocab[int(label)]), fontsize=9, parse_math=False)
+            if label.ndim == 0 and self.vocab:
+                ax.set_title(str(self.vocab[int(label)]), fontsize=9, parse_math=False)
         plt.close(fig)
         return fig
 
 # %% ../../nbs/data/loaders.ipynb #1d073fdf
-_soft_loss = partial(CrossEntropyLossFlat, flatten=False)  # takes class numbers, as in validation, and distributions
-_losses = dict(single=CrossEntropyLossFlat, soft=_soft_loss, multi=BCEWithLogitsLossFlat, regression=MSELossFlat)
+# takes class numbers, as in validation, and distributions
+_soft_loss = partial(CrossEntropyLossFlat, flatten=False)
+_losses = dict(
+    single=CrossEntropyLossFlat,
+    soft=_soft_loss,
+    multi=BCEWithLogitsLossFlat,
+    regression=MSELossFlat,
+)
+
 
 def _guess_kind(y):
     if not y.is_floating_point(): return "single" if y.ndim==1 else "multi"
@@ -159,12 +201,17 @@ def _check_targets(name, y, kind, c):
     "Raise `LabelKitError` when `y` cannot be a target of that `kind`"
     if kind == "single":
         bad = ((y < -1) | (y >= c)).nonzero().flatten()
-        if len(bad): raise LabelKitError(f"{name}: label {int(y[bad[0]])} of sample {int(bad[0])} is outside the {c} classes 0..{c-1}: "
-                                         "correct it, pass the full `vocab`, or use -1 for samples without a label")
+        if len(bad):
+            raise LabelKitError(
+                f"{name}: label {int(y[bad[0]])} of sample {int(bad[0])} is outside the {c} "
+                f"classes 0..{c - 1}: "
+                "correct it, pass the full `vocab`, or use -1 for samples without a label"
+            )
     else:
         known = y[~y.flatten(1).isnan().any(1)] if y.ndim>1 else y[~y.isnan()]
         if kind == "soft": check_soft(known, name)
-        elif not known.isfinite().all(): raise LabelKitError(f"{name} has infinite values: remove those samples")
+        elif not known.isfinite().all():
+            raise LabelKitError(f"{name} has infinite values: remove those samples")
 
 # %% ../../nbs/data/loaders.ipynb #35dc58f2
 def check_soft(
@@ -175,77 +222,170 @@ def check_soft(
     bad = ((targets < 0).any(1) | ((targets.sum(1)-1).abs() > 1e-3)).nonzero().flatten()
     if len(bad):
         row = [round(v, 4) for v in targets[bad[0]].tolist()[:6]]
-        raise LabelKitError(f"{name}: row {int(bad[0])} is {row}, which is not a distribution (no value below 0, sum 1): "
-                            "normalise it, or pass kind='multi' for independent labels")
+        raise LabelKitError(
+            f"{name}: row {int(bad[0])} is {row}, which is not a distribution (no value below 0, "
+            "sum 1): "
+            "normalise it, or pass kind='multi' for independent labels"
+        )
 
 # %% ../../nbs/data/loaders.ipynb #f571d7bb
 def from_arrays(
-    x,                      # [N, ...] training inputs; images [N, C, H, W] as bytes or as floats in [0, 1]
-    y,                      # [N] class numbers with -1 for no label, or floats [N, C] (several labels, soft labels) or [N] / [N, D] (regression)
+    # [N, ...] training inputs; images [N, C, H, W] as bytes or as floats in [0, 1]
+    x,
+    # [N] class numbers with -1 for no label, or floats [N, C] (several labels, soft labels) or [N]
+    # / [N, D] (regression)
+    y,
     x_valid, y_valid,       # validation samples, all labeled
     vocab=None,             # class names; numbers if `None`
-    labeled=None,           # how many (an int, an equal number of each class) or which samples keep their label; all if `None`
+    # how many (an int, an equal number of each class) or which samples keep their label; all if
+    # `None`
+    labeled=None,
     noise_rate:float=0.,    # share of the labels that is made wrong on purpose
     noise:str="symmetric",  # which kind of wrong: "symmetric", "pair" or "instance"
-    imbalance:float=None,   # largest class over smallest: training samples are left out until the classes have a long tail
-    known=None,             # classes that can have a label (an int: the first ones); the others stay among the unlabeled and leave validation
-    complementary=None,     # a label says what the sample is not: `True`, or a transition [C, C] from true class to label
-    bag_size:int=None,      # no sample has a label, but each bag of so many has class shares, which are every member's soft label
+    # largest class over smallest: training samples are left out until the classes have a long tail
+    imbalance:float=None,
+    # classes that can have a label (an int: the first ones); the others stay among the unlabeled
+    # and leave validation
+    known=None,
+    # a label says what the sample is not: `True`, or a transition [C, C] from true class to label
+    complementary=None,
+    # no sample has a label, but each bag of so many has class shares, which are every member's soft
+    # label
+    bag_size:int=None,
     kind:str=None,          # "single", "multi", "soft" or "regression"; guessed from `y` if `None`
     bs:int=64,              # labeled samples a batch
     ratio:int=7,            # unlabeled samples for each labeled one in a batch
     val_bs:int=256,         # samples a batch in validation
     seed:int=0,             # decides labeled samples, noise and order
-    drop_last:bool=None,    # leave out a last incomplete batch; by default when there are several batches
-    view_hints:dict=None,   # what the default weak and strong views should know, such as `flip=False`
+    # leave out a last incomplete batch; by default when there are several batches
+    drop_last:bool=None,
+    # what the default weak and strong views should know, such as `flip=False`
+    view_hints:dict=None,
     device=None,            # where the data live; fastai's default device if `None`
 )->LabelDataLoaders:
-    "Loaders over arrays in memory. Raises `LabelKitError` for labels outside the classes, and when nothing is labeled or sizes differ"
+    """Loaders over arrays in memory. Raises `LabelKitError` for labels outside the classes, and
+    when nothing is labeled or sizes differ"""
     x,y,x_valid,y_valid = (torch.as_tensor(o) for o in (x, y, x_valid, y_valid))
     for name,a,b in (("y", x, y), ("y_valid", x_valid, y_valid)):
-        if len(a) != len(b): raise LabelKitError(f"{name} has {len(b)} targets for {len(a)} inputs: pass one for each")
-    if len(x) == 0 or len(x_valid) == 0: raise LabelKitError(f"x has {len(x)} and x_valid {len(x_valid)} samples: both need some")
-    if kind not in (None, *_losses): raise LabelKitError(f"kind={kind!r} is none of {', '.join(_losses)}: use one of them")
+        if len(a) != len(b):
+            raise LabelKitError(
+                f"{name} has {len(b)} targets for {len(a)} inputs: pass one for each"
+            )
+    if len(x) == 0 or len(x_valid) == 0:
+        raise LabelKitError(f"x has {len(x)} and x_valid {len(x_valid)} samples: both need some")
+    if kind not in (None, *_losses):
+        raise LabelKitError(f"kind={kind!r} is none of {', '.join(_losses)}: use one of them")
     kind = kind or _guess_kind(y)
     y,y_valid = (o.long() if kind=="single" else o.float() for o in (y, y_valid))
     if vocab is not None: c = len(vocab)
-    else: c = max(1, int(max(y.max(), y_valid.max()))+1) if kind=="single" else (y.shape[1] if y.ndim>1 else 1)
-    _check_targets("y", y, kind, c); _check_targets("y_valid", y_valid, kind, c)
-    if kind == "single" and (y_valid < 0).any(): raise LabelKitError("y_valid has samples without a label (-1): validate on labeled ones")
-    keep = dict(x=x, y=y, x_valid=x_valid, y_valid=y_valid, vocab=vocab, labeled=labeled, noise_rate=noise_rate, noise=noise, imbalance=imbalance,
-                known=known, complementary=complementary, bag_size=bag_size, kind=kind, bs=bs, ratio=ratio, val_bs=val_bs, drop_last=drop_last,
-                view_hints=view_hints, device=device)
+    else:
+        c = (
+            max(1, int(max(y.max(), y_valid.max())) + 1)
+            if kind == "single"
+            else (y.shape[1] if y.ndim > 1 else 1)
+        )
+    _check_targets("y", y, kind, c)
+    _check_targets("y_valid", y_valid, kind, c)
+    if kind == "single" and (y_valid < 0).any():
+        raise LabelKitError("y_valid has samples without a label (-1): validate on labeled ones")
+    keep = dict(
+        x=x,
+        y=y,
+        x_valid=x_valid,
+        y_valid=y_valid,
+        vocab=vocab,
+        labeled=labeled,
+        noise_rate=noise_rate,
+        noise=noise,
+        imbalance=imbalance,
+        known=known,
+        complementary=complementary,
+        bag_size=bag_size,
+        kind=kind,
+        bs=bs,
+        ratio=ratio,
+        val_bs=val_bs,
+        drop_last=drop_last,
+        view_hints=view_hints,
+        device=device,
+    )
     g = torch.Generator().manual_seed(seed)
-    settings = dict(noise_rate=noise_rate, imbalance=imbalance, known=known, complementary=complementary, bag_size=bag_size)
-    if kind != "single" and (used := [k for k,v in settings.items() if v is not None and v is not False and v != 0]):
-        raise LabelKitError(f"{used[0]}={settings[used[0]]} is for class labels, not for kind={kind!r}: leave it out")
+    settings = dict(
+        noise_rate=noise_rate,
+        imbalance=imbalance,
+        known=known,
+        complementary=complementary,
+        bag_size=bag_size,
+    )
+    if kind != "single" and (
+        used := [k for k, v in settings.items() if v is not None and v is not False and v != 0]
+    ):
+        raise LabelKitError(
+            f"{used[0]}={settings[used[0]]} is for class labels, not for kind={kind!r}: leave it "
+            "out"
+        )
     extra = {}
-    if known is not None: y,x_valid,y_valid,vocab,c,extra["x_unknown"] = _only_known(y, x_valid, y_valid, known, vocab, c)
+    if known is not None:
+        y, x_valid, y_valid, vocab, c, extra["x_unknown"] = _only_known(
+            y, x_valid, y_valid, known, vocab, c
+        )
     if imbalance is not None:
         rows = corrupt.long_tail(y, imbalance, c, g)
-        x,y = x[rows],y[rows]
-    truth,given = _given_labels(y, kind, c, labeled, check_range("noise_rate", noise_rate, 0, 1), noise, x, g, imbalance)
-    if complementary is not None and complementary is not False: given,extra["transition"] = _complementary(given, truth, c, complementary, g)
-    has_label = given.ge(0) if kind=="single" else ~given.flatten(1).isnan().any(1) if given.ndim>1 else ~given.isnan()
-    if not has_label.any(): raise LabelKitError("y has no labeled sample: give some samples a label, or pass labeled= a number above 0")
+        x = x[rows]
+        y = y[rows]
+    truth, given = _given_labels(
+        y, kind, c, labeled, check_range("noise_rate", noise_rate, 0, 1), noise, x, g, imbalance
+    )
+    if complementary is not None and complementary is not False:
+        given,extra["transition"] = _complementary(given, truth, c, complementary, g)
+    has_label = (
+        given.ge(0)
+        if kind == "single"
+        else ~given.flatten(1).isnan().any(1)
+        if given.ndim > 1
+        else ~given.isnan()
+    )
+    if not has_label.any():
+        raise LabelKitError(
+            "y has no labeled sample: give some samples a label, or pass labeled= a number above 0"
+        )
 
     targets = given
-    rows,rest = has_label.nonzero().flatten(),(~has_label).nonzero().flatten()
+    rows = has_label.nonzero().flatten()
+    rest = (~has_label).nonzero().flatten()
     if bag_size is not None: targets,given,extra = _in_bags(given, rows, c, bag_size, g)
-    arrays,valid = Arrays(x, targets),Arrays(x_valid, y_valid)
+    arrays = Arrays(x, targets)
+    valid = Arrays(x_valid, y_valid)
     loss = _losses[kind if bag_size is None else "soft"]()
     steps = max(len(rest)//(bs*ratio), len(rows)//bs, 1) if len(rest) else None
     if drop_last is None: drop_last = steps is None and len(rows) > bs
     device = default_device() if device is None else torch.device(device)
     mk = partial(ArrayDL, device=device)
-    dls = LabelDataLoaders(mk(ArrayDataset(arrays, rows, loss), bs=bs, steps=steps, shuffle=True, drop_last=drop_last,
-                              bags=extra["bags"][rows] if bag_size is not None else None),
-                           mk(ArrayDataset(valid, torch.arange(len(x_valid)), loss), bs=val_bs))
-    if len(rest): dls.unlabeled = mk(ArrayDataset(Arrays(x), rest), bs=min(bs*ratio, len(rest)), shuffle=True, drop_last=True)
+    dls = LabelDataLoaders(
+        mk(
+            ArrayDataset(arrays, rows, loss),
+            bs=bs,
+            steps=steps,
+            shuffle=True,
+            drop_last=drop_last,
+            bags=extra["bags"][rows] if bag_size is not None else None,
+        ),
+        mk(ArrayDataset(valid, torch.arange(len(x_valid)), loss), bs=val_bs),
+    )
+    if len(rest):
+        dls.unlabeled = mk(
+            ArrayDataset(Arrays(x), rest),
+            bs=min(bs * ratio, len(rest)),
+            shuffle=True,
+            drop_last=True,
+        )
     for i,dl in enumerate((dls.train, dls.unlabeled)):
         if dl is not None: dl.rng = random.Random(2*seed+i)
-    dls.c,dls.vocab,dls.n_ids = c,list(vocab if vocab is not None else range(c)),len(x)
-    dls.given,dls.truth = given.clone(),truth
+    dls.c = c
+    dls.vocab = list(vocab if vocab is not None else range(c))
+    dls.n_ids = len(x)
+    dls.given = given.clone()
+    dls.truth = truth
     for k,v in extra.items(): setattr(dls, k, v)
     dls.view_hints = dict(view_hints or {})
     dls.stats = _stats(x) if x.ndim==4 else None
@@ -255,33 +395,60 @@ def from_arrays(
 
 # %% ../../nbs/data/loaders.ipynb #c6ef24c5
 def _only_known(y, x_valid, y_valid, known, vocab, c):
-    "Classes renumbered; a sample of another class gets the number after the last, which is never handed out as a label"
+    """Classes renumbered; a sample of another class gets the number after the last, which is never
+    handed out as a label"""
     missing = (y < 0).any()
-    if missing: raise LabelKitError("known= needs the true class of every training sample, and y has -1: use labeled= to hide labels")
+    if missing:
+        raise LabelKitError(
+            "known= needs the true class of every training sample, and y has -1: use labeled= to "
+            "hide labels"
+        )
     known = list(range(known)) if isinstance(known, int) else list(known)
     y,y_valid = (corrupt.unknown_classes(o, known, c, unknown=len(known)) for o in (y, y_valid))
     inside = y_valid < len(known)
-    return y,x_valid[inside],y_valid[inside],[vocab[i] for i in known] if vocab is not None else known,len(known),x_valid[~inside]
+    return (
+        y,
+        x_valid[inside],
+        y_valid[inside],
+        [vocab[i] for i in known] if vocab is not None else known,
+        len(known),
+        x_valid[~inside],
+    )
+
 
 def _complementary(given, truth, c, transition, g):
-    "For every labeled sample a class that it is not, and the transition these labels were drawn from"
-    if truth is None: raise LabelKitError("complementary= needs the true class of every training sample, and y has -1: use labeled= to hide labels")
+    """For every labeled sample a class that it is not, and the transition these labels were drawn
+    from"""
+    if truth is None:
+        raise LabelKitError(
+            "complementary= needs the true class of every training sample, and y has -1: use "
+            "labeled= to hide labels"
+        )
     if transition is True: transition = (1-torch.eye(c))/(c-1)
     new = corrupt.complementary_labels(truth, c, g, transition)
     return torch.where(given >= 0, new, given),torch.as_tensor(transition).float()
 
 def _in_bags(given, rows, c, size, g):
-    "Soft targets [N, C]: the class shares of the bag; given labels: none; the bag of each sample and each bag's shares"
+    """Soft targets [N, C]: the class shares of the bag; given labels: none; the bag of each sample
+    and each bag's shares"""
     bag = torch.full((len(given),), -1)
     bag[rows],proportions = corrupt.bags(given[rows], size, c, g)
-    return proportions[bag.clamp_min(0)],torch.full_like(given, -1),dict(bags=bag, proportions=proportions)
+    return (
+        proportions[bag.clamp_min(0)],
+        torch.full_like(given, -1),
+        dict(bags=bag, proportions=proportions),
+    )
+
 
 def _by_class(y, n, c, g):
     "`n` rows that keep the classes' shares, at least one of each"
     have = torch.bincount(y, minlength=c)
     want = (have*n/len(y)).round().long().clamp_min(1).minimum(have)
     want[want.argmax()] += n - want.sum()
-    if n < c or (want > have).any() or (want < 1).any(): raise LabelKitError(f"labeled={n} cannot be shared by classes of sizes {have.tolist()}: pass at least {c}")
+    if n < c or (want > have).any() or (want < 1).any():
+        raise LabelKitError(
+            f"labeled={n} cannot be shared by classes of sizes {have.tolist()}: pass at least {c}"
+        )
     return corrupt._first_of_each(y, want, g)
 
 def _given_labels(y, kind, c, labeled, noise_rate, noise, x, g, imbalance=None):
@@ -290,14 +457,31 @@ def _given_labels(y, kind, c, labeled, noise_rate, noise, x, g, imbalance=None):
     if kind == "single": y = y.where(y < c, -1)  # of an unknown class
     if noise_rate:
         known = y >= 0
-        if noise == "instance" and not known.all(): raise LabelKitError("noise='instance' needs a label for every sample: use 'symmetric' or 'pair'")
-        y = y.clone(); y[known] = corrupt.add_noise(y[known], noise_rate, c, generator=g, noise=noise, x=x)
+        if noise == "instance" and not known.all():
+            raise LabelKitError(
+                "noise='instance' needs a label for every sample: use 'symmetric' or 'pair'"
+            )
+        y = y.clone()
+        y[known] = corrupt.add_noise(y[known], noise_rate, c, generator=g, noise=noise, x=x)
     if labeled is None: return truth,y
     if isinstance(labeled, int):
-        if not 0 < labeled <= len(y): raise LabelKitError(f"labeled={labeled} is not between 1 and {len(y)}, the number of samples: pass one that is")
-        keep = (_by_class(y, labeled, c, g) if imbalance else corrupt.keep_labeled(y, labeled, generator=g)) if kind=="single" else torch.randperm(len(y), generator=g)[:labeled]
+        if not 0 < labeled <= len(y):
+            raise LabelKitError(
+                f"labeled={labeled} is not between 1 and {len(y)}, the number of samples: pass one "
+                "that is"
+            )
+        keep = (
+            (
+                _by_class(y, labeled, c, g)
+                if imbalance
+                else corrupt.keep_labeled(y, labeled, generator=g)
+            )
+            if kind == "single"
+            else torch.randperm(len(y), generator=g)[:labeled]
+        )
     else: keep = torch.as_tensor(labeled)
-    mask = torch.zeros(len(y), dtype=torch.bool); mask[keep] = True
+    mask = torch.zeros(len(y), dtype=torch.bool)
+    mask[keep] = True
     given = torch.full_like(y, -1 if kind=="single" else math.nan)
     given[mask] = y[mask]
     return truth,given
@@ -308,37 +492,68 @@ def _stats(x):
 
 # %% ../../nbs/data/loaders.ipynb #844d27a7
 def digits(
-    labeled:int=None,       # how many samples keep their label, equally many of each class; all if `None`
+    # how many samples keep their label, equally many of each class; all if `None`
+    labeled:int=None,
     noise_rate:float=0.,    # share of the labels that is made wrong on purpose
     noise:str="symmetric",  # "symmetric", "pair" or "instance"
-    bs:int=None,            # labeled samples a batch; 16 when a few are labeled and 64 when all are, if `None`
+    # labeled samples a batch; 16 when a few are labeled and 64 when all are, if `None`
+    bs:int=None,
     valid_pct:float=.3,     # share kept for validation
     seed:int=0,             # decides labeled samples, noise and order
     **kwargs                # passed on to `from_arrays`
 )->LabelDataLoaders:
-    "Scikit-learn's 1,797 real handwritten digits, 8×8 pixels, grey (E. Alpaydin, C. Kaynak, 1998, https://doi.org/10.24432/C50P49)"
+    """Scikit-learn's 1,797 real handwritten digits, 8×8 pixels, grey (E. Alpaydin, C. Kaynak, 1998,
+    https://doi.org/10.24432/C50P49)"""
     from sklearn.datasets import load_digits
     x,y = (torch.as_tensor(o) for o in load_digits(return_X_y=True))
     x = (x.float()/16).view(-1,1,8,8)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(42))
     n = int(len(x)*check_range("valid_pct", valid_pct, .01, .99))
-    t,v = order[n:],order[:n]
+    t = order[n:]
+    v = order[:n]
     kwargs = dict(view_hints=dict(flip=False), vocab=[str(i) for i in range(10)]) | kwargs
     bs = bs or (64 if labeled is None else 16)
-    return from_arrays(x[t], y[t], x[v], y[v], labeled=labeled, noise_rate=noise_rate, noise=noise, bs=bs, seed=seed, **kwargs)
+    return from_arrays(
+        x[t],
+        y[t],
+        x[v],
+        y[v],
+        labeled=labeled,
+        noise_rate=noise_rate,
+        noise=noise,
+        bs=bs,
+        seed=seed,
+        **kwargs,
+    )
 
 # %% ../../nbs/data/loaders.ipynb #4c529630
-_sets = dict(mnist=("MNIST", False, [str(i) for i in range(10)]), fashion_mnist=("FashionMNIST", False, None), cifar10=("CIFAR10", True, None),
-             cifar100=("CIFAR100", True, None), svhn=("SVHN", False, [str(i) for i in range(10)]), stl10=("STL10", True, None))
+_sets = dict(
+    mnist=("MNIST", False, [str(i) for i in range(10)]),
+    fashion_mnist=("FashionMNIST", False, None),
+    cifar10=("CIFAR10", True, None),
+    cifar100=("CIFAR100", True, None),
+    svhn=("SVHN", False, [str(i) for i in range(10)]),
+    stl10=("STL10", True, None),
+)
 
 def _load_set(name, root, train, download):
     "Images as bytes [N, C, H, W], labels, class names"
     from torchvision import datasets
     cls = getattr(datasets, _sets[name][0])
-    split = dict(train=train) if name not in ("svhn", "stl10") else dict(split=("train+unlabeled" if name=="stl10" and train else "train" if train else "test"))
-    try: ds = cls(root, download=download, **split)
+    split = (
+        dict(train=train)
+        if name not in ("svhn", "stl10")
+        else dict(
+            split=("train+unlabeled" if name == "stl10" and train else "train" if train else "test")
+        )
+    )
+    try:
+        ds = cls(root, download=download, **split)
     except (RuntimeError, OSError) as e:
-        raise LabelKitError(f"root={str(root)!r} does not hold {cls.__name__} ({e}): pass download=True to fetch it, or the folder where it is") from e
+        raise LabelKitError(
+            f"root={str(root)!r} does not hold {cls.__name__} ({e}): pass download=True to fetch "
+            "it, or the folder where it is"
+        ) from e
     x = torch.as_tensor(ds.data)
     x = x[:,None] if x.ndim==3 else x.permute(0,3,1,2) if x.shape[-1]==3 else x
     y = torch.as_tensor(ds.targets if hasattr(ds, "targets") else ds.labels).long()
@@ -355,29 +570,40 @@ def _torchvision_set(
     x,y,vocab = _load_set(name, root, True, download)
     xv,yv,_ = _load_set(name, root, False, download)
     if n is not None:
-        if not 0 < n <= len(x): raise LabelKitError(f"n={n} is not between 1 and {len(x)}, the number of training samples: pass one that is")
+        if not 0 < n <= len(x):
+            raise LabelKitError(
+                f"n={n} is not between 1 and {len(x)}, the number of training samples: pass one "
+                "that is"
+            )
         keep = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
-        x,y = x[keep],y[keep]
+        x = x[keep]
+        y = y[keep]
     kwargs = dict(view_hints=dict(flip=_sets[name][1])) | kwargs
     return from_arrays(x, y, xv, yv, vocab=vocab, seed=seed, **kwargs)
 
 def mnist(root, **kwargs):
-    "70,000 handwritten digits, 28×28, grey (LeCun et al. 1998, http://yann.lecun.com/exdb/mnist/); arguments as `from_arrays`, `n` and `download`"
+    """70,000 handwritten digits, 28×28, grey (LeCun et al. 1998,
+    http://yann.lecun.com/exdb/mnist/); arguments as `from_arrays`, `n` and `download`"""
     return _torchvision_set("mnist", root, **kwargs)
 def fashion_mnist(root, **kwargs):
-    "70,000 pieces of clothing, 28×28, grey (Xiao et al. 2017, https://arxiv.org/abs/1708.07747); arguments as `from_arrays`, `n` and `download`"
+    """70,000 pieces of clothing, 28×28, grey (Xiao et al. 2017, https://arxiv.org/abs/1708.07747);
+    arguments as `from_arrays`, `n` and `download`"""
     return _torchvision_set("fashion_mnist", root, **kwargs)
 def cifar10(root, **kwargs):
-    "60,000 photographs of 10 classes, 32×32 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html); arguments as `from_arrays`, `n` and `download`"
+    """60,000 photographs of 10 classes, 32×32 (Krizhevsky 2009,
+    https://www.cs.toronto.edu/~kriz/cifar.html); arguments as `from_arrays`, `n` and `download`"""
     return _torchvision_set("cifar10", root, **kwargs)
 def cifar100(root, **kwargs):
-    "60,000 photographs of 100 classes, 32×32 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html); arguments as `from_arrays`, `n` and `download`"
+    """60,000 photographs of 100 classes, 32×32 (Krizhevsky 2009,
+    https://www.cs.toronto.edu/~kriz/cifar.html); arguments as `from_arrays`, `n` and `download`"""
     return _torchvision_set("cifar100", root, **kwargs)
 def svhn(root, **kwargs):
-    "99,289 house numbers, 32×32 (Netzer et al. 2011, http://ufldl.stanford.edu/housenumbers/); arguments as `from_arrays`, `n` and `download`"
+    """99,289 house numbers, 32×32 (Netzer et al. 2011, http://ufldl.stanford.edu/housenumbers/);
+    arguments as `from_arrays`, `n` and `download`"""
     return _torchvision_set("svhn", root, **kwargs)
 def stl10(root, **kwargs):
-    "13,000 labeled and 100,000 unlabeled photographs, 96×96 (Coates et al. 2011, https://cs.stanford.edu/~acoates/stl10/); arguments as `from_arrays`, `n` and `download`"
+    """13,000 labeled and 100,000 unlabeled photographs, 96×96 (Coates et al. 2011,
+    https://cs.stanford.edu/~acoates/stl10/); arguments as `from_arrays`, `n` and `download`"""
     return _torchvision_set("stl10", root, **kwargs)
 
 # %% ../../nbs/data/loaders.ipynb #265a609f
@@ -391,13 +617,16 @@ def label_dls(
     unlabeled=None,    # items without labels, as `dls.test_dl` takes them (files, for images)
     ratio:int=7,       # unlabeled samples for each labeled one in a batch
 )->DataLoaders: # `dls`, ready for every technique
-    "Give every sample of `dls` an id and add a loader of `unlabeled` items, whose ids follow those of the training samples"
-    # a bound method, as `DataLoader.new` hands on any other replaced function and with it this loader's order
+    """Give every sample of `dls` an id and add a loader of `unlabeled` items, whose ids follow
+    those of the training samples"""
+    # a bound method, as `DataLoader.new` hands on any other replaced function and with it this
+    # loader's order
     dls.train.get_idxs = MethodType(_drawn_idxs, dls.train)
     dls.train.first_id = 0
     n = len(dls.train.dataset)
     if unlabeled is not None:
-        if not len(unlabeled): raise LabelKitError("unlabeled is empty: pass the items that have no label")
+        if not len(unlabeled):
+            raise LabelKitError("unlabeled is empty: pass the items that have no label")
         u = dls.test_dl(unlabeled)
         bs = min(dls.train.bs*ratio, len(unlabeled))
         dls.unlabeled = u.new(bs=bs, shuffle=True, drop_last=True)
@@ -413,6 +642,7 @@ def batch_ids(
     n:int,   # samples in the batch
 ):
     "The ids [n] of batch `i` of `dl`, or `None` when the loader does not know them"
-    if isinstance(getattr(dl, "dl", dl), ArrayDL): return dl.ids  # wrapped for several processes, perhaps
+    # wrapped for several processes, perhaps
+    if isinstance(getattr(dl, "dl", dl), ArrayDL): return dl.ids
     if not hasattr(dl, "drawn"): return None
     return tensor(dl.drawn[i*dl.bs:i*dl.bs+n]).long() + dl.first_id

@@ -16,8 +16,10 @@ from ..errors import LabelKitError
 def _rate(value, name="noise_rate"):
     "`value` as a float in 0..1"
     try: rate = float(value)
-    except (TypeError, ValueError) as e: raise LabelKitError(f"{name} must be a number from 0 to 1, got {value!r}") from e
-    if not 0 <= rate <= 1: raise LabelKitError(f"{name} must be from 0 to 1, got {value!r}: .3 means 30 %")
+    except (TypeError, ValueError) as e:
+        raise LabelKitError(f"{name} must be a number from 0 to 1, got {value!r}") from e
+    if not 0 <= rate <= 1:
+        raise LabelKitError(f"{name} must be from 0 to 1, got {value!r}: .3 means 30 %")
     return rate
 
 def _labels(y, c=None, missing=False):
@@ -26,18 +28,25 @@ def _labels(y, c=None, missing=False):
     except (TypeError, ValueError, RuntimeError) as e:
         raise LabelKitError(f"y must be a vector of class numbers, got {type(y).__name__}") from e
     if y.ndim != 1:
-        raise LabelKitError(f"y must be a vector of class numbers, got shape {tuple(y.shape)}: for one-hot labels pass "
-                            "y.argmax(1)")
+        raise LabelKitError(
+            f"y must be a vector of class numbers, got shape {tuple(y.shape)}: for one-hot labels "
+            "pass "
+            "y.argmax(1)"
+        )
     if y.numel() == 0: raise LabelKitError("y is empty: pass at least one label")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise LabelKitError(f"y must hold whole numbers, got {y.dtype}: convert it with y.long()")
-    y, low = y.long(), -1 if missing else 0
+    y = y.long()
+    low = -1 if missing else 0
     c = int(y.max()) + 1 if c is None else int(c)
     if c < 2: raise LabelKitError(f"c is the number of classes and must be at least 2, got {c}")
     if (bad := (y < low) | (y >= c)).any():
         i = int(bad.nonzero()[0])
-        raise LabelKitError(f"y holds the label {int(y[i])} at position {i}, outside the classes 0..{c-1}: pass the right c, "
-                            "or drop these rows")
+        raise LabelKitError(
+            f"y holds the label {int(y[i])} at position {i}, outside the classes 0..{c - 1}: pass "
+            "the right c, "
+            "or drop these rows"
+        )
     return y, c
 
 def as_generator(
@@ -46,10 +55,15 @@ def as_generator(
     "A CPU generator: a whole number seeds a new one, a generator is used as it is (and moves on)."
     if isinstance(generator, torch.Generator):
         if generator.device.type == "cpu": return generator
-        raise LabelKitError(f"generator must live on the CPU, got one on {generator.device}: labels are drawn there so that "
-                            "every machine agrees")
+        raise LabelKitError(
+            f"generator must live on the CPU, got one on {generator.device}: labels are drawn "
+            "there so that "
+            "every machine agrees"
+        )
     if isinstance(generator, bool) or not hasattr(generator, "__index__"):
-        raise LabelKitError(f"generator must be a whole number or a torch.Generator, got {generator!r}")
+        raise LabelKitError(
+            f"generator must be a whole number or a torch.Generator, got {generator!r}"
+        )
     return torch.Generator().manual_seed(generator.__index__())
 
 # %% ../../nbs/data/settings.ipynb #70b479ec
@@ -64,8 +78,10 @@ def symmetric_noise(
     """Wrong labels drawn evenly from the other classes; a flip never keeps the class.
 
     Raises `LabelKitError` on a bad rate or label."""
-    (y, c), g = _labels(y, c), as_generator(generator)
-    rows, out = _chosen(len(y), _rate(noise_rate), g), y.clone()
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
+    rows = _chosen(len(y), _rate(noise_rate), g)
+    out = y.clone()
     out[rows] = (y[rows] + torch.randint(1, c, (len(rows),), generator=g)) % c
     return out
 
@@ -74,12 +90,16 @@ def transition(
     y:Tensor,       # true labels, [N]
     y_noisy:Tensor, # given labels, [N]
     c:int=None      # number of classes
-)->Tensor: # share of each true class (row) that carries each given label (column), float [C, C]; an absent class: zeros
+    # share of each true class (row) that carries each given label (column), float [C, C]; an absent
+    # class: zeros
+)->Tensor:
     "The noise that was really applied, counted."
     if c is None: c = max(int(torch.as_tensor(y).max()), int(torch.as_tensor(y_noisy).max())) + 1
     (y, c), (y_noisy, _) = _labels(y, c), _labels(y_noisy, c)
     if len(y) != len(y_noisy):
-        raise LabelKitError(f"y has {len(y)} rows and y_noisy {len(y_noisy)}: they must describe the same samples")
+        raise LabelKitError(
+            f"y has {len(y)} rows and y_noisy {len(y_noisy)}: they must describe the same samples"
+        )
     counts = torch.bincount(y*c + y_noisy, minlength=c*c).view(c, c).float()
     return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
@@ -89,15 +109,24 @@ def pair_noise(
     noise_rate:float,# share of the rows that get a wrong label, 0..1
     c:int=None,      # number of classes
     generator=0,     # whole number or torch.Generator
-    pairs:Tensor=None# for each class the one it is mistaken for, [C]; itself = never mistaken. Default: the next class
-)->Tensor: # LongTensor [N]; exactly round(noise_rate*M) mistakes, M rows whose class can be mistaken
-    """Each class is mistaken for one other class (Han et al. 2018, https://arxiv.org/abs/1804.06872).
+    # for each class the one it is mistaken for, [C]; itself = never mistaken. Default: the next
+    # class
+    pairs:Tensor=None
+    # LongTensor [N]; exactly round(noise_rate*M) mistakes, M rows whose class can be mistaken
+)->Tensor:
+    """Each class is mistaken for one other class (Han et al. 2018,
+    https://arxiv.org/abs/1804.06872).
 
     Raises `LabelKitError` on bad input."""
-    (y, c), g = _labels(y, c), as_generator(generator)
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
     pairs = torch.arange(1, c + 1) % c if pairs is None else _labels(pairs, c)[0]
-    if len(pairs) != c: raise LabelKitError(f"pairs must name one class for each of the {c} classes, got {len(pairs)}")
-    able, out = (pairs[y] != y).nonzero().flatten(), y.clone()
+    if len(pairs) != c:
+        raise LabelKitError(
+            f"pairs must name one class for each of the {c} classes, got {len(pairs)}"
+        )
+    able = (pairs[y] != y).nonzero().flatten()
+    out = y.clone()
     rows = able[_chosen(len(able), _rate(noise_rate), g)]
     out[rows] = pairs[y[rows]]
     return out
@@ -113,17 +142,28 @@ def instance_noise(
 )->Tensor: # LongTensor [N]
     """Wrong labels that depend on the sample: similar samples are mistaken in similar ways.
 
-    Part-dependent noise of Xia et al. 2020, https://arxiv.org/abs/2006.07836. A rate of 0 changes nothing.
-    Raises `LabelKitError` when `x` is missing, not finite, or has another number of rows than `y`."""
-    (y, c), g, rate = _labels(y, c), as_generator(generator), _rate(noise_rate)
-    if x is None: raise LabelKitError("instance_noise needs the samples: pass x=, a tensor with one row a label")
+    Part-dependent noise of Xia et al. 2020, https://arxiv.org/abs/2006.07836. A rate of 0 changes
+    nothing. Raises `LabelKitError` when `x` is missing, not finite, or has another number of rows
+    than `y`."""
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
+    rate = _rate(noise_rate)
+    if x is None:
+        raise LabelKitError(
+            "instance_noise needs the samples: pass x=, a tensor with one row a label"
+        )
     x = torch.as_tensor(x).detach().cpu().float().flatten(1)
-    if len(x) != len(y): raise LabelKitError(f"x has {len(x)} rows and y {len(y)}: they must describe the same samples")
-    if not x.isfinite().all(): raise LabelKitError("x holds NaN or infinite values: clean the samples first")
+    if len(x) != len(y):
+        raise LabelKitError(
+            f"x has {len(x)} rows and y {len(y)}: they must describe the same samples"
+        )
+    if not x.isfinite().all():
+        raise LabelKitError("x holds NaN or infinite values: clean the samples first")
     if rate == 0: return y.clone()
     q = torch.nn.init.trunc_normal_(torch.empty(len(y)), rate, spread, 0., 1., generator=g)
     prob = torch.empty(len(y), c)
-    for k in range(c):                                   # one class at a time: all maps together may not fit in memory
+    # one class at a time: all maps together may not fit in memory
+    for k in range(c):
         rows = y == k
         scores = x[rows] @ torch.randn(x.shape[1], c, generator=g)
         scores[:, k] = -torch.inf
@@ -142,9 +182,13 @@ def add_noise(
     noise:str="symmetric",# "symmetric", "pair" or "instance"
     x:Tensor=None         # the samples, only for "instance"
 )->Tensor: # LongTensor [N]
-    "Label noise by name. Raises `LabelKitError` for an unknown name and for whatever the named function refuses."
-    if noise not in noise_kinds: raise LabelKitError(f"noise must be one of {', '.join(noise_kinds)}, got {noise!r}")
-    return noise_kinds[noise](y, noise_rate, c, generator, **(dict(x=x) if noise == "instance" else {}))
+    """Label noise by name. Raises `LabelKitError` for an unknown name and for whatever the named
+    function refuses."""
+    if noise not in noise_kinds:
+        raise LabelKitError(f"noise must be one of {', '.join(noise_kinds)}, got {noise!r}")
+    return noise_kinds[noise](
+        y, noise_rate, c, generator, **(dict(x=x) if noise == "instance" else {})
+    )
 
 # %% ../../nbs/data/settings.ipynb #1eb79c27
 def long_tail_counts(
@@ -152,11 +196,15 @@ def long_tail_counts(
     c:int,          # number of classes
     imbalance:float # γ, largest class / smallest class; negative: the last class is the largest
 )->list: # whole numbers, one a class
-    """Class sizes n_max·γ^(−k/(C−1)), rounded down (Cui et al. 2019, https://arxiv.org/abs/1901.05555).
+    """Class sizes n_max·γ^(−k/(C−1)), rounded down (Cui et al. 2019,
+    https://arxiv.org/abs/1901.05555).
 
     Raises `LabelKitError` when |γ| is below 1."""
     if not abs(imbalance) >= 1:
-        raise LabelKitError(f"imbalance is the largest class over the smallest, at least 1 (or at most −1), got {imbalance}")
+        raise LabelKitError(
+            "imbalance is the largest class over the smallest, at least 1 (or at most −1), got "
+            f"{imbalance}"
+        )
     if c < 2: raise LabelKitError(f"c is the number of classes and must be at least 2, got {c}")
     counts = [int(n_max * (1/abs(imbalance))**(k/(c - 1)) + 1e-9) for k in range(c)]
     return counts if imbalance > 0 else counts[::-1]
@@ -166,12 +214,14 @@ def long_tail(
     imbalance:float, # γ, largest class / smallest class; negative: the last class is the largest
     c:int=None,      # number of classes
     generator=0,     # whole number or torch.Generator
-    n_max:int=None   # size of the largest class; default: the largest for which every class has enough samples
+    # size of the largest class; default: the largest for which every class has enough samples
+    n_max:int=None
 )->Tensor: # kept rows in ascending order, LongTensor [M]
     """Rows to keep so that the class sizes fall geometrically.
 
     Raises `LabelKitError` when a class has too few samples or would end up empty."""
-    (y, c), g = _labels(y, c), as_generator(generator)
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
     have = torch.bincount(y, minlength=c)
     if n_max is None:
         share = torch.tensor(long_tail_counts(10**9, c, imbalance)).double() / 1e9
@@ -179,19 +229,26 @@ def long_tail(
     want = torch.tensor(long_tail_counts(n_max, c, imbalance))
     if (short := want > have).any():
         k = int(short.nonzero()[0])
-        raise LabelKitError(f"class {k} has {int(have[k])} samples, imbalance={imbalance} with n_max={n_max} needs "
-                            f"{int(want[k])}: lower n_max")
+        raise LabelKitError(
+            f"class {k} has {int(have[k])} samples, imbalance={imbalance} with n_max={n_max} needs "
+            f"{int(want[k])}: lower n_max"
+        )
     if (want == 0).any():
-        raise LabelKitError(f"imbalance={imbalance} leaves class {int(want.argmin())} without a sample: lower imbalance or "
-                            f"raise n_max ({n_max})")
+        raise LabelKitError(
+            f"imbalance={imbalance} leaves class {int(want.argmin())} without a sample: lower "
+            "imbalance or "
+            f"raise n_max ({n_max})"
+        )
     return _first_of_each(y, want, g)
 
 def _first_of_each(y, want, g):
     "Of each class k `want[k]` random rows, ascending"
     order = torch.randperm(len(y), generator=g)
-    order = order[y[order].argsort(stable=True)]                                   # by class, shuffled inside each
+    # by class, shuffled inside each
+    order = order[y[order].argsort(stable=True)]
     counts = torch.bincount(y, minlength=len(want))
-    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]           # place of each row inside its class
+    # place of each row inside its class
+    place = torch.arange(len(y)) - (counts.cumsum(0) - counts)[y[order]]
     return order[place < want[y[order]]].sort().values
 
 # %% ../../nbs/data/settings.ipynb #8c0a81b4
@@ -204,21 +261,33 @@ def keep_labeled(
 )->Tensor: # rows that keep their label, ascending, LongTensor [n]
     """Rows whose labels stay.
 
-    Raises `LabelKitError` when there are not `n` labels, or (balanced) a class has too few or would get none."""
-    (y, c), g = _labels(y, c, missing=True), as_generator(generator)
+    Raises `LabelKitError` when there are not `n` labels, or (balanced) a class has too few or would
+    get none."""
+    (y, c) = _labels(y, c, missing=True)
+    g = as_generator(generator)
     rows = (y >= 0).nonzero().flatten()
-    if isinstance(n, bool) or not hasattr(n, "__index__"): raise LabelKitError(f"n must be a whole number of labels, got {n!r}")
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise LabelKitError(f"n must be a whole number of labels, got {n!r}")
     n = n.__index__()
     if not 1 <= n <= len(rows):
-        raise LabelKitError(f"n={n} labels asked for, {len(rows)} samples have one: pass n from 1 to {len(rows)}")
+        raise LabelKitError(
+            f"n={n} labels asked for, {len(rows)} samples have one: pass n from 1 to {len(rows)}"
+        )
     if not balanced: return rows[torch.randperm(len(rows), generator=g)[:n]].sort().values
-    if n < c: raise LabelKitError(f"n={n} labels are fewer than the {c} classes: pass at least {c}, or balanced=False")
-    want, have = torch.full((c,), n // c), torch.bincount(y[rows], minlength=c)
+    if n < c:
+        raise LabelKitError(
+            f"n={n} labels are fewer than the {c} classes: pass at least {c}, or balanced=False"
+        )
+    want = torch.full((c,), n // c)
+    have = torch.bincount(y[rows], minlength=c)
     want[torch.randperm(c, generator=g)[:n % c]] += 1
     if (short := want > have).any():
         k = int(short.nonzero()[0])
-        raise LabelKitError(f"class {k} has {int(have[k])} labels, {int(want[k])} are needed for n={n}: lower n, or pass "
-                            "balanced=False")
+        raise LabelKitError(
+            f"class {k} has {int(have[k])} labels, {int(want[k])} are needed for n={n}: lower n, "
+            "or pass "
+            "balanced=False"
+        )
     return rows[_first_of_each(y[rows], want, g)]
 
 # %% ../../nbs/data/settings.ipynb #3831927a
@@ -231,7 +300,8 @@ def partial_labels(
     """Candidate sets that hold the truth (Lv et al. 2020, https://arxiv.org/abs/2002.08053).
 
     Raises `LabelKitError` on a bad rate or label."""
-    (y, c), g = _labels(y, c), as_generator(generator)
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
     ticks = torch.rand(len(y), c, generator=g) < _rate(noise_rate)
     return ticks.scatter_(1, y[:, None], True)
 
@@ -240,37 +310,52 @@ def biased_transition(
     c:int,                  # number of classes, at least 4
     shares=(.75,.24,.01),   # chance of each group of wrong classes, sums to one
     generator=0             # whole number or torch.Generator
-)->Tensor: # row = true class, column = complementary label, float [C, C], zero diagonal, rows sum to one
+    # row = true class, column = complementary label, float [C, C], zero diagonal, rows sum to one
+)->Tensor:
     """Biased complementary labels, Yu et al. 2018, https://arxiv.org/abs/1711.09535.
 
     Raises `LabelKitError` when there are fewer wrong classes than groups."""
-    g, shares = as_generator(generator), torch.tensor(shares, dtype=torch.float)
+    g = as_generator(generator)
+    shares = torch.tensor(shares, dtype=torch.float)
     if c - 1 < len(shares):
-        raise LabelKitError(f"c={c} classes leave {c-1} wrong ones, too few for {len(shares)} groups: pass fewer shares")
+        raise LabelKitError(
+            f"c={c} classes leave {c - 1} wrong ones, too few for {len(shares)} groups: pass fewer "
+            "shares"
+        )
     if (shares < 0).any() or abs(float(shares.sum()) - 1) > 1e-4:
         raise LabelKitError(f"shares must sum to one, got {shares.tolist()}")
-    group = torch.arange(c - 1) * len(shares) // (c - 1)                           # near equal groups
+    # near equal groups
+    group = torch.arange(c - 1) * len(shares) // (c - 1)
     chance = (shares / torch.bincount(group))[group]
-    wrong = torch.rand(c, c, generator=g).fill_diagonal_(2.).argsort(1)[:, :-1]    # the wrong classes of each row, shuffled
+    # the wrong classes of each row, shuffled
+    wrong = torch.rand(c, c, generator=g).fill_diagonal_(2.).argsort(1)[:, :-1]
     return torch.zeros(c, c).scatter_(1, wrong, chance.expand(c, -1))
 
 def complementary_labels(
     y:Tensor,             # true labels, [N]
     c:int=None,           # number of classes
     generator=0,          # whole number or torch.Generator
-    transition:Tensor=None# chance of each label (column) for each true class (row), [C, C]; default: all wrong classes alike
+    # chance of each label (column) for each true class (row), [C, C]; default: all wrong classes
+    # alike
+    transition:Tensor=None
 )->Tensor: # a class the sample does not belong to, LongTensor [N]
     """One class that each sample is not (Ishida et al. 2017, https://arxiv.org/abs/1705.07541).
 
     Raises `LabelKitError` on a `transition` that is none."""
-    (y, c), g = _labels(y, c), as_generator(generator)
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
     if transition is None: transition = (1 - torch.eye(c)) / (c - 1)
     t = torch.as_tensor(transition).float()
-    if t.shape != (c, c): raise LabelKitError(f"transition must be {c} x {c} for {c} classes, got {tuple(t.shape)}")
+    if t.shape != (c, c):
+        raise LabelKitError(f"transition must be {c} x {c} for {c} classes, got {tuple(t.shape)}")
     if (t < 0).any() or (t.sum(1) - 1).abs().max() > 1e-4:
-        raise LabelKitError("transition must have rows that are distributions: not negative, sum one")
+        raise LabelKitError(
+            "transition must have rows that are distributions: not negative, sum one"
+        )
     if t.diagonal().any():
-        raise LabelKitError("transition must have a zero diagonal: a complementary label is never the true class")
+        raise LabelKitError(
+            "transition must have a zero diagonal: a complementary label is never the true class"
+        )
     return torch.multinomial(t[y], 1, generator=g).squeeze(1)
 
 # %% ../../nbs/data/settings.ipynb #6c1ed8b1
@@ -279,10 +364,14 @@ def bags(
     size:int,   # samples in a bag; the last bag holds the rest
     c:int=None, # number of classes
     generator=0 # whole number or torch.Generator
-)->tuple: # bag of each sample, LongTensor [N], and class shares of each bag, float [bags, C], rows sum to one
+    # bag of each sample, LongTensor [N], and class shares of each bag, float [bags, C], rows sum to
+    # one
+)->tuple:
     "Random bags and their label proportions. Raises `LabelKitError` on a size outside 1..N."
-    (y, c), g = _labels(y, c), as_generator(generator)
-    if not 1 <= size <= len(y): raise LabelKitError(f"size must be from 1 to the number of samples ({len(y)}), got {size}")
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
+    if not 1 <= size <= len(y):
+        raise LabelKitError(f"size must be from 1 to the number of samples ({len(y)}), got {size}")
     bag = torch.empty_like(y)
     bag[torch.randperm(len(y), generator=g)] = torch.arange(len(y)) // size
     n = -(-len(y) // size)
@@ -311,7 +400,8 @@ def unknown_classes(
 # %% ../../nbs/data/settings.ipynb #48477f6e
 def _per_column(value, n, name, what):
     values = [value]*n if not hasattr(value, "__len__") else list(value)
-    if len(values) != n: raise LabelKitError(f"{name} must be one number or {n} ({what}), got {len(values)}")
+    if len(values) != n:
+        raise LabelKitError(f"{name} must be one number or {n} ({what}), got {len(values)}")
     return torch.tensor([_rate(v, name) for v in values])
 
 def _votes(y, c, g, wrong_rate, coverage):
@@ -333,7 +423,8 @@ def annotators(
     """Labels by several people who err evenly over the other classes.
 
     Raises `LabelKitError` on rates outside 0..1 or their wrong number."""
-    (y, c), g = _labels(y, c), as_generator(generator)
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise LabelKitError(f"n must be a whole number of annotators, at least 1, got {n!r}")
     wrong = _per_column(noise_rates, n, "noise_rates", "one an annotator")
@@ -352,10 +443,15 @@ def weak_labels(
     """Votes of labeling functions with known accuracy and coverage, independent given the truth.
 
     Raises `LabelKitError` on rates outside 0..1."""
-    (y, c), g = _labels(y, c), as_generator(generator)
+    (y, c) = _labels(y, c)
+    g = as_generator(generator)
     if not hasattr(accuracies, "__len__") or len(accuracies) == 0:
-        raise LabelKitError(f"accuracies must list one number a labeling function, got {accuracies!r}")
+        raise LabelKitError(
+            f"accuracies must list one number a labeling function, got {accuracies!r}"
+        )
     n = len(accuracies)
     wrong = 1 - _per_column(accuracies, n, "accuracies", "one a labeling function")
-    votes, asked = _votes(y, c, g, wrong, _per_column(coverages, n, "coverages", "one a labeling function"))
+    votes, asked = _votes(
+        y, c, g, wrong, _per_column(coverages, n, "coverages", "one a labeling function")
+    )
     return votes.masked_fill(~asked, -1)

@@ -25,7 +25,8 @@ def _per_sample(v:torch.Tensor)->torch.Tensor:
 def _blend(base, x, f): return torch.lerp(base, x, _per_sample(f)).clamp_(0, 1)
 
 def _grey(x):
-    "Luminance `[B,1,H,W]` of colour images (ITU-R 601); any other number of channels stays as it is"
+    """Luminance `[B,1,H,W]` of colour images (ITU-R 601); any other number of channels stays as it
+    is"""
     if x.shape[1] != 3: return x
     r, g, b = x.unbind(1)
     return (.299*r).add_(g, alpha=.587).add_(b, alpha=.114)[:,None]
@@ -42,7 +43,8 @@ def op_contrast(
     x:torch.Tensor, # images `[B,C,H,W]` in [0, 1]
     f:torch.Tensor, # factor `[B]`; 0 is uniform grey, 1 leaves the image alone
 )->torch.Tensor: # images, as `x`
-    "Blend with the mean luminance of each image (with the mean of each channel, unless there are three)"
+    """Blend with the mean luminance of each image (with the mean of each channel, unless there are
+    three)"""
     return _blend(_grey(x).mean((2,3), keepdim=True), x, f)
 
 def op_color(
@@ -56,10 +58,12 @@ def op_sharpness(
     x:torch.Tensor, # images `[B,C,H,W]` in [0, 1], at least 3x3
     f:torch.Tensor, # factor `[B]`; 0 is smooth, 1 leaves the image alone
 )->torch.Tensor: # images, as `x`
-    "Blend with the image smoothed by the 3x3 kernel of ones with a 5 in its centre, over 13; the outermost pixels stay"
+    """Blend with the image smoothed by the 3x3 kernel of ones with a 5 in its centre, over 13; the
+    outermost pixels stay"""
     rows = (x[...,:-2]+x[...,1:-1]).add_(x[...,2:])
     box = (rows[...,:-2,:]+rows[...,1:-1,:]).add_(rows[...,2:,:])
-    out, inner = x.clone(), x[...,1:-1,1:-1]
+    out = x.clone()
+    inner = x[...,1:-1,1:-1]
     smooth = box.add_(inner, alpha=4).div_(13)
     out[...,1:-1,1:-1] = torch.lerp(smooth, inner, _per_sample(f)).clamp_(0, 1)
     return out
@@ -88,20 +92,33 @@ def op_posterize(
 
 def op_autocontrast(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
     "Stretch each channel of each image to the whole of [0, 1]; a constant channel stays as it is"
-    lo, hi = x.amin((2,3), keepdim=True), x.amax((2,3), keepdim=True)
+    lo = x.amin((2,3), keepdim=True)
+    hi = x.amax((2,3), keepdim=True)
     flat = hi == lo
     return (x-torch.where(flat, 0, lo)).div_(torch.where(flat, 1, hi-lo))
 
 # %% ../../nbs/data/views.ipynb #6be8dfd0
 def op_equalize(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
-    "Equalise the histogram of each channel of each image, over 256 levels; images with too few pixels for a step stay as they are"
+    """Equalise the histogram of each channel of each image, over 256 levels; images with too few
+    pixels for a step stay as they are"""
     b, c, h, w = x.shape
     level = _levels(x).clamp_(0, 255).long().view(b*c, h*w)
-    hist = torch.zeros(b*c, 256, dtype=torch.long, device=x.device).scatter_add_(1, level, torch.ones_like(level)).double()
+    hist = (
+        torch.zeros(b * c, 256, dtype=torch.long, device=x.device)
+        .scatter_add_(1, level, torch.ones_like(level))
+        .double()
+    )
     upto = hist.cumsum(1)
-    last = (hist*(upto == h*w)).sum(1, keepdim=True)  # only the brightest level is not empty and completes the sum
+    # only the brightest level is not empty and completes the sum
+    last = (hist*(upto == h*w)).sum(1, keepdim=True)
     step = ((h*w-last)/255).floor_()
-    table = ((upto-hist+(step/2).floor_())/step.clamp(min=1)).floor_().clamp_(max=255).div_(255).to(x.dtype)
+    table = (
+        ((upto - hist + (step / 2).floor_()) / step.clamp(min=1))
+        .floor_()
+        .clamp_(max=255)
+        .div_(255)
+        .to(x.dtype)
+    )
     return torch.where((step == 0).view(b,c,1,1), x, table.gather(1, level).view(x.shape))
 
 # %% ../../nbs/data/views.ipynb #e62ab912
@@ -117,8 +134,11 @@ def op_rotate(
     w:int,          # width of the images
 )->torch.Tensor: # matrices `[B,3,3]`, output place to input place
     "Rotate about the centre"
-    a, x, y = v*(math.pi/180), w/2, h/2
-    c, s = a.cos(), a.sin()
+    a = v*(math.pi/180)
+    x = w/2
+    y = h/2
+    c = a.cos()
+    s = a.sin()
     return _matrix(v, m00=c, m01=-s, m02=x-c*x+s*y, m10=s, m11=c, m12=y-s*x-c*y)
 
 def op_shear_x(v:torch.Tensor, h:int, w:int)->torch.Tensor:
@@ -145,22 +165,33 @@ def warp(
 )->torch.Tensor: # images, as `x`
     "Sample every image once, bilinearly, at the places its matrix names"
     h, w = x.shape[-2:]
-    m = matrix.to(x.device, x.dtype)[:,:2]*x.new_tensor([2/w, 2/h]).view(1,2,1)  # rows: sampling places counted from -1 to 1
-    col, row = torch.arange(.5, w, device=x.device, dtype=x.dtype), torch.arange(.5, h, device=x.device, dtype=x.dtype)
+    # rows: sampling places counted from -1 to 1
+    m = matrix.to(x.device, x.dtype)[:,:2]*x.new_tensor([2/w, 2/h]).view(1,2,1)
+    col = torch.arange(.5, w, device=x.device, dtype=x.dtype)
+    row = torch.arange(.5, h, device=x.device, dtype=x.dtype)
     place = m[:,:,0,None,None]*col + (m[:,:,1,None]*row + (m[:,:,2,None]-1))[...,None]
-    y = F.grid_sample(x-fill if fill else x, place.permute(0,2,3,1), mode="bilinear", padding_mode="zeros", align_corners=False)
+    y = F.grid_sample(
+        x - fill if fill else x,
+        place.permute(0, 2, 3, 1),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
     return y.add_(fill) if fill else y
 
 # %% ../../nbs/data/views.ipynb #3a2a06c7
 def op_cutout(
     x:torch.Tensor,      # images `[B,C,H,W]`
     size:torch.Tensor,   # sides of the boxes `[B]`, as fractions of the image's sides
-    centre:torch.Tensor, # `[B,2]` in [0, 1): row and column of the centres, as fractions of the image's sides
+    # `[B,2]` in [0, 1): row and column of the centres, as fractions of the image's sides
+    centre:torch.Tensor,
     fill:float=.5,       # what is painted
 )->torch.Tensor: # images, as `x`
-    "Paint a box over each image; a box is clipped at the image's edges. DeVries and Taylor 2017, https://arxiv.org/abs/1708.04552"
+    """Paint a box over each image; a box is clipped at the image's edges. DeVries and Taylor 2017,
+    https://arxiv.org/abs/1708.04552"""
     def span(k, c):
-        side, mid = (size*k).round(), (c*k).floor()
+        side = (size*k).round()
+        mid = (c*k).floor()
         lo = (mid-(side/2).floor())[:,None]
         i = torch.arange(k, device=x.device)
         return (i >= lo) & (i < lo+side[:,None])
@@ -172,7 +203,8 @@ def op_cutout(
 class ViewOp:
     "One operation of RandAugment: its function and the range of its value"
     name:str            # as in `view_ops`
-    f:Callable = field(repr=False) # "colour": `f(x, value)`; "geometry": `f(value, h, w)`; "box": `f(x, value, centre, fill)`
+    # "colour": `f(x, value)`; "geometry": `f(value, h, w)`; "box": `f(x, value, centre, fill)`
+    f:Callable = field(repr=False)
     low:float = 0.      # value at magnitude 0, where nothing happens
     high:float = 0.     # value at magnitude 30
     signed:bool = False # go either way from `low`
@@ -180,28 +212,44 @@ class ViewOp:
 
 def _noop(x, v=None): return x
 
-view_ops:dict[str,ViewOp] = {o.name:o for o in [
-    ViewOp("identity", _noop), ViewOp("autocontrast", op_autocontrast), ViewOp("equalize", op_equalize),
-    ViewOp("rotate", op_rotate, 0., 30., True, "geometry"), ViewOp("solarize", op_solarize, 256/255, 0.),
-    ViewOp("color", op_color, 1., 1.9, True), ViewOp("posterize", op_posterize, 8., 4.),
-    ViewOp("contrast", op_contrast, 1., 1.9, True), ViewOp("brightness", op_brightness, 1., 1.9, True),
-    ViewOp("sharpness", op_sharpness, 1., 1.9, True),
-    ViewOp("shear_x", op_shear_x, 0., .3, True, "geometry"), ViewOp("shear_y", op_shear_y, 0., .3, True, "geometry"),
-    ViewOp("translate_x", op_translate_x, 0., .3, True, "geometry"), ViewOp("translate_y", op_translate_y, 0., .3, True, "geometry"),
-    ViewOp("invert", op_invert), ViewOp("cutout", op_cutout, 0., .2, False, "box")]}
+view_ops: dict[str, ViewOp] = {
+    o.name: o
+    for o in [
+        ViewOp("identity", _noop),
+        ViewOp("autocontrast", op_autocontrast),
+        ViewOp("equalize", op_equalize),
+        ViewOp("rotate", op_rotate, 0.0, 30.0, True, "geometry"),
+        ViewOp("solarize", op_solarize, 256 / 255, 0.0),
+        ViewOp("color", op_color, 1.0, 1.9, True),
+        ViewOp("posterize", op_posterize, 8.0, 4.0),
+        ViewOp("contrast", op_contrast, 1.0, 1.9, True),
+        ViewOp("brightness", op_brightness, 1.0, 1.9, True),
+        ViewOp("sharpness", op_sharpness, 1.0, 1.9, True),
+        ViewOp("shear_x", op_shear_x, 0.0, 0.3, True, "geometry"),
+        ViewOp("shear_y", op_shear_y, 0.0, 0.3, True, "geometry"),
+        ViewOp("translate_x", op_translate_x, 0.0, 0.3, True, "geometry"),
+        ViewOp("translate_y", op_translate_y, 0.0, 0.3, True, "geometry"),
+        ViewOp("invert", op_invert),
+        ViewOp("cutout", op_cutout, 0.0, 0.2, False, "box"),
+    ]
+}
 
-RAND_OPS = tuple(k for k in view_ops if k not in ("invert", "cutout"))  # the 14 of the paper; the other two are in its first PyTorch port
+# the 14 of the paper; the other two are in its first PyTorch port
+RAND_OPS = tuple(k for k in view_ops if k not in ("invert", "cutout"))
 
 # %% ../../nbs/data/views.ipynb #a1401b1f
 class View:
-    "Base of random views: `view(x, generator)` on images `[B,C,H,W]`. Subclasses write `apply`, and `limits` if they cannot take every image"
+    """Base of random views: `view(x, generator)` on images `[B,C,H,W]`. Subclasses write `apply`,
+    and `limits` if they cannot take every image"""
     unit = False # True if the images must lie in [0, 1]
 
     def __call__(self,
         x:torch.Tensor,            # float images `[B,C,H,W]`
-        generator:torch.Generator, # on the CPU, whatever the device of `x`; the only source of randomness
+        # on the CPU, whatever the device of `x`; the only source of randomness
+        generator:torch.Generator,
     )->torch.Tensor: # new images; shape, type and device of `x`
-        "A view of every image. Raises `LabelKitError` for a wrong rank, type, size or range, or without a generator"
+        """A view of every image. Raises `LabelKitError` for a wrong rank, type, size or range, or
+        without a generator"""
         self.check(x, generator)
         if not len(x): return x.clone()
         with torch.no_grad(): y = self.apply(x.as_subclass(torch.Tensor).float(), generator)
@@ -210,27 +258,42 @@ class View:
     def check(self, x, generator):
         "Raise `LabelKitError` if this view cannot take `x`"
         if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-            raise LabelKitError(f"generator={generator!r} is not a torch.Generator on the CPU: pass torch.Generator().manual_seed(0)")
+            raise LabelKitError(
+                f"generator={generator!r} is not a torch.Generator on the CPU: pass "
+                "torch.Generator().manual_seed(0)"
+            )
         found = f"{x.dtype} of shape {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         if not torch.is_tensor(x) or x.ndim != 4:
-            raise LabelKitError(f"x is {found}: pass a batch of images as a float tensor [B, C, H, W]; x[None] makes a batch of one")
-        if 0 in x.shape[1:]: raise LabelKitError(f"x is {found}, {x.shape[-2]}x{x.shape[-1]} pixels: pass images that are not empty")
-        if not x.is_floating_point(): raise LabelKitError(f"x is {found}: pass floats in [0, 1], for bytes x.float()/255")
+            raise LabelKitError(
+                f"x is {found}: pass a batch of images as a float tensor [B, C, H, W]; x[None] "
+                "makes a batch of one"
+            )
+        if 0 in x.shape[1:]:
+            raise LabelKitError(
+                f"x is {found}, {x.shape[-2]}x{x.shape[-1]} pixels: pass images that are not empty"
+            )
+        if not x.is_floating_point():
+            raise LabelKitError(f"x is {found}: pass floats in [0, 1], for bytes x.float()/255")
         self.limits(x.shape[1], *x.shape[-2:])
         if self.unit and len(x):
             lo, hi = x.detach().aminmax()
-            if not (lo >= -.02 and hi <= 1.02): raise LabelKitError(f"x has values from {lo:.3g} to {hi:.3g}: {type(self).__name__} takes images "
-                "in [0, 1]; if they were normalised, use Normalized(view, mean, std), and if they have NaNs, look where they come from")
+            if not (lo >= -.02 and hi <= 1.02):
+                raise LabelKitError(
+                    f"x has values from {lo:.3g} to {hi:.3g}: {type(self).__name__} takes images "
+                    "in [0, 1]; if they were normalised, use Normalized(view, mean, std), and if "
+                    "they have NaNs, look where they come from"
+                )
 
     def limits(self, c:int, h:int, w:int):
-        "Raise `LabelKitError` if images with `c` channels of `h` by `w` pixels are impossible for this view"
+        """Raise `LabelKitError` if images with `c` channels of `h` by `w` pixels are impossible for
+        this view"""
 
     def apply(self, x:torch.Tensor, generator:torch.Generator)->torch.Tensor:
         "New images from the float32 images `x`, which must not be changed in place"
         raise NotImplementedError
 
     def __repr__(self):
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k,v in vars(self).items() if not k.startswith('_'))})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not k.startswith('_'))})"
 
 # %% ../../nbs/data/views.ipynb #c9306c6e
 def _pixels(size, side):
@@ -238,7 +301,8 @@ def _pixels(size, side):
     return size if isinstance(size, int) else int(size*side+.5)
 
 class Weak(View):
-    "The weak view of FixMatch: a random shift, and a horizontal flip of every second image. Sohn et al. 2020, https://arxiv.org/abs/2001.07685"
+    """The weak view of FixMatch: a random shift, and a horizontal flip of every second image. Sohn
+    et al. 2020, https://arxiv.org/abs/2001.07685"""
     def __init__(self,
         pad:float|int=1/8, # largest shift, as a fraction of the side, or in pixels when an `int`
         flip:bool=True,    # mirror left and right with probability .5
@@ -246,22 +310,32 @@ class Weak(View):
     ):
         if isinstance(check_range("pad", pad, 0), float): check_range("pad", pad, 0, .99)
         if fill is not None: check_range("fill", fill, 0, 1)
-        self.pad, self.flip, self.fill = pad, flip, fill
+        self.pad = pad
+        self.flip = flip
+        self.fill = fill
 
     def limits(self, c, h, w):
         if any((p := _pixels(self.pad, side)) >= side for side in (h, w)):
-            raise LabelKitError(f"x has images of {h}x{w} pixels, too small for shifts of pad={p} pixels: pass pad={(min(h,w)-1)//2} or less, "
-                                "or a fraction such as pad=1/8")
+            raise LabelKitError(
+                f"x has images of {h}x{w} pixels, too small for shifts of pad={p} pixels: pass "
+                f"pad={(min(h, w) - 1) // 2} or less, "
+                "or a fraction such as pad=1/8"
+            )
 
     def apply(self, x, generator):
         b, c, h, w = x.shape
-        rows, cols = self._source(b, h, generator), self._source(b, w, generator)
-        if self.flip: cols = torch.where(torch.rand(b, 1, generator=generator) < .5, cols.flip(1), cols)
-        rows, cols = rows.to(x.device), cols.to(x.device)
+        rows = self._source(b, h, generator)
+        cols = self._source(b, w, generator)
+        if self.flip:
+            cols = torch.where(torch.rand(b, 1, generator=generator) < .5, cols.flip(1), cols)
+        rows = rows.to(x.device)
+        cols = cols.to(x.device)
         place = _reflect(rows, h)[:,:,None]*w + _reflect(cols, w)[:,None]
         y = x.reshape(b, c, h*w).gather(2, place.view(b, 1, h*w).expand(b, c, h*w)).view(x.shape)
         if self.fill is None: return y
-        outside = ((rows < 0) | (rows >= h))[:,None,:,None] | ((cols < 0) | (cols >= w))[:,None,None]
+        outside = ((rows < 0) | (rows >= h))[:, None, :, None] | ((cols < 0) | (cols >= w))[
+            :, None, None
+        ]
         return y.masked_fill_(outside, self.fill)
 
     def _source(self, b, side, generator):
@@ -273,48 +347,77 @@ def _reflect(i, side): return (side-1) - ((side-1)-i.abs()).abs()
 
 # %% ../../nbs/data/views.ipynb #af1b23bb
 def _as_ops(ops):
-    "A tuple of `ViewOp`, from names, from `ViewOp`s, or from a dictionary of names and strongest values"
-    if isinstance(ops, str): raise LabelKitError(f"ops={ops!r} is one name: pass a list of names, ops=[{ops!r}]")
+    """A tuple of `ViewOp`, from names, from `ViewOp`s, or from a dictionary of names and strongest
+    values"""
+    if isinstance(ops, str):
+        raise LabelKitError(f"ops={ops!r} is one name: pass a list of names, ops=[{ops!r}]")
     out = []
     for o in ops:
         known = o if isinstance(o, ViewOp) else view_ops.get(o)
-        if known is None: raise LabelKitError(f"ops has {o!r}, which is no operation: choose from {', '.join(view_ops)}")
-        out.append(replace(known, high=check_range(f"ops[{o!r}]", ops[o], -360, 360)) if isinstance(ops, dict) else known)
-    if not out: raise LabelKitError("ops is empty: pass at least one operation, for example ops=['identity']")
+        if known is None:
+            raise LabelKitError(
+                f"ops has {o!r}, which is no operation: choose from {', '.join(view_ops)}"
+            )
+        out.append(
+            replace(known, high=check_range(f"ops[{o!r}]", ops[o], -360, 360))
+            if isinstance(ops, dict)
+            else known
+        )
+    if not out:
+        raise LabelKitError(
+            "ops is empty: pass at least one operation, for example ops=['identity']"
+        )
     return tuple(out)
 
 class RandAugment(View):
-    "`n` random operations of equal strength for each sample. Cubuk et al. 2019, https://arxiv.org/abs/1909.13719"
+    """`n` random operations of equal strength for each sample. Cubuk et al. 2019,
+    https://arxiv.org/abs/1909.13719"""
     unit = True
     def __init__(self,
         n:int=2,                      # operations for each sample
         magnitude:float=10,           # strength, 0 to 30
-        ops:list|tuple|dict=RAND_OPS, # names in `view_ops`; a dictionary also gives the value at magnitude 30, e.g. `dict(rotate=15)`
+        # names in `view_ops`; a dictionary also gives the value at magnitude 30, e.g.
+        # `dict(rotate=15)`
+        ops:list|tuple|dict=RAND_OPS,
         random_magnitude:bool=False,  # draw each magnitude from 1..`magnitude`, as FixMatch does
         p:float=1.,                   # probability that a drawn operation is carried out
         fill:float=.5,                # colour of what geometry uncovers, and of cutout
     ):
         if not isinstance(n, int): raise LabelKitError(f"n={n!r} is not a whole number: pass n=2")
-        check_range("n", n, 0); check_range("magnitude", magnitude, 1 if random_magnitude else 0, 30)
-        check_range("p", p, 0, 1); check_range("fill", fill, 0, 1)
-        self.n, self.magnitude, self.ops, self.random_magnitude, self.p, self.fill = n, magnitude, ops, random_magnitude, p, fill
+        check_range("n", n, 0)
+        check_range("magnitude", magnitude, 1 if random_magnitude else 0, 30)
+        check_range("p", p, 0, 1)
+        check_range("fill", fill, 0, 1)
+        self.n = n
+        self.magnitude = magnitude
+        self.ops = ops
+        self.random_magnitude = random_magnitude
+        self.p = p
+        self.fill = fill
         self._ops = _as_ops(ops)
         self._low, self._span = torch.tensor([(o.low, o.high-o.low) for o in self._ops]).T
         self._signed = torch.tensor([o.signed for o in self._ops])
         self._moves = torch.tensor([o.kind == "geometry" for o in self._ops]+[False])
 
     def limits(self, c, h, w):
-        if min(h, w) < 3: raise LabelKitError(f"x has images of {h}x{w} pixels, too small for RandAugment: pass images of 3x3 pixels or more")
+        if min(h, w) < 3:
+            raise LabelKitError(
+                f"x has images of {h}x{w} pixels, too small for RandAugment: pass images of 3x3 "
+                "pixels or more"
+            )
 
     def draw(self,
         b:int,                     # samples
         generator:torch.Generator, # on the CPU
-    )->tuple: # indices into the operations `[n, b]` (one past the end: left out), their values `[n, b]`, centres for boxes `[n, b, 2]`
+        # indices into the operations `[n, b]` (one past the end: left out), their values `[n, b]`,
+        # centres for boxes `[n, b, 2]`
+    )->tuple:
         "What happens to each sample, in each of `n` rounds"
         shape = (self.n, b)
         op = torch.randint(len(self._ops), shape, generator=generator)
         m = torch.full(shape, float(self.magnitude))
-        if self.random_magnitude: m = torch.randint(1, int(self.magnitude)+1, shape, generator=generator).float()
+        if self.random_magnitude:
+            m = torch.randint(1, int(self.magnitude)+1, shape, generator=generator).float()
         way = torch.where(self._signed[op] & (torch.rand(shape, generator=generator) < .5), -1, 1)
         value = self._low[op] + way*m/30*self._span[op]
         centre = torch.rand(*shape, 2, generator=generator)
@@ -330,7 +433,13 @@ class RandAugment(View):
             sizes = o.bincount(minlength=len(self._ops)+1).tolist()
             for k,i,vi,ci in zip(self._ops, rows.split(sizes), v.split(sizes), c.split(sizes)):
                 if len(i) and k.kind != "geometry" and k.f is not _noop:
-                    y.index_copy_(0, i, k.f(y.index_select(0, i), vi, *((ci, self.fill) if k.kind == "box" else ())))
+                    y.index_copy_(
+                        0,
+                        i,
+                        k.f(
+                            y.index_select(0, i), vi, *((ci, self.fill) if k.kind == "box" else ())
+                        ),
+                    )
         return y
 
     def _geometry(self, x, op, value):
@@ -346,30 +455,45 @@ class RandAugment(View):
 
 # %% ../../nbs/data/views.ipynb #a4b8ff55
 class CustomView(View):
-    "A function as a view. It gets the batch as it is, of any shape, and must return a tensor with one entry per sample"
+    """A function as a view. It gets the batch as it is, of any shape, and must return a tensor with
+    one entry per sample"""
     def __init__(self, f:Callable):
         self.f = f
-        try: ps = [p for p in inspect.signature(f).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        except (TypeError, ValueError): ps = []
+        try:
+            ps = [
+                p
+                for p in inspect.signature(f).parameters.values()
+                if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+            ]
+        except (TypeError, ValueError):
+            ps = []
         self._two = len(ps) > 1 and (ps[1].default is ps[1].empty or ps[1].name == "generator")
 
     def __call__(self, x, generator=None):
         with torch.no_grad(): y = self.apply(x, generator)
         if not torch.is_tensor(y) or not y.ndim or len(y) != len(x):
             found = f"shape {list(y.shape)}" if torch.is_tensor(y) else type(y).__name__
-            raise LabelKitError(f"f={self.f!r} returned {found} for a batch of {len(x)}: return a tensor with one entry per sample")
+            raise LabelKitError(
+                f"f={self.f!r} returned {found} for a batch of {len(x)}: return a tensor with one "
+                "entry per sample"
+            )
         return y
 
     def apply(self, x, generator): return self.f(x, generator) if self._two else self.f(x)
 
 def as_view(
-    f:View|Callable, # a view, or `f(x)` or `f(x, generator)`; a second argument with a default is passed if its name is `generator`
+    # a view, or `f(x)` or `f(x, generator)`; a second argument with a default is passed if its name
+    # is `generator`
+    f:View|Callable,
 )->View:
     "`f` as a view. Raises `LabelKitError` for what cannot be called"
     if isinstance(f, View): return f
     if callable(f) and not isinstance(f, type): return CustomView(f)
     hint = f"{f.__name__}()" if isinstance(f, type) else "Weak()"
-    raise LabelKitError(f"view {f!r} cannot be called on a batch: pass a view such as {hint}, or a function f(x) or f(x, generator)")
+    raise LabelKitError(
+        f"view {f!r} cannot be called on a batch: pass a view such as {hint}, or a function f(x) "
+        "or f(x, generator)"
+    )
 
 # %% ../../nbs/data/views.ipynb #9aa742b0
 class Cutout(View):
@@ -377,7 +501,9 @@ class Cutout(View):
     def __init__(self,
         size:float=.5, # side of the box, as a fraction of the image's sides; 0 paints nothing
         fill:float=.5, # its colour
-    ): self.size, self.fill = check_range("size", size, 0, 1), check_range("fill", fill, 0, 1)
+    ):
+        self.size = check_range("size", size, 0, 1)
+        self.fill = check_range("fill", fill, 0, 1)
 
     def apply(self, x, generator):
         centre = torch.rand(len(x), 2, generator=generator).to(x.device)
@@ -393,26 +519,47 @@ class Chain(View):
         return x
     @property
     def unit(self): return any(v.unit for v in self._views)
-    def __repr__(self): return f"{type(self).__name__}({', '.join(map(repr, self._views))})" if type(self) is Chain else super().__repr__()
+    def __repr__(self):
+        return (
+            f"{type(self).__name__}({', '.join(map(repr, self._views))})"
+            if type(self) is Chain
+            else super().__repr__()
+        )
+
 
 class Strong(Chain):
-    "The strong view of FixMatch: shift and flip, `RandAugment`, `Cutout`. Sohn et al. 2020, https://arxiv.org/abs/2001.07685"
+    """The strong view of FixMatch: shift and flip, `RandAugment`, `Cutout`. Sohn et al. 2020,
+    https://arxiv.org/abs/2001.07685"""
     def __init__(self,
         n:int=2,                     # operations for each sample
         magnitude:float=10,          # strength, 0 to 30
-        ops:list|tuple|dict=None,    # names in `view_ops`, or a dictionary of names and strongest values; `None` is `RAND_OPS`
-        pad:float|int=1/8,           # largest shift, as a fraction of the side, or in pixels when an `int`
+        # names in `view_ops`, or a dictionary of names and strongest values; `None` is `RAND_OPS`
+        ops:list|tuple|dict=None,
+        # largest shift, as a fraction of the side, or in pixels when an `int`
+        pad:float|int=1/8,
         flip:bool=True,              # mirror left and right with probability .5
-        cutout:float=.5,             # side of the box as a fraction of the image's sides; 0 for none
+        # side of the box as a fraction of the image's sides; 0 for none
+        cutout:float=.5,
         random_magnitude:bool=False, # draw each magnitude from 1..`magnitude`, as FixMatch does
         p:float=1.,                  # probability that a drawn operation is carried out
         fill:float=.5,               # colour of what geometry uncovers, and of the box
     ):
         check_range("cutout", cutout, 0, 1)
         ops = RAND_OPS if ops is None else ops
-        super().__init__(Weak(pad, flip), RandAugment(n, magnitude, ops, random_magnitude, p, fill), *([Cutout(cutout, fill)] if cutout else []))
-        self.n, self.magnitude, self.ops, self.pad, self.flip, self.cutout = n, magnitude, ops, pad, flip, cutout
-        self.random_magnitude, self.p, self.fill = random_magnitude, p, fill
+        super().__init__(
+            Weak(pad, flip),
+            RandAugment(n, magnitude, ops, random_magnitude, p, fill),
+            *([Cutout(cutout, fill)] if cutout else []),
+        )
+        self.n = n
+        self.magnitude = magnitude
+        self.ops = ops
+        self.pad = pad
+        self.flip = flip
+        self.cutout = cutout
+        self.random_magnitude = random_magnitude
+        self.p = p
+        self.fill = fill
 
 # %% ../../nbs/data/views.ipynb #856cce34
 class Normalized(View):
@@ -423,12 +570,25 @@ class Normalized(View):
         std:list[float],      # standard deviation of each channel
     ):
         self.view = as_view(view)
-        self.mean, self.std = ([float(v) for v in torch.as_tensor(s).flatten()] for s in (mean, std))
-        if len(self.mean) != len(self.std): raise LabelKitError(f"mean has {len(self.mean)} values and std {len(self.std)}: pass one of each per channel")
-        if not all(s > 0 for s in self.std): raise LabelKitError(f"std={self.std} has values that are not positive: pass the standard deviations")
+        self.mean, self.std = (
+            [float(v) for v in torch.as_tensor(s).flatten()] for s in (mean, std)
+        )
+        if len(self.mean) != len(self.std):
+            raise LabelKitError(
+                f"mean has {len(self.mean)} values and std {len(self.std)}: pass one of each per "
+                "channel"
+            )
+        if not all(s > 0 for s in self.std):
+            raise LabelKitError(
+                f"std={self.std} has values that are not positive: pass the standard deviations"
+            )
 
     def limits(self, c, h, w):
-        if len(self.mean) not in (1, c): raise LabelKitError(f"x has {c} channels and mean {len(self.mean)} values: pass mean and std for each channel")
+        if len(self.mean) not in (1, c):
+            raise LabelKitError(
+                f"x has {c} channels and mean {len(self.mean)} values: pass mean and std for each "
+                "channel"
+            )
         self.view.limits(c, h, w)
 
     def apply(self, x, generator):
@@ -436,29 +596,63 @@ class Normalized(View):
         return self.view(x*std + mean, generator).sub_(mean).div_(std)
 
 # %% ../../nbs/data/views.ipynb #62df0371
-SMALL_OPS = dict(identity=0., autocontrast=0., brightness=1.5, contrast=1.5, sharpness=1.9, posterize=4., rotate=20., shear_x=.2, shear_y=.2,
-                 translate_x=.2, translate_y=.2)  # for images under 16 pixels: operations and their values at magnitude 30
+SMALL_OPS = dict(
+    identity=0.0,
+    autocontrast=0.0,
+    brightness=1.5,
+    contrast=1.5,
+    sharpness=1.9,
+    posterize=4.0,
+    rotate=20.0,
+    shear_x=0.2,
+    shear_y=0.2,
+    # for images under 16 pixels: operations and their values at magnitude 30
+    translate_x=0.2,
+    translate_y=0.2,
+)
 
 def default_views(
-    dls,     # fastai `DataLoaders`; `dls.view_hints`, a dictionary of arguments of `Weak` and `Strong`, is used where it exists
+    # fastai `DataLoaders`; `dls.view_hints`, a dictionary of arguments of `Weak` and `Strong`, is
+    # used where it exists
+    dls,
     **hints, # further arguments of `Weak` and `Strong`; they win over `dls.view_hints`
 )->tuple[View,View]:
-    "The weak and the strong view for the images of `dls`. Raises `LabelKitError` for an unknown hint, or if the inputs are not images"
+    """The weak and the strong view for the images of `dls`. Raises `LabelKitError` for an unknown
+    hint, or if the inputs are not images"""
     hints = {**(getattr(dls, "view_hints", None) or {}), **hints}
     known = [k for k in inspect.signature(Strong).parameters]
-    if wrong := [k for k in hints if k not in known]: raise LabelKitError(f"view hint {wrong[0]!r} is unknown: use {', '.join(known)}")
+    if wrong := [k for k in hints if k not in known]:
+        raise LabelKitError(f"view hint {wrong[0]!r} is unknown: use {', '.join(known)}")
     c, h, w = _image_shape(dls)
     args = dict(magnitude=30, random_magnitude=True, fill=0. if c == 1 else .5)
     if min(h, w) < 16: args.update(ops=SMALL_OPS, cutout=.25)
     args.update(hints)
-    weak, strong = Weak(**{k:args[k] for k in ("pad","flip") if k in args}), Strong(**args)
-    norm = next((f for f in getattr(getattr(dls.train, "after_batch", None), "fs", ()) if type(f).__name__ == "Normalize"), None)
-    return (weak, strong) if norm is None else (Normalized(weak, norm.mean, norm.std), Normalized(strong, norm.mean, norm.std))
+    weak = Weak(**{k:args[k] for k in ("pad","flip") if k in args})
+    strong = Strong(**args)
+    norm = next(
+        (
+            f
+            for f in getattr(getattr(dls.train, "after_batch", None), "fs", ())
+            if type(f).__name__ == "Normalize"
+        ),
+        None,
+    )
+    return (
+        (weak, strong)
+        if norm is None
+        else (Normalized(weak, norm.mean, norm.std), Normalized(strong, norm.mean, norm.std))
+    )
+
 
 def _image_shape(dls):
-    "`C, H, W` of the images, from a validation batch, without moving any random stream that training uses"
-    with torch.random.fork_rng(devices=[]): b = dls.valid.one_batch() if hasattr(dls.valid, "one_batch") else next(iter(dls.valid))
+    """`C, H, W` of the images, from a validation batch, without moving any random stream that
+    training uses"""
+    with torch.random.fork_rng(devices=[]):
+        b = dls.valid.one_batch() if hasattr(dls.valid, "one_batch") else next(iter(dls.valid))
     x = b[0] if isinstance(b, (tuple, list)) else b
     if torch.is_tensor(x) and x.ndim == 4: return x.shape[1:]
     found = f"a tensor of shape {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-    raise LabelKitError(f"dls gives {found}, not images [B, C, H, W]: pass views of your own, weak=f and strong=f with functions f(x)")
+    raise LabelKitError(
+        f"dls gives {found}, not images [B, C, H, W]: pass views of your own, weak=f and strong=f "
+        "with functions f(x)"
+    )

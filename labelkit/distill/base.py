@@ -19,45 +19,59 @@ def soft_kl(
     teacher:torch.Tensor,  # [B, C] logits; log-probabilities are logits too
     temperature:float=1.,  # above 0; both logits are divided by it
 )->torch.Tensor: # [B], not negative
-    "KL(p‖q) for each sample, p the teacher's softmax(logits/temperature) and q the student's (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)"
-    q,p = F.log_softmax(student/temperature, 1),F.softmax(teacher/temperature, 1)
+    """KL(p‖q) for each sample, p the teacher's softmax(logits/temperature) and q the student's
+    (Hinton et al. 2015, https://arxiv.org/abs/1503.02531)"""
+    q = F.log_softmax(student/temperature, 1)
+    p = F.softmax(teacher/temperature, 1)
     return F.kl_div(q, p, reduction="none").sum(1)
 
 # %% ../../nbs/distill/base.ipynb #1146d490
 class DistillCallback(LabelCallback):
-    "A teacher, and a loss that compares its logits with the student's; a technique overrides `distill_loss`"
+    """A teacher, and a loss that compares its logits with the student's; a technique overrides
+    `distill_loss`"""
     order = 2  # after views, new labels and mixes
     needs = ("teacher",)
     explorer = "labelkit.explore.distill_explorer:DistillExplorer"
 
     def __init__(self,
-        teacher,                # a model, a Learner, any function of inputs that gives logits [B, C], or a list of them
+        # a model, a Learner, any function of inputs that gives logits [B, C], or a list of them
+        teacher,
         soft_weight:float=.9,   # of the teacher's loss; 0 leaves the teacher unasked
         hard_weight:float=.1,   # of the labeled loss; 0 learns from the teacher alone
         unlabeled:bool=False,   # ask about the unlabeled samples too
     ):
-        self.teacher,self.unlabeled = as_teacher(teacher),unlabeled
-        self.soft_weight,self.hard_weight = check_range("soft_weight", soft_weight, 0),check_range("hard_weight", hard_weight, 0)
+        self.teacher = as_teacher(teacher)
+        self.unlabeled = unlabeled
+        self.soft_weight = check_range("soft_weight", soft_weight, 0)
+        self.hard_weight = check_range("hard_weight", hard_weight, 0)
         if unlabeled: self.needs = (*self.needs, "unlabeled")
 
-    def distill_loss(self, student:torch.Tensor, teacher:torch.Tensor, s:Supervision)->torch.Tensor: # [N, C] logits each, labeled rows first
+    # [N, C] logits each, labeled rows first
+    def distill_loss(self, student:torch.Tensor, teacher:torch.Tensor, s:Supervision)->torch.Tensor:
         raise NotImplementedError("a distillation overrides distill_loss")
 
     def before_forward(self, s:Supervision):
         s.labeled_weight *= self.hard_weight
         if self.soft_weight == 0: return
         if s.kind not in ("single", "soft"):
-            raise LabelKitError(f"{type(self).__name__} compares distributions over classes and the targets are of kind {s.kind!r}: use it with one label a sample")
+            raise LabelKitError(
+                f"{type(self).__name__} compares distributions over classes and the targets are of "
+                f"kind {s.kind!r}: use it with one label a sample"
+            )
         if self.unlabeled: s.forward(f"{self.name}.unlabeled", s.unlabeled)
 
     def after_forward(self, s:Supervision):
         if self.soft_weight == 0: return
         if self.learn.iter == 0: self._check(s)
-        x,student = s.x,s.pred
-        if self.unlabeled: x,student = torch.cat([x, s.unlabeled]),torch.cat([student, s.outputs[f"{self.name}.unlabeled"]])
+        x = s.x
+        student = s.pred
+        if self.unlabeled:
+            x = torch.cat([x, s.unlabeled])
+            student = torch.cat([student, s.outputs[f"{self.name}.unlabeled"]])
         s.add_loss(self.name, self.distill_loss(student, self.teacher(x), s), self.soft_weight)
 
     def _check(self, s):
-        "Ask the teacher about two samples; inputs that are not finite are left to the supervision, which names them"
+        """Ask the teacher about two samples; inputs that are not finite are left to the
+        supervision, which names them"""
         x = s.x[s.x.flatten(1).isfinite().all(1)]
         if len(x): check_teacher(self.teacher, x, s.pred.shape[1])

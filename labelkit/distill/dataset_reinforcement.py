@@ -9,7 +9,14 @@ __all__ = ['reinforce', 'DatasetReinforcement']
 import torch
 
 from ..errors import LabelKitError, check_range
-from ..storage.soft_labels import AugmentViews, LabelStore, Samples, StoredViews, as_store, build_store
+from labelkit.storage.soft_labels import (
+    AugmentViews,
+    LabelStore,
+    Samples,
+    StoredViews,
+    as_store,
+    build_store,
+)
 from ..core.supervision import LabelCallback, Supervision, n_classes
 from ..core.technique import technique
 
@@ -17,43 +24,75 @@ from ..core.technique import technique
 def reinforce(
     path,                    # a new folder, a store to go on with, or a URL
     data,                    # `DataLoaders`, or a tensor of images [N, C, H, W] in [0, 1]
-    teacher,                 # a model, a Learner, any function of inputs that gives logits, or a list of them, whose mean is asked
-    views:StoredViews=None,  # the augmentation; `AugmentViews` with settings that suit the images if `None`
+    # a model, a Learner, any function of inputs that gives logits, or a list of them, whose mean is
+    # asked
+    teacher,
+    # the augmentation; `AugmentViews` with settings that suit the images if `None`
+    views:StoredViews=None,
     n_views:int=100,         # views of each sample
     k:int=10,                # classes kept of each answer
     **kwargs                 # further arguments of `build_store`
 )->LabelStore:
-    "Ask `teacher` about `n_views` augmented views of every sample. The defaults are the paper's for CIFAR-100: 100 views, 10 classes"
-    if views is None: views = AugmentViews.for_dls(data) if hasattr(data, "valid") else AugmentViews()
+    """Ask `teacher` about `n_views` augmented views of every sample. The defaults are the paper's
+    for CIFAR-100: 100 views, 10 classes"""
+    if views is None:
+        views = AugmentViews.for_dls(data) if hasattr(data, "valid") else AugmentViews()
     return build_store(path, data, teacher, views, n_views=n_views, k=k, **kwargs)
 
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #92bab835
-@technique("DatasetReinforcement", family="distill", year=2023, paper="https://arxiv.org/abs/2303.08983", needs=("ids",),
-           cost="before all training, a pass of the teacher over every stored view; in training, making the views", neutral=dict(p=0.))
+@technique(
+    "DatasetReinforcement",
+    family="distill",
+    year=2023,
+    paper="https://arxiv.org/abs/2303.08983",
+    needs=("ids",),
+    cost="before all training, a pass of the teacher over every stored view; in training, making "
+         "the views",
+    neutral=dict(p=0.0),
+)
 class DatasetReinforcement(LabelCallback):
     """Train on stored views of every sample and on what a teacher said about them
 
-    One of a sample's views is drawn each time it comes; inputs and targets are replaced before anything is mixed. With cross-entropy the
-    gradient is that of KL(stored‖student) at temperature 1. `reinforce` makes the store. Raises `LabelKitError` for a store of other data or classes.
+    One of a sample's views is drawn each time it comes; inputs and targets are replaced before
+    anything is mixed. With cross-entropy the gradient is that of KL(stored‖student) at temperature
+    1. `reinforce` makes the store. Raises `LabelKitError` for a store of other data or classes.
     Faghri et al. 2023, https://arxiv.org/abs/2303.08983"""
-    order,needs = -7,("ids",)  # before mixes, as the re-labeling: it says what the samples and their targets are
+    order = -7  # before mixes, as the re-labeling: it says what the samples and their targets are
+    needs = ("ids",)
     def __init__(self,
         store=None,          # from `reinforce`, or its path; needed
         p:float=1.,          # share of batches taken from the store; the others stay as they are
-        fill:str="smooth",   # classes that were not kept: "smooth" shares what is missing, "renorm" gives them nothing, "official" see `densify`
+        # classes that were not kept: "smooth" shares what is missing, "renorm" gives them nothing,
+        # "official" see `densify`
+        fill:str="smooth",
     ):
-        if fill not in ("smooth", "renorm", "official"): raise LabelKitError(f"fill={fill!r} is none of smooth, renorm, official: use one of them")
+        if fill not in ("smooth", "renorm", "official"):
+            raise LabelKitError(
+                f"fill={fill!r} is none of smooth, renorm, official: use one of them"
+            )
         self.store = as_store(store, "make one with `reinforce(path, dls, teacher)`")
-        self.p,self.fill = check_range("p", p, 0, 1),fill
+        self.p = check_range("p", p, 0, 1)
+        self.fill = fill
 
     def setup(self):
-        if self.store.c != n_classes(self.learn): raise LabelKitError(f"the store knows {self.store.c} classes and the data {n_classes(self.learn)}: make them agree")
-        if self.store.views is None: raise LabelKitError(f"the store {self.store.path!r} has no views: make one with `reinforce`")
+        if self.store.c != n_classes(self.learn):
+            raise LabelKitError(
+                f"the store knows {self.store.c} classes and the data {n_classes(self.learn)}: "
+                "make them agree"
+            )
+        if self.store.views is None:
+            raise LabelKitError(
+                f"the store {self.store.path!r} has no views: make one with `reinforce`"
+            )
         self.store.check_samples(Samples(self.dls))
 
     def before_forward(self, s:Supervision):
         if self.p == 0 or (self.p < 1 and torch.rand((), generator=self.rng) >= self.p): return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"targets are of kind {s.kind!r}: DatasetReinforcement needs one label for each sample")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: DatasetReinforcement needs one label for each "
+                "sample"
+            )
         view = torch.randint(self.store.n_views, (len(s.x),), generator=self.rng)
         said = self.store.read(s.ids, view)
         s.x,s.targets = self.store.views.make(s.x, said.params),said.dense(self.fill).to(s.x.device)

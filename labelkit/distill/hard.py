@@ -25,8 +25,11 @@ def augmentor_loss(
     student_view:torch.Tensor, # [B, C] the student's logits for the views, with gradient
     stay:float=1.,             # λ: how much the teacher's answer should stay the same
 )->torch.Tensor: # a scalar
-    "−KL(teacher ‖ student) on the views + stay·KL(teacher on images ‖ teacher on views), mean over samples (HARD, Nix et al. 2023, https://arxiv.org/abs/2305.14890)"
-    return (stay*soft_kl(teacher_view, teacher.detach()) - soft_kl(student_view, teacher_view)).mean()
+    """−KL(teacher ‖ student) on the views + stay·KL(teacher on images ‖ teacher on views), mean
+    over samples (HARD, Nix et al. 2023, https://arxiv.org/abs/2305.14890)"""
+    return (
+        stay * soft_kl(teacher_view, teacher.detach()) - soft_kl(student_view, teacher_view)
+    ).mean()
 
 # %% ../../nbs/distill/hard.ipynb #5ff8d017
 class SpatialAugmentor(nn.Module):
@@ -34,8 +37,12 @@ class SpatialAugmentor(nn.Module):
     knobs = ("shift down", "shift sideways", "turn", "scale")
 
     def __init__(self,
-        limits=(.6, .6, math.pi/4, .4), # largest ranges: shifts as a share of half the image, radians, and the logarithm of the scale
-        start:float=.5,                 # share of the limits to begin with; below .2 an untrained student agrees nowhere, and the ranges only shrink
+        # largest ranges: shifts as a share of half the image, radians, and the logarithm of the
+        # scale
+        limits=(.6, .6, math.pi/4, .4),
+        # share of the limits to begin with; below .2 an untrained student agrees nowhere, and the
+        # ranges only shrink
+        start:float=.5,
     ):
         super().__init__()
         check_range("start", start, .001, .999)
@@ -52,35 +59,56 @@ class SpatialAugmentor(nn.Module):
         noise:torch.Tensor, # [B, 4] in −1..1
     )->torch.Tensor: # [B, C, H, W]; black where nothing was
         down,side,turn,scale = (noise.to(x)*self.ranges.to(x)).unbind(1)
-        cos,sin = turn.cos()*(-scale).exp(),turn.sin()*(-scale).exp()
-        theta = torch.stack([torch.stack([cos, -sin, -side], 1), torch.stack([sin, cos, -down], 1)], 1)
-        return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
+        cos = turn.cos()*(-scale).exp()
+        sin = turn.sin()*(-scale).exp()
+        theta = torch.stack(
+            [torch.stack([cos, -sin, -side], 1), torch.stack([sin, cos, -down], 1)], 1
+        )
+        return F.grid_sample(
+            x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False
+        )
 
 # %% ../../nbs/distill/hard.ipynb #f47bfb42
-@technique("HARD", family="distill", year=2023, paper="https://arxiv.org/abs/2305.14890", needs=("teacher", "vision"),
-           cost="two forward passes of the student more, three of the teacher, and their gradients with respect to the views",
-           neutral=dict(soft_weight=0., hard_weight=1.))
+@technique(
+    "HARD",
+    family="distill",
+    year=2023,
+    paper="https://arxiv.org/abs/2305.14890",
+    needs=("teacher", "vision"),
+    cost="two forward passes of the student more, three of the teacher, and their gradients with "
+         "respect to the views",
+    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+)
 class HARD(DistillCallback):
     """Distil on images and on views that are learned so that teacher and student disagree
 
-    hard_weight·CE + soft_weight·(KL on the images + KL on the views); the augmentor minimises `augmentor_loss` with its own optimiser. The teacher has to be a single
-    PyTorch model, since the gradient passes through it. No code was published: this follows the abstract. Raises `LabelKitError` for another teacher or for inputs that are not images.
-    Nix, Burg, Sinz 2023, https://arxiv.org/abs/2305.14890"""
+    hard_weight·CE + soft_weight·(KL on the images + KL on the views); the augmentor minimises
+    `augmentor_loss` with its own optimiser. The teacher has to be a single PyTorch model, since the
+    gradient passes through it. No code was published: this follows the abstract. Raises
+    `LabelKitError` for another teacher or for inputs that are not images. Nix, Burg, Sinz 2023,
+    https://arxiv.org/abs/2305.14890"""
     state_names = ("ranges",)
-    augmentor,ranges = None,()
+    augmentor = None
+    ranges = ()
 
     def __init__(self,
         teacher,               # a model or Learner
         soft_weight:float=.9,  # of the teacher's answers; 0 leaves it unasked
         hard_weight:float=.1,  # of the labels
         stay:float=1.,         # how much the teacher's answer should stay the same on a view
-        augmentor=None,        # function without arguments that makes a module of (images, noise [B, 4]); a `SpatialAugmentor` if `None`
+        # function without arguments that makes a module of (images, noise [B, 4]); a
+        # `SpatialAugmentor` if `None`
+        augmentor=None,
         lr:float=.03,          # of the augmentor
     ):
         super().__init__(teacher, soft_weight, hard_weight)
         if not isinstance(self.teacher.model, nn.Module):
-            raise LabelKitError(f"teacher={self.teacher!r}: HARD needs the gradient through the teacher, pass a single PyTorch model or Learner")
-        self.stay,self.lr = check_range("stay", stay, 0),lr
+            raise LabelKitError(
+                f"teacher={self.teacher!r}: HARD needs the gradient through the teacher, pass a "
+                "single PyTorch model or Learner"
+            )
+        self.stay = check_range("stay", stay, 0)
+        self.lr = lr
         self.make_augmentor = SpatialAugmentor if augmentor is None else augmentor
 
     def setup(self):
@@ -90,17 +118,31 @@ class HARD(DistillCallback):
     def before_forward(self, s:Supervision):
         super().before_forward(s)
         if self.soft_weight == 0: return
-        if s.x.ndim != 4: raise LabelKitError(f"HARD moves images [B, C, H, W] and got inputs of shape {tuple(s.x.shape)}: pass augmentor= for other inputs")
+        if s.x.ndim != 4:
+            raise LabelKitError(
+                f"HARD moves images [B, C, H, W] and got inputs of shape {tuple(s.x.shape)}: pass "
+                "augmentor= for other inputs"
+            )
         self._views = self.augmentor(s.x, torch.rand(len(s.x), 4, generator=self.rng)*2-1)
         s.forward(f"{self.name}.views", self._views.detach())
 
     def distill_loss(self, student, teacher, s):
-        views,self._views = self._views,None
+        views = self._views
+        self._views = None
         with torch.enable_grad(): teacher_view = self.teacher.logits(views).float()
         student_view = frozen_call(self.learn.model, views).float()
-        s.add_loss(f"{self.name}.augmentor", augmentor_loss(teacher, teacher_view, student_view, self.stay), auxiliary=True)
-        s.add_loss(f"{self.name}.views", soft_kl(s.outputs[f"{self.name}.views"], teacher_view.detach()).mean(), self.soft_weight)
+        s.add_loss(
+            f"{self.name}.augmentor",
+            augmentor_loss(teacher, teacher_view, student_view, self.stay),
+            auxiliary=True,
+        )
+        s.add_loss(
+            f"{self.name}.views",
+            soft_kl(s.outputs[f"{self.name}.views"], teacher_view.detach()).mean(),
+            self.soft_weight,
+        )
         return soft_kl(student, teacher).mean()
 
     def after_epoch(self):
-        if self.soft_weight and self.augmentor and hasattr(self.augmentor.module, "ranges"): self.ranges.append(self.augmentor.module.ranges.tolist())
+        if self.soft_weight and self.augmentor and hasattr(self.augmentor.module, "ranges"):
+            self.ranges.append(self.augmentor.module.ranges.tolist())

@@ -11,17 +11,27 @@ from ..core.technique import technique
 from .base import DistillCallback, soft_kl
 
 # %% ../../nbs/distill/knowledge_distillation.ipynb #c6b64ae9
-@technique("KnowledgeDistillation", family="distill", year=2015, paper="https://arxiv.org/abs/1503.02531", needs=("teacher",),
-           cost="a forward pass of the teacher; with unlabeled=True also one of the student, and its backward pass, over the unlabeled samples",
-           neutral=dict(soft_weight=0., hard_weight=1.))
+@technique(
+    "KnowledgeDistillation",
+    family="distill",
+    year=2015,
+    paper="https://arxiv.org/abs/1503.02531",
+    needs=("teacher",),
+    cost="a forward pass of the teacher; with unlabeled=True also one of the student, and its "
+         "backward pass, over the unlabeled samples",
+    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+)
 class KnowledgeDistillation(DistillCallback):
     """Learn the softened probabilities of a teacher beside the labels
 
-    hard_weight·CE + soft_weight·T²·KL(p‖q), p and q the softmax of the teacher's and the student's logits divided by T; sum over classes, mean over
-    samples. The teacher is asked about the inputs that the student saw, mixed ones included. The defaults are those of megvii-research/mdistiller.
-    Raises `LabelKitError` for a teacher with other classes. Hinton, Vinyals, Dean 2015, https://arxiv.org/abs/1503.02531"""
+    hard_weight·CE + soft_weight·T²·KL(p‖q), p and q the softmax of the teacher's and the student's
+    logits divided by T; sum over classes, mean over samples. The teacher is asked about the inputs
+    that the student saw, mixed ones included. The defaults are those of megvii-research/mdistiller.
+    Raises `LabelKitError` for a teacher with other classes. Hinton, Vinyals, Dean 2015,
+    https://arxiv.org/abs/1503.02531"""
     def __init__(self,
-        teacher,                # a model, a Learner, any function of inputs that gives logits [B, C], or a list of them
+        # a model, a Learner, any function of inputs that gives logits [B, C], or a list of them
+        teacher,
         temperature:float=4.,   # at least 0.01; higher lets the unlikely classes speak
         soft_weight:float=.9,   # of the teacher's answers; 0 leaves it unasked
         hard_weight:float=.1,   # of the labels; 0 learns from the teacher alone

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ..core.auxiliary import Auxiliary
 from ..errors import LabelKitError, check_range
 from ..models import head_of, with_features
-from ..core.supervision import LabelCallback, Supervision, soft_target_loss
+from ..core.losses import soft_target_loss
+from ..core.supervision import LabelCallback, Supervision
 from ..core.teachers import Teacher, as_teacher
 from ..core.technique import technique
 from ..data.views import as_view, default_views
@@ -22,9 +23,12 @@ from ..data.views import as_view, default_views
 def expert_logits(
     logits:torch.Tensor, # [B, C]
     counts:torch.Tensor, # [C] samples of each class; below 1 counts as 1
-    exponent:float,      # λ: 1 removes the classes' frequencies from what is learned, above 1 favours rare ones, below 0 frequent ones
+    # λ: 1 removes the classes' frequencies from what is learned, above 1 favours rare ones, below 0
+    # frequent ones
+    exponent:float,
 )->torch.Tensor: # [B, C]
-    "`logits + λ·log(counts)`, for the loss only (MDCS, Zhao et al. 2023, https://arxiv.org/abs/2308.09922; balanced softmax, Ren et al. 2020)"
+    """`logits + λ·log(counts)`, for the loss only (MDCS, Zhao et al. 2023,
+    https://arxiv.org/abs/2308.09922; balanced softmax, Ren et al. 2020)"""
     return logits + exponent*counts.to(logits).clamp_min(1).log()
 
 def confident_consistency(
@@ -32,21 +36,32 @@ def confident_consistency(
     strong:torch.Tensor,  # [B, C] logits of the strong view, with gradient
     targets:torch.Tensor, # [B, C] distributions
 )->torch.Tensor: # a scalar, 0 when no weak view is right
-    "KL(weak ‖ strong), mean over the samples whose weak view is classified right (Zhao et al. 2023, https://arxiv.org/abs/2308.09922)"
+    """KL(weak ‖ strong), mean over the samples whose weak view is classified right (Zhao et al.
+    2023, https://arxiv.org/abs/2308.09922)"""
     weak = weak.detach()
     right = (weak.argmax(1) == targets.argmax(1)).to(strong.dtype)
     kl = F.kl_div(strong.log_softmax(1), weak.softmax(1), reduction="none").sum(1)
     return (kl*right).sum()/right.sum().clamp_min(1)
 
 # %% ../../nbs/distill/mdcs.ipynb #06e14f24
-@technique("MDCS", family="distill", year=2023, paper="https://arxiv.org/abs/2308.09922", needs=("vision",),
-           cost="forward and backward pass over a second view of the labeled samples", neutral=dict(exponents=()))
+@technique(
+    "MDCS",
+    family="distill",
+    year=2023,
+    paper="https://arxiv.org/abs/2308.09922",
+    needs=("vision",),
+    cost="forward and backward pass over a second view of the labeled samples",
+    neutral=dict(exponents=()),
+)
 class MDCS(LabelCallback):
-    """Experts for frequent, middling and rare classes, and consistency of what they know confidently
+    """Experts for frequent, middling and rare classes, and consistency of what they know
+    confidently
 
-    Σ over experts of CE(z + λ·log n, y), mean over both views, plus weight·min(t/ramp, 1)·Σ confident_consistency; it replaces the labeled loss. Experts share all layers
-    but the last (the official ones have a last stage each). The official code has an argument τ that it ignores. `exponents=()` turns the technique off.
-    Raises `LabelKitError` when the classes' sizes are not known. Zhao et al. 2023, https://arxiv.org/abs/2308.09922"""
+    Σ over experts of CE(z + λ·log n, y), mean over both views, plus weight·min(t/ramp, 1)·Σ
+    confident_consistency; it replaces the labeled loss. Experts share all layers but the last (the
+    official ones have a last stage each). The official code has an argument τ that it ignores.
+    `exponents=()` turns the technique off. Raises `LabelKitError` when the classes' sizes are not
+    known. Zhao et al. 2023, https://arxiv.org/abs/2308.09922"""
     order = 2  # both views are of what was mixed
     explorer = "labelkit.explore.distill_explorer:DistillExplorer"
 
@@ -54,12 +69,15 @@ class MDCS(LabelCallback):
         exponents=(-.5, 1., 2.5), # λ of the experts; the middle one is the model's own head
         weight:float=.6,          # of the consistency
         ramp:float=.05,           # share of the training in which that weight grows
-        counts=None,              # [C] labeled samples of each class; counted in labelkit's loaders if `None`
+        # [C] labeled samples of each class; counted in labelkit's loaders if `None`
+        counts=None,
         weak=None,                # view that teaches; by the data if `None`
         strong=None,              # view that learns, likewise
     ):
-        self.exponents,self.counts = tuple(exponents),counts
-        self.weight,self.ramp = check_range("weight", weight, 0),check_range("ramp", ramp, 0, 1)
+        self.exponents = tuple(exponents)
+        self.counts = counts
+        self.weight = check_range("weight", weight, 0)
+        self.ramp = check_range("ramp", ramp, 0, 1)
         self._given_views = [None if o is None else as_view(o) for o in (weak, strong)]
 
     def setup(self):
@@ -68,10 +86,20 @@ class MDCS(LabelCallback):
         self.weak,self.strong = (given or views[i] for i,given in enumerate(self._given_views))
         head = head_of(self.learn.model)
         given = getattr(self.dls, "given", None) if self.counts is None else None
-        if given is None and self.counts is None: raise LabelKitError("dls does not know its labels: pass counts=, the labeled samples of each class")
-        counts = torch.bincount(given[given >= 0], minlength=head.out_features) if self.counts is None else torch.as_tensor(self.counts)
+        if given is None and self.counts is None:
+            raise LabelKitError(
+                "dls does not know its labels: pass counts=, the labeled samples of each class"
+            )
+        counts = (
+            torch.bincount(given[given >= 0], minlength=head.out_features)
+            if self.counts is None
+            else torch.as_tensor(self.counts)
+        )
         if counts.shape != (head.out_features,):
-            raise LabelKitError(f"counts has shape {tuple(counts.shape)} and the model {head.out_features} outputs: pass one number a class")
+            raise LabelKitError(
+                f"counts has shape {tuple(counts.shape)} and the model {head.out_features} "
+                "outputs: pass one number a class"
+            )
         self._counts = counts.to(head.weight)
         if len(self.exponents) > 1:
             heads = [nn.Linear(head.in_features, head.out_features) for _ in self.exponents[1:]]
@@ -79,7 +107,8 @@ class MDCS(LabelCallback):
 
     def before_forward(self, s:Supervision):
         if not self.exponents: return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"targets are of kind {s.kind!r}: MDCS needs one label a sample")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(f"targets are of kind {s.kind!r}: MDCS needs one label a sample")
         s.labeled_weight = 0.
         s.want_features()
         x = s.x
@@ -95,24 +124,39 @@ class MDCS(LabelCallback):
     def after_forward(self, s:Supervision):
         if not self.exponents: return
         adjust = lambda zs: [expert_logits(z, self._counts, e) for z,e in zip(zs, self.exponents)]
-        weak,strong = adjust(self._experts(s.pred, s.features())),adjust(self._experts(s.outputs[self.name], s.features(self.name)))
-        ce = sum(soft_target_loss(nn.CrossEntropyLoss(), z, s.targets, s.weights) for z in (*weak, *strong))/2
+        weak = adjust(self._experts(s.pred, s.features()))
+        strong = adjust(self._experts(s.outputs[self.name], s.features(self.name)))
+        ce = (
+            sum(
+                soft_target_loss(nn.CrossEntropyLoss(), z, s.targets, s.weights)
+                for z in (*weak, *strong)
+            )
+            / 2
+        )
         s.add_loss(self.name, ce)
         ramp = min(self.learn.pct_train/self.ramp, 1.) if self.ramp else 1.
-        s.add_loss(f"{self.name}.consistency", sum(confident_consistency(w, z, s.targets) for w,z in zip(weak, strong)), self.weight*ramp)
+        s.add_loss(
+            f"{self.name}.consistency",
+            sum(confident_consistency(w, z, s.targets) for w, z in zip(weak, strong)),
+            self.weight * ramp,
+        )
 
     @torch.no_grad()
     def logits(self,
         x:torch.Tensor # [B, C, H, W] images as the loaders give them
-    )->torch.Tensor: # [experts, B, C], in the order of `exponents`; their mean is the paper's prediction
+        # [experts, B, C], in the order of `exponents`; their mean is the paper's prediction
+    )->torch.Tensor:
         "What every expert says, without the frequencies"
-        model,was = self.learn.model,self.learn.model.training
-        if not self.exponents or self._learner is None: raise LabelKitError("there are no experts yet: train first, with some exponents")
+        model = self.learn.model
+        was = self.learn.model.training
+        if not self.exponents or self._learner is None:
+            raise LabelKitError("there are no experts yet: train first, with some exponents")
         model.eval()
         try: return torch.stack(self._experts(*with_features(model, x.to(self._counts.device))))
         finally: model.train(was)
 
     @property
     def teacher(self)->Teacher:
-        "The mean of the experts, which is the paper's prediction, for the explorer: beside the model, who is one of them"
+        """The mean of the experts, which is the paper's prediction, for the explorer: beside the
+        model, who is one of them"""
         return as_teacher(lambda x: self.logits(x).mean(0))

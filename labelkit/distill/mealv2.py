@@ -21,8 +21,12 @@ def discriminator(
     c:int,          # number of classes
     hidden:int=32   # units of the two hidden layers
 )->nn.Sequential: # [B, C] log-probabilities to [B, 1], a logit that is high for teachers
-    "Who gave this answer? Three linear layers, as in MEAL V2, Shen & Savvides 2020, https://arxiv.org/abs/2009.08453"
-    return nn.Sequential(nn.Linear(c, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+    """Who gave this answer? Three linear layers, as in MEAL V2, Shen & Savvides 2020,
+    https://arxiv.org/abs/2009.08453"""
+    return nn.Sequential(
+        nn.Linear(c, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+    )
+
 
 def told_apart(
     teacher:torch.Tensor, # [B, 1] discriminator's logits for the teachers' answers
@@ -31,39 +35,66 @@ def told_apart(
     "What the discriminator minimises: mean of the two binary cross-entropies"
     return .5*(_says(teacher, 1.) + _says(student, 0.))
 
-def _says(logits, answer): return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
+def _says(logits, answer):
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
 
 # %% ../../nbs/distill/mealv2.ipynb #86b77fff
-@technique("MEALv2", family="distill", year=2020, paper="https://arxiv.org/abs/2009.08453", needs=("teacher",),
-           cost="a forward pass of every teacher; a small discriminator", neutral=dict(soft_weight=0., hard_weight=1.))
+@technique(
+    "MEALv2",
+    family="distill",
+    year=2020,
+    paper="https://arxiv.org/abs/2009.08453",
+    needs=("teacher",),
+    cost="a forward pass of every teacher; a small discriminator",
+    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+)
 class MEALv2(DistillCallback):
-    """Imitate the mean probabilities of several teachers, without labels, and against a discriminator
+    """Imitate the mean probabilities of several teachers, without labels, and against a
+    discriminator
 
-    soft_weight·CE(mean of the teachers' softmaxes, student) + soft_weight·adversarial_weight·BCE(D(student), 1); hard labels are left out. The official code lets the
-    student minimise the discriminator's own loss, which helps it to tell them apart instead of fooling it: `variant="official"`.
-    Raises `LabelKitError` for teachers with other classes. Shen & Savvides 2020, https://arxiv.org/abs/2009.08453"""
+    soft_weight·CE(mean of the teachers' softmaxes, student) +
+    soft_weight·adversarial_weight·BCE(D(student), 1); hard labels are left out. The official code
+    lets the student minimise the discriminator's own loss, which helps it to tell them apart
+    instead of fooling it: `variant="official"`. Raises `LabelKitError` for teachers with other
+    classes. Shen & Savvides 2020, https://arxiv.org/abs/2009.08453"""
     name = "meal_v2"
 
     def __init__(self,
-        teacher,                       # a list of models, Learners or functions of inputs that give logits [B, C]; one alone does as well
+        # a list of models, Learners or functions of inputs that give logits [B, C]; one alone does
+        # as well
+        teacher,
         soft_weight:float=1.,          # of the teachers' answers; 0 leaves them unasked
-        adversarial_weight:float=1.,   # of being told apart, times `soft_weight`; 0 for no discriminator
+        # of being told apart, times `soft_weight`; 0 for no discriminator
+        adversarial_weight:float=1.,
         hard_weight:float=0.,          # of the labels
         lr:float=1e-4,                 # of the discriminator
-        variant:str="paper",           # "paper": the student fools the discriminator; "official": it helps it
+        # "paper": the student fools the discriminator; "official": it helps it
+        variant:str="paper",
         unlabeled:bool=False,          # ask about the unlabeled samples too
     ):
         super().__init__(teacher, soft_weight, hard_weight, unlabeled)
-        self.adversarial_weight,self.lr = check_range("adversarial_weight", adversarial_weight, 0),lr
-        if variant not in ("paper", "official"): raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
+        self.adversarial_weight = check_range("adversarial_weight", adversarial_weight, 0)
+        self.lr = lr
+        if variant not in ("paper", "official"):
+            raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
         self.variant = variant
 
-    def setup(self): self.judge = Auxiliary(discriminator(n_classes(self.learn)), self.learn, lr=self.lr)
+    def setup(self):
+        self.judge = Auxiliary(discriminator(n_classes(self.learn)), self.learn, lr=self.lr)
 
     def distill_loss(self, student, teacher, s):
-        own,theirs = student.log_softmax(1),teacher.log_softmax(1)
+        own = student.log_softmax(1)
+        theirs = teacher.log_softmax(1)
         if self.adversarial_weight:
-            s.add_loss(f"{self.name}.judge", told_apart(self.judge(theirs), self.judge(own.detach())), auxiliary=True)
+            s.add_loss(
+                f"{self.name}.judge",
+                told_apart(self.judge(theirs), self.judge(own.detach())),
+                auxiliary=True,
+            )
             wanted = 1. if self.variant == "paper" else 0.
-            s.add_loss(f"{self.name}.adversarial", _says(self.judge.frozen(own), wanted), self.soft_weight*self.adversarial_weight)
+            s.add_loss(
+                f"{self.name}.adversarial",
+                _says(self.judge.frozen(own), wanted),
+                self.soft_weight * self.adversarial_weight,
+            )
         return -(theirs.exp()*own).sum(1).mean()

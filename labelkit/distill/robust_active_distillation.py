@@ -21,13 +21,18 @@ from .base import DistillCallback, soft_kl
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b928f495
 def _check_gains(gains):
     gains = torch.as_tensor(gains).double()
-    if gains.ndim != 1 or not len(gains): raise LabelKitError(f"gains have shape {tuple(gains.shape)}: pass one for each sample, [N]")
+    if gains.ndim != 1 or not len(gains):
+        raise LabelKitError(f"gains have shape {tuple(gains.shape)}: pass one for each sample, [N]")
     bad = (~gains.isfinite() | (gains < 0)).nonzero().flatten()
-    if len(bad): raise LabelKitError(f"gains[{int(bad[0])}]={gains[bad[0]]:g}: gains are finite and not below 0")
+    if len(bad):
+        raise LabelKitError(
+            f"gains[{int(bad[0])}]={gains[bad[0]]:g}: gains are finite and not below 0"
+        )
     return gains.clamp_min(1e-9)
 
 def _values(gains, wrong):
-    "Value of the game for each size of the set that is asked about, sizes 1..N; the gains from large to small"
+    """Value of the game for each size of the set that is asked about, sizes 1..N; the gains from
+    large to small"""
     size = torch.arange(1, len(gains)+1, device=gains.device)
     return (size-wrong).clamp_min(0)/gains.reciprocal().cumsum(0)
 
@@ -36,12 +41,16 @@ def rad_weights(
     wrong_rate:float=.2,   # the largest share of the N answers that may be wrong, 0..1
     at_least:int=1,        # ask about no fewer samples than this
 )->torch.Tensor: # [N] float64, sum 1
-    """How likely each sample should be asked about: proportional to 1/gain among the k* largest gains, else 0
+    """How likely each sample should be asked about: proportional to 1/gain among the k* largest
+    gains, else 0
 
-    The maximin solution where an opponent spoils r=round(wrong_rate·N) of the answers (at most N−1): k* maximises (k−r)/Σ_{j≤k} 1/g_j over k>r. Raises
-    `LabelKitError` for gains that are negative or not finite. The game is that of Baykal et al. 2022, https://arxiv.org/abs/2210.01213"""
+    The maximin solution where an opponent spoils r=round(wrong_rate·N) of the answers (at most
+    N−1): k* maximises (k−r)/Σ_{j≤k} 1/g_j over k>r. Raises `LabelKitError` for gains that are
+    negative or not finite. The game is that of Baykal et al. 2022,
+    https://arxiv.org/abs/2210.01213"""
     g = _check_gains(gains)
-    n,wrong = len(g),_n_wrong(len(g), wrong_rate)
+    n = len(g)
+    wrong = _n_wrong(len(g), wrong_rate)
     g,order = g.sort(descending=True, stable=True)
     value = _values(g, wrong)
     smallest = max(wrong+1, int(check_range("at_least", at_least, 1, n)))
@@ -73,17 +82,26 @@ def inclusion_probabilities(
     weights:torch.Tensor, # [N], at least 0
     k:int,                # how many samples will be drawn
 )->torch.Tensor: # [N] float64 in 0..1, sum k
-    "min(1, c·weight), with the c that makes their sum k. Raises `LabelKitError` where fewer than `k` weights are above 0"
+    """min(1, c·weight), with the c that makes their sum k. Raises `LabelKitError` where fewer than
+    `k` weights are above 0"""
     w = torch.as_tensor(weights).double()
     bad = (~w.isfinite() | (w < 0)).nonzero().flatten()
-    if len(bad): raise LabelKitError(f"weights[{int(bad[0])}]={w[bad[0]]:g}: weights are finite and not below 0")
+    if len(bad):
+        raise LabelKitError(
+            f"weights[{int(bad[0])}]={w[bad[0]]:g}: weights are finite and not below 0"
+        )
     n = int((w > 0).sum())
-    if not 0 <= k <= n: raise LabelKitError(f"k={k} samples cannot be drawn from {n} with a weight above 0: draw fewer, or give more of them a weight")
+    if not 0 <= k <= n:
+        raise LabelKitError(
+            f"k={k} samples cannot be drawn from {n} with a weight above 0: draw fewer, or give "
+            "more of them a weight"
+        )
     if k == n: return (w > 0).double()
     large = w.sort(descending=True).values
     rest = large.flip(0).cumsum(0).flip(0)           # weight from each place on
     j = torch.arange(len(w), device=w.device)
-    fits = ((k-j)*large <= rest) & (j <= k)          # with the j largest cut to 1, does the next stay below 1?
+    # with the j largest cut to 1, does the next stay below 1?
+    fits = ((k-j)*large <= rest) & (j <= k)
     j = int(fits.double().argmax())
     return (w*(k-j)/rest[j]).clamp_max(1)
 
@@ -92,39 +110,61 @@ def sample_without_replacement(
     k:int,                    # how many
     rng:torch.Generator=None, # random numbers, on the CPU
 )->torch.Tensor: # [k] long, on the CPU, in random order
-    "`k` different places, each drawn with exactly its `inclusion_probabilities` (systematic sampling in random order, Madow 1949)"
+    """`k` different places, each drawn with exactly its `inclusion_probabilities` (systematic
+    sampling in random order, Madow 1949)"""
     p = inclusion_probabilities(weights, k).cpu()
     order = torch.randperm(len(p), generator=rng)
     start = torch.rand(1, generator=rng, dtype=torch.float64)
     if not k: return order[:0]
     end = p[order].cumsum(0)
-    picked = torch.searchsorted(end*(k/end[-1]), start + torch.arange(k), right=True).clamp_max(len(p)-1)
+    picked = torch.searchsorted(end * (k / end[-1]), start + torch.arange(k), right=True).clamp_max(
+        len(p) - 1
+    )
     return order[picked][torch.randperm(k, generator=rng)]
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #795061b8
 def _uncertain(gain): return lambda cb,probs,k: gain(probs).topk(k).indices
-def _rad(cb, probs, k): return sample_without_replacement(rad_weights(student_gain(probs), cb.wrong_rate, k), k, cb.rng)
-_policies = dict(rad=_rad, random=lambda cb,probs,k: torch.randperm(len(probs), generator=cb.rng)[:k], margin=_uncertain(student_gain),
-                 entropy=_uncertain(lambda p: torch.special.entr(p).sum(1)))
+def _rad(cb, probs, k):
+    return sample_without_replacement(rad_weights(student_gain(probs), cb.wrong_rate, k), k, cb.rng)
+_policies = dict(
+    rad=_rad,
+    random=lambda cb, probs, k: torch.randperm(len(probs), generator=cb.rng)[:k],
+    margin=_uncertain(student_gain),
+    entropy=_uncertain(lambda p: torch.special.entr(p).sum(1)),
+)
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #490a7eda
-@technique("RobustActiveDistillation", family="distill", year=2022, paper="https://arxiv.org/abs/2210.01213", needs=("teacher", "unlabeled", "ids"),
-           cost="`budget` answers of the teacher; in each round a prediction of all unlabeled samples", neutral=dict(soft_weight=0.))
+@technique(
+    "RobustActiveDistillation",
+    family="distill",
+    year=2022,
+    paper="https://arxiv.org/abs/2210.01213",
+    needs=("teacher", "unlabeled", "ids"),
+    cost="`budget` answers of the teacher; in each round a prediction of all unlabeled samples",
+    neutral=dict(soft_weight=0.0),
+)
 class RobustActiveDistillation(DistillCallback):
-    """In rounds, ask a teacher about the unlabeled samples worth its time, and learn its answers beside the labels
+    """In rounds, ask a teacher about the unlabeled samples worth its time, and learn its answers
+    beside the labels
 
-    Adds soft_weight·T²·KL(answer‖student) over the samples of the batch that have an answer. Never more than `budget` questions are asked while this
-    callback is used with one learner, no sample is asked about twice, and the labeled samples never. `queried` has the epoch of each question by id (−1: none), `answers`
-    its log-probabilities, `ledger` what was answered, when, by which policy and at which gain. Raises `LabelKitError` for a budget above the number of
-    unlabeled samples. After the abstract of Baykal et al. 2022, https://arxiv.org/abs/2210.01213"""
+    Adds soft_weight·T²·KL(answer‖student) over the samples of the batch that have an answer. Never
+    more than `budget` questions are asked while this callback is used with one learner, no sample
+    is asked about twice, and the labeled samples never. `queried` has the epoch of each question by
+    id (−1: none), `answers` its log-probabilities, `ledger` what was answered, when, by which
+    policy and at which gain. Raises `LabelKitError` for a budget above the number of unlabeled
+    samples. After the abstract of Baykal et al. 2022, https://arxiv.org/abs/2210.01213"""
     needs = ("teacher", "unlabeled", "ids")
     state_names = ("queried", "answers", "ledger")
     explorer = "labelkit.explore.distill_explorer:DistillExplorer"
 
     def __init__(self,
-        teacher,               # a model, a Learner, any function of inputs that gives logits [B, C]; it may be slow
-        budget=.1,             # questions in all: a number (int) or a share of the unlabeled samples (float)
-        policy="rad",          # "rad", "random", "margin", "entropy", or a function of (this callback, probabilities [N, C], k) that gives k places
+        # a model, a Learner, any function of inputs that gives logits [B, C]; it may be slow
+        teacher,
+        # questions in all: a number (int) or a share of the unlabeled samples (float)
+        budget=.1,
+        # "rad", "random", "margin", "entropy", or a function of (this callback, probabilities [N,
+        # C], k) that gives k places
+        policy="rad",
         wrong_rate:float=.2,   # for "rad": the largest share of answers that may be wrong, 0..1
         rounds:int=3,          # how many rounds share the budget
         warmup:float=.2,       # share of the training before the first
@@ -135,28 +175,53 @@ class RobustActiveDistillation(DistillCallback):
     ):
         super().__init__(teacher, soft_weight, hard_weight)
         if not callable(policy) and policy not in _policies:
-            raise LabelKitError(f"policy={policy!r} is not known: use {', '.join(map(repr, _policies))}, or a function of (callback, probabilities, k)")
+            raise LabelKitError(
+                f"policy={policy!r} is not known: use {', '.join(map(repr, _policies))}, or a "
+                "function of (callback, probabilities, k)"
+            )
         self.needs = type(self).needs
-        self.budget = check_range("budget", budget, 0, 1) if isinstance(budget, float) else int(check_range("budget", budget, 1))
-        self.policy,self.wrong_rate = policy,check_range("wrong_rate", wrong_rate, 0, 1)
-        self.rounds,self.warmup = int(check_range("rounds", rounds, 1)),check_range("warmup", warmup, 0, 1)
-        self.temperature,self.bs = check_range("temperature", temperature, .01),int(check_range("bs", bs, 1))
+        self.budget = (
+            check_range("budget", budget, 0, 1)
+            if isinstance(budget, float)
+            else int(check_range("budget", budget, 1))
+        )
+        self.policy = policy
+        self.wrong_rate = check_range("wrong_rate", wrong_rate, 0, 1)
+        self.rounds = int(check_range("rounds", rounds, 1))
+        self.warmup = check_range("warmup", warmup, 0, 1)
+        self.temperature = check_range("temperature", temperature, .01)
+        self.bs = int(check_range("bs", bs, 1))
 
     def setup(self):
-        n,c,device = len(self.dls.unlabeled.dataset),n_classes(self.learn),self.dls.device or "cpu"
+        n = len(self.dls.unlabeled.dataset)
+        c = n_classes(self.learn)
+        device = self.dls.device or "cpu"
         self.n_budget = round(self.budget*n) if isinstance(self.budget, float) else self.budget
-        if self.n_budget > n: raise LabelKitError(f"budget={self.budget} is more than the {n} unlabeled samples: ask about at most so many")
+        if self.n_budget > n:
+            raise LabelKitError(
+                f"budget={self.budget} is more than the {n} unlabeled samples: ask about at most "
+                "so many"
+            )
         self.queried = torch.full((self.dls.n_ids,), -1, device=device)
         self.answers = torch.zeros(self.dls.n_ids, c, device=device)
-        self.ledger = Ledger.of(self.dls, reasons=(self.policy if isinstance(self.policy, str) else "own policy",), columns=dict(gain=torch.float))
+        self.ledger = Ledger.of(
+            self.dls,
+            reasons=(self.policy if isinstance(self.policy, str) else "own policy",),
+            columns=dict(gain=torch.float),
+        )
 
     @property
     def n_asked(self)->int: return int((self.queried >= 0).sum())
 
     def before_train(self):
         super().before_train()
-        left = [o for o in round_epochs(self.learn.n_epoch, self.warmup, self.rounds) if o >= self.learn.epoch]
-        if self.soft_weight and not self.searching and self.learn.epoch in left: self.ask(ceil((self.n_budget-self.n_asked)/len(left)))
+        left = [
+            o
+            for o in round_epochs(self.learn.n_epoch, self.warmup, self.rounds)
+            if o >= self.learn.epoch
+        ]
+        if self.soft_weight and not self.searching and self.learn.epoch in left:
+            self.ask(ceil((self.n_budget-self.n_asked)/len(left)))
 
     def ask(self,
         k:int # how many questions
@@ -165,21 +230,47 @@ class RobustActiveDistillation(DistillCallback):
         if not k: return
         ids,logits = predict_unlabeled(self.learn)
         open_ = self.queried[ids] < 0
-        ids,probs = ids[open_],logits[open_].softmax(1)
+        ids = ids[open_]
+        probs = logits[open_].softmax(1)
         policy = self.policy if callable(self.policy) else _policies[self.policy]
         place = policy(self, probs, k).to(ids.device)
-        if len(place) != k or len(place.unique()) != k: raise LabelKitError(f"policy gave {place.tolist()[:10]} for k={k}: give k different places")
-        ids,gain = ids[place],student_gain(probs[place])
-        answers = torch.cat([self._answer(x, probs.shape[1]) for x in unlabeled_inputs(self.dls, ids).to(ids.device).split(self.bs)])
+        if len(place) != k or len(place.unique()) != k:
+            raise LabelKitError(
+                f"policy gave {place.tolist()[:10]} for k={k}: give k different places"
+            )
+        ids = ids[place]
+        gain = student_gain(probs[place])
+        answers = torch.cat(
+            [
+                self._answer(x, probs.shape[1])
+                for x in unlabeled_inputs(self.dls, ids).to(ids.device).split(self.bs)
+            ]
+        )
         self.answers[ids],self.queried[ids] = answers,self.learn.epoch
         confidence,label = answers.exp().max(1)
-        self.ledger.record(ids, label, confidence, torch.ones_like(ids, dtype=torch.bool), self.learn.epoch, gain=gain)
+        self.ledger.record(
+            ids,
+            label,
+            confidence,
+            torch.ones_like(ids, dtype=torch.bool),
+            self.learn.epoch,
+            gain=gain,
+        )
 
     def _answer(self, x, c):
-        "The teacher's log-probabilities; asking only to check it would cost a question, so the answers themselves are checked"
+        """The teacher's log-probabilities; asking only to check it would cost a question, so the
+        answers themselves are checked"""
         res = self.teacher(x)
-        if res.shape != (len(x), c): raise LabelKitError(f"the teacher answers with shape {tuple(res.shape)} to {len(x)} samples of {c} classes: both must know the same classes")
-        if not res.isfinite().all(): raise LabelKitError("the teacher answers with NaN or infinite logits: check its weights and its input's scale")
+        if res.shape != (len(x), c):
+            raise LabelKitError(
+                f"the teacher answers with shape {tuple(res.shape)} to {len(x)} samples of {c} "
+                "classes: both must know the same classes"
+            )
+        if not res.isfinite().all():
+            raise LabelKitError(
+                "the teacher answers with NaN or infinite logits: check its weights and its "
+                "input's scale"
+            )
         return res.log_softmax(1)
 
     def before_forward(self, s:Supervision):
@@ -190,6 +281,12 @@ class RobustActiveDistillation(DistillCallback):
         if len(self._ids): s.forward(self.name, s.unlabeled[self.queried[ids] >= 0])
 
     def after_forward(self, s:Supervision):
-        if self.name in s.outputs: s.add_loss(self.name, self.distill_loss(s.outputs[self.name], self.answers[self._ids], s), self.soft_weight)
+        if self.name in s.outputs:
+            s.add_loss(
+                self.name,
+                self.distill_loss(s.outputs[self.name], self.answers[self._ids], s),
+                self.soft_weight,
+            )
 
-    def distill_loss(self, student, teacher, s): return self.temperature**2 * soft_kl(student, teacher, self.temperature).mean()
+    def distill_loss(self, student, teacher, s):
+        return self.temperature**2 * soft_kl(student, teacher, self.temperature).mean()

@@ -24,20 +24,28 @@ def self_labels(
 )->torch.Tensor: # [B] long
     """Hard labels of the student, whose balance of classes is about that of `weak`
 
-    Two classes: the round(B·mean weak share) samples that lean most to class 0 get it (exact). More: argmax of logits with an offset for each class, found by
-    Sinkhorn scaling. Raises `LabelKitError` for the official variant with other than two classes. Burns et al. 2023, https://arxiv.org/abs/2312.09390"""
-    logits,share = logits.detach().float(),weak.float().mean(0)
+    Two classes: the round(B·mean weak share) samples that lean most to class 0 get it (exact).
+    More: argmax of logits with an offset for each class, found by Sinkhorn scaling. Raises
+    `LabelKitError` for the official variant with other than two classes. Burns et al. 2023,
+    https://arxiv.org/abs/2312.09390"""
+    logits = logits.detach().float()
+    share = weak.float().mean(0)
     b,c = logits.shape
     if variant == "official":
-        if c != 2: raise LabelKitError(f"variant='official' knows 2 classes and the student has {c}: use variant='paper'")
+        if c != 2:
+            raise LabelKitError(
+                f"variant='official' knows 2 classes and the student has {c}: use variant='paper'"
+            )
         p = logits.softmax(1)[:,0]
         return (p < p.quantile(share[1])).long()
     if c == 2:
         rank = (logits[:,1]-logits[:,0]).argsort(stable=True).argsort()
         return (rank >= (b*share[0]).round()).long()
     z = logits.log_softmax(1)/(.2*logits.std().clamp_min(1e-6))
-    mass,offset = (b*share).clamp_min(1e-6).log(),torch.zeros_like(share)
-    for _ in range(iterations): offset = mass - (z - (z+offset).logsumexp(1, keepdim=True)).logsumexp(0)
+    mass = (b*share).clamp_min(1e-6).log()
+    offset = torch.zeros_like(share)
+    for _ in range(iterations):
+        offset = mass - (z - (z+offset).logsumexp(1, keepdim=True)).logsumexp(0)
     return (z+offset).argmax(1)
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #2e0cbf03
@@ -47,7 +55,8 @@ def confidence_at(
     warmup:float=.1,      # share of the training in which it grows
     variant:str="paper",  # "official" grows by `pct` itself and jumps at the end
 )->float: # from 0 to `confidence`
-    "Weight of the student's own labels, after Burns et al. 2023 (https://arxiv.org/abs/2312.09390) and openai/weak-to-strong"
+    """Weight of the student's own labels, after Burns et al. 2023
+    (https://arxiv.org/abs/2312.09390) and openai/weak-to-strong"""
     if variant == "official": return confidence*(1. if pct > warmup else pct)
     return confidence*min(pct/warmup, 1.) if warmup else confidence
 
@@ -57,7 +66,8 @@ def confidence_loss(
     own:torch.Tensor,       # [B] long, hard labels of the student
     confidence:float=.5,    # share of `own` in the target, 0..1
 )->torch.Tensor: # a scalar
-    "Cross-entropy to (1−confidence)·weak + confidence·own, mean over samples (Burns et al. 2023, https://arxiv.org/abs/2312.09390)"
+    """Cross-entropy to (1−confidence)·weak + confidence·own, mean over samples (Burns et al. 2023,
+    https://arxiv.org/abs/2312.09390)"""
     target = (1-confidence)*weak + confidence*F.one_hot(own, logits.shape[1])
     return -(target*F.log_softmax(logits, 1)).sum(1).mean()
 
@@ -67,31 +77,52 @@ def performance_gap_recovered(
     strong_on_weak:float,  # of the strong student, taught by it
     ceiling:float,         # of the strong student, taught by true labels
 )->float: # 0 at `weak`, 1 at `ceiling`; below 0 and above 1 are possible
-    """(strong_on_weak − weak)/(ceiling − weak), PGR in Burns et al. 2023, https://arxiv.org/abs/2312.09390
+    """(strong_on_weak − weak)/(ceiling − weak), PGR in Burns et al. 2023,
+    https://arxiv.org/abs/2312.09390
 
-    Larger performance must be better. Raises `LabelKitError` for a value that is not finite, and where the ceiling is not above the supervisor."""
+    Larger performance must be better. Raises `LabelKitError` for a value that is not finite, and
+    where the ceiling is not above the supervisor."""
     given = dict(weak=weak, strong_on_weak=strong_on_weak, ceiling=ceiling)
     for name,v in given.items():
-        try: given[name] = v = float(v)
-        except (TypeError, ValueError) as e: raise LabelKitError(f"{name}={v!r} is not a number: pass a performance such as an accuracy") from e
-        if not math.isfinite(v): raise LabelKitError(f"{name}={v} is not finite: pass a performance such as an accuracy")
+        try:
+            given[name] = v = float(v)
+        except (TypeError, ValueError) as e:
+            raise LabelKitError(
+                f"{name}={v!r} is not a number: pass a performance such as an accuracy"
+            ) from e
+        if not math.isfinite(v):
+            raise LabelKitError(f"{name}={v} is not finite: pass a performance such as an accuracy")
     low,got,high = given.values()
     if high <= low:
-        raise LabelKitError(f"ceiling={high:g} is not above weak={low:g}: there is no gap to recover; use a weaker supervisor or a stronger student")
+        raise LabelKitError(
+            f"ceiling={high:g} is not above weak={low:g}: there is no gap to recover; use a weaker "
+            "supervisor or a stronger student"
+        )
     return (got-low)/(high-low)
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #07d79858
-@technique("WeakToStrong", family="distill", year=2023, paper="https://arxiv.org/abs/2312.09390", needs=("teacher",),
-           cost="a forward pass of the weak model; with unlabeled=True also one of the student, and its backward pass, over the unlabeled samples",
-           neutral=dict(soft_weight=0., hard_weight=1.))
+@technique(
+    "WeakToStrong",
+    family="distill",
+    year=2023,
+    paper="https://arxiv.org/abs/2312.09390",
+    needs=("teacher",),
+    cost="a forward pass of the weak model; with unlabeled=True also one of the student, and its "
+         "backward pass, over the unlabeled samples",
+    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+)
 class WeakToStrong(DistillCallback):
-    """A strong student learns a weak supervisor's probabilities, and more and more its own confident labels
+    """A strong student learns a weak supervisor's probabilities, and more and more its own
+    confident labels
 
-    Cross-entropy to (1−c)·weak + c·own: `weak` the softmax of the teacher's logits, `own` from `self_labels`, c from `confidence_at`. The labels of the
-    labeled samples have no part in it (`hard_weight=0`). Two variants: "paper", and "official" as in openai/weak-to-strong (two classes; a jump at the
-    end of the warm-up). Raises `LabelKitError` for a teacher with other classes. Burns et al. 2023, https://arxiv.org/abs/2312.09390"""
+    Cross-entropy to (1−c)·weak + c·own: `weak` the softmax of the teacher's logits, `own` from
+    `self_labels`, c from `confidence_at`. The labels of the labeled samples have no part in it
+    (`hard_weight=0`). Two variants: "paper", and "official" as in openai/weak-to-strong (two
+    classes; a jump at the end of the warm-up). Raises `LabelKitError` for a teacher with other
+    classes. Burns et al. 2023, https://arxiv.org/abs/2312.09390"""
     def __init__(self,
-        teacher,               # the weak supervisor: a model, a Learner, any function of inputs that gives logits [B, C]
+        # the weak supervisor: a model, a Learner, any function of inputs that gives logits [B, C]
+        teacher,
         confidence:float=.5,   # share of the student's own labels, 0..1; 0 is the naive student
         warmup:float=.1,       # share of the training in which it grows from 0
         soft_weight:float=1.,  # of this loss; 0 leaves the supervisor unasked
@@ -100,8 +131,10 @@ class WeakToStrong(DistillCallback):
         variant:str="paper",   # or "official", for two classes
     ):
         super().__init__(teacher, soft_weight, hard_weight, unlabeled)
-        self.confidence,self.warmup = check_range("confidence", confidence, 0, 1),check_range("warmup", warmup, 0, 1)
-        if variant not in ("paper", "official"): raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
+        self.confidence = check_range("confidence", confidence, 0, 1)
+        self.warmup = check_range("warmup", warmup, 0, 1)
+        if variant not in ("paper", "official"):
+            raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
         self.variant = variant
 
     def distill_loss(self, student, teacher, s):

@@ -13,7 +13,16 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 import html, json, math, numbers, platform, random, re, time
 import numpy as np, pandas as pd, torch
-from fastai.basics import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, accuracy, mk_metric, no_random, set_seed)
+from fastai.basics import (
+    Callback,
+    CrossEntropyLossFlat,
+    DataLoaders,
+    Learner,
+    accuracy,
+    mk_metric,
+    no_random,
+    set_seed,
+)
 from fastai.callback.progress import ProgressCallback
 from fastai.callback import schedule
 from fastprogress.fastprogress import progress_bar
@@ -25,7 +34,8 @@ from ..models import small_cnn
 def t_interval(
     values,             # numbers, one a seed
     level:float=.95,    # share of experiments whose interval holds the true mean
-)->tuple[float,float,float]: # mean, lower and upper end; the ends are `nan` for fewer than two values
+    # mean, lower and upper end; the ends are `nan` for fewer than two values
+)->tuple[float,float,float]:
     "Mean of `values` with Student's t-interval (Student 1908, https://doi.org/10.2307/2331554)"
     from scipy.stats import t
     v = np.asarray(list(values), dtype=float)
@@ -42,15 +52,23 @@ def _as_row(name, value):
     "A row's settings as a dictionary; `LabelKitError` names the row that cannot be one"
     row = dict(value) if isinstance(value, dict) else dict(cbs=value)
     odd = [k for k in row if k not in _row_keys]
-    if odd: raise LabelKitError(f"rows[{name!r}] has the key {odd[0]!r}: a row's keys are {', '.join(_row_keys)}")
+    if odd:
+        raise LabelKitError(
+            f"rows[{name!r}] has the key {odd[0]!r}: a row's keys are {', '.join(_row_keys)}"
+        )
     cbs = row.setdefault("cbs", [])
     if cbs is None: cbs = row["cbs"] = []
     for o in cbs if isinstance(cbs, (list, tuple)) else [cbs]:
         if isinstance(o, type) and issubclass(o, Callback):
-            raise LabelKitError(f"rows[{name!r}] is the class {o.__name__}: make a callback of it, {o.__name__}()")
+            raise LabelKitError(
+                f"rows[{name!r}] is the class {o.__name__}: make a callback of it, {o.__name__}()"
+            )
         if not isinstance(o, Callback) and (isinstance(cbs, (list, tuple)) or not callable(o)):
-            raise LabelKitError(f"rows[{name!r}] holds {type(o).__name__} {str(o)[:40]!r}: "
-                                "pass a callback, a list of callbacks, or a function of the data loaders that returns them")
+            raise LabelKitError(
+                f"rows[{name!r}] holds {type(o).__name__} {str(o)[:40]!r}: "
+                "pass a callback, a list of callbacks, or a function of the data loaders that "
+                "returns them"
+            )
     return row
 
 def _callbacks(cbs, dls):
@@ -60,14 +78,18 @@ def _callbacks(cbs, dls):
     return [cbs] if isinstance(cbs, Callback) else list(cbs or [])
 
 def _copy(cb):
-    "A deep copy of `cb` with what pickling leaves out (a teacher), without the learner it was used with"
+    """A deep copy of `cb` with what pickling leaves out (a teacher), without the learner it was
+    used with"""
     new = object.__new__(type(cb))
-    new.__dict__.update(deepcopy({k: v for k,v in vars(cb).items() if k not in ("learn", "_rng", "_learner")}))
+    new.__dict__.update(
+        deepcopy({k: v for k, v in vars(cb).items() if k not in ("learn", "_rng", "_learner")})
+    )
     return new
 
 # %% ../../nbs/evidence/compare.ipynb #1c621858
 def _loaders(data, seed):
-    "The data of one run: another labeled subset a seed where `data` can make one, else the same loaders with their order seeded"
+    """The data of one run: another labeled subset a seed where `data` can make one, else the same
+    loaders with their order seeded"""
     if getattr(data, "_recipe", None) is not None: return data.recipe(seed)
     if not isinstance(data, DataLoaders): return data(seed)
     for dl in [*data.loaders, getattr(data, "unlabeled", None)]:
@@ -88,13 +110,24 @@ def train_row(
         cbs = _callbacks(row["cbs"], dls)
         if callable(row["cbs"]) and not isinstance(row["cbs"], Callback):
             set_seed(seed, reproducible=True)
-            dls = _loaders(row["data"], seed)   # whatever the function drew from the loaders is undone
+            # whatever the function drew from the loaders is undone
+            dls = _loaders(row["data"], seed)
         set_seed(seed, reproducible=True)
-        loss = row.get("loss_func") or getattr(dls.train_ds, "loss_func", None) or CrossEntropyLossFlat()
-        learn = Learner(dls, row["model"](dls), loss_func=loss, metrics=deepcopy(metric), cbs=cbs, **learner_kw)
+        loss = (
+            row.get("loss_func")
+            or getattr(dls.train_ds, "loss_func", None)
+            or CrossEntropyLossFlat()
+        )
+        learn = Learner(
+            dls, row["model"](dls), loss_func=loss, metrics=deepcopy(metric), cbs=cbs, **learner_kw
+        )
         learn.remove_cbs([o for o in learn.cbs if isinstance(o, ProgressCallback)])
         values = lambda v: dict(zip(list(learn.recorder.metric_names)[1:-1], map(float, v)))
-        learn.logger = (lambda v: log(values(v[1:-1])) if isinstance(v[0], int) else None) if log else (lambda v: None)
+        learn.logger = (
+            (lambda v: log(values(v[1:-1])) if isinstance(v[0], int) else None)
+            if log
+            else (lambda v: None)
+        )
         set_seed(seed, reproducible=True)
         (fit or schedule.Learner.fit_one_cycle)(learn, row["epochs"], row["lr"])
         return learn, [values(v) for v in learn.recorder.values]
@@ -108,7 +141,8 @@ def plain_message(e:BaseException)->str:
 def knobs(
     cls:type # a technique, or any class
 )->dict[str,dict]: # name -> dict(default, type, comment)
-    "The arguments of `cls`, those it hands on to its bases by `**kwargs` included, with their defaults and docments"
+    """The arguments of `cls`, those it hands on to its bases by `**kwargs` included, with their
+    defaults and docments"""
     import inspect
     from fastcore.docments import docments
     out = {}
@@ -119,17 +153,26 @@ def knobs(
         except Exception: docs = {}   # no source at hand, as in a session typed by hand
         for k,p in params.items():
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or k in out: continue
-            anno = "" if p.annotation is p.empty else getattr(p.annotation, "__name__", str(p.annotation))
-            out[k] = dict(default=p.default, type=anno, comment=(docs.get(k) or {}).get("docment") or "")
+            anno = (
+                ""
+                if p.annotation is p.empty
+                else getattr(p.annotation, "__name__", str(p.annotation))
+            )
+            out[k] = dict(
+                default=p.default, type=anno, comment=(docs.get(k) or {}).get("docment") or ""
+            )
         if not any(p.kind == p.VAR_KEYWORD for p in params.values()): break
     return out
 
 def describe(
     cb:Callback # a technique, or any callback
 )->str:
-    "`cb` as it would be typed: its class and those of its arguments that are numbers, words, or yes or no"
+    """`cb` as it would be typed: its class and those of its arguments that are numbers, words, or
+    yes or no"""
     found = {k: getattr(cb, k, None) for k in knobs(type(cb))}
-    args = ", ".join(f"{k}={v!r}" for k,v in found.items() if isinstance(v, (bool, int, float, str)))
+    args = ", ".join(
+        f"{k}={v!r}" for k, v in found.items() if isinstance(v, (bool, int, float, str))
+    )
     return f"{type(cb).__name__}({args})"
 
 def versions()->dict[str,str]:
@@ -146,14 +189,21 @@ _columns = ("row", "seed", "metric", "seconds", "train_loss", "valid_loss")
 def _num(v, spec=".3f"): return "–" if v is None or math.isnan(v) else format(v, spec)
 
 class Comparison:
-    "Runs of several rows over seeds: `.frame`, `.table()`, `.plot()`, `.save(path)`, `Comparison.load(path)`, `.report(path)`"
+    """Runs of several rows over seeds: `.frame`, `.table()`, `.plot()`, `.save(path)`,
+    `Comparison.load(path)`, `.report(path)`"""
     def __init__(self,
-        runs:list[dict],  # one dictionary a run: row, seed, metric, seconds, train_loss, valid_loss, curve
+        # one dictionary a run: row, seed, metric, seconds, train_loss, valid_loss, curve
+        runs:list[dict],
         rows:list[str],   # names in order; differences are taken to the first
         seeds:list[int],  # seeds that were asked for
         metric:str,       # name of the metric
         config:dict=None, # what was run
-    ): self.runs,self.rows,self.seeds,self.metric,self.config = list(runs),list(rows),list(seeds),metric,config or {}
+    ):
+        self.runs = list(runs)
+        self.rows = list(rows)
+        self.seeds = list(seeds)
+        self.metric = metric
+        self.config = config or {}
 
     @property
     def complete(self)->bool:
@@ -163,7 +213,9 @@ class Comparison:
     @property
     def frame(self)->pd.DataFrame:
         "One line a run: row, seed, the metric after the last epoch, seconds, final losses"
-        return pd.DataFrame([{c: r[c] for c in _columns} for r in self.runs], columns=_columns).rename(columns={"metric": self.metric})
+        return pd.DataFrame(
+            [{c: r[c] for c in _columns} for r in self.runs], columns=_columns
+        ).rename(columns={"metric": self.metric})
 
     def values(self, row:str)->dict[int,float]:
         "The metric of `row` by seed"
@@ -177,52 +229,89 @@ class Comparison:
     def table(self,
         level:float=.95 # of the interval
     )->pd.DataFrame:
-        "One line a row: mean, spread (standard deviation over seeds), paired difference to the first row and its interval, seconds a run"
+        """One line a row: mean, spread (standard deviation over seeds), paired difference to the
+        first row and its interval, seconds a run"""
         out = []
         for i,name in enumerate(self.rows):
             v = list(self.values(name).values())
             d = t_interval(self.differences(name).values(), level) if i else (math.nan,)*3
-            out.append(dict(row=name, mean=float(np.mean(v)) if v else math.nan, spread=float(np.std(v, ddof=1)) if len(v) > 1 else math.nan,
-                            difference=d[0], low=d[1], high=d[2], seeds=len(v),
-                            seconds=float(np.mean([r["seconds"] for r in self.runs if r["row"] == name])) if v else math.nan))
+            out.append(
+                dict(
+                    row=name,
+                    mean=float(np.mean(v)) if v else math.nan,
+                    spread=float(np.std(v, ddof=1)) if len(v) > 1 else math.nan,
+                    difference=d[0],
+                    low=d[1],
+                    high=d[2],
+                    seeds=len(v),
+                    seconds=float(np.mean([r["seconds"] for r in self.runs if r["row"] == name]))
+                    if v
+                    else math.nan,
+                )
+            )
         return pd.DataFrame(out).set_index("row")
 
     def _cells(self):
         "The table as text: a header and one list a row"
         head = ["", self.metric, "spread", f"against {self.rows[0]}", "95 % interval", "seconds"]
-        lines = [[name, _num(t["mean"]), _num(t["spread"]), _num(t["difference"], "+.3f"),
-                  f"{t['low']:+.3f} to {t['high']:+.3f}" if not math.isnan(t["low"]) else "–", _num(t["seconds"], ".1f")]
-                 for name,t in zip(self.rows, self.table().to_dict("records"))]
+        lines = [
+            [
+                name,
+                _num(t["mean"]),
+                _num(t["spread"]),
+                _num(t["difference"], "+.3f"),
+                f"{t['low']:+.3f} to {t['high']:+.3f}" if not math.isnan(t["low"]) else "–",
+                _num(t["seconds"], ".1f"),
+            ]
+            for name, t in zip(self.rows, self.table().to_dict("records"))
+        ]
         return head, lines
 
     def _note(self):
         n = len(self.seeds)
-        return (f"{n} seed{'s'[:n != 1]}, paired; value after the last epoch" +
-                ("" if self.complete else f"; {len(self.runs)} of {len(self.rows)*n} runs finished"))
+        return f"{n} seed{'s'[: n != 1]}, paired; value after the last epoch" + (
+            "" if self.complete else f"; {len(self.runs)} of {len(self.rows) * n} runs finished"
+        )
 
     def __repr__(self):
         head,lines = self._cells()
         width = [max(len(l[i]) for l in [head, *lines]) for i in range(len(head))]
-        fit = lambda l: "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i,(c,w) in enumerate(zip(l, width))).rstrip()
+        fit = lambda l: "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(l, width))
+        ).rstrip()
         return "\n".join([fit(head), *map(fit, lines), self._note()])
 
     def _table_html(self):
         head,lines = self._cells()
-        cell = lambda tag,c,i: f"<{tag} style='text-align:{'right' if i else 'left'};font-variant-numeric:tabular-nums'>{html.escape(c)}</{tag}>"
-        row = lambda l,tag: "<tr>" + "".join(cell("th" if i == 0 else tag, c, i) for i,c in enumerate(l)) + "</tr>"
+        cell = lambda tag, c, i: (
+            f"<{tag} style='text-align:{'right' if i else 'left'};font-variant-numeric:tabular-nums'>{html.escape(c)}</{tag}>"
+        )
+        row = lambda l, tag: (
+            "<tr>" + "".join(cell("th" if i == 0 else tag, c, i) for i, c in enumerate(l)) + "</tr>"
+        )
         lines = [[l[0], *(c.replace("-", "−") for c in l[1:])] for l in lines]
         return f"<table><thead>{row(head, 'th')}</thead><tbody>{''.join(row(l, 'td') for l in lines)}</tbody></table>"
 
-    def _repr_html_(self): return f"{self._table_html()}<p><small>{html.escape(self._note())}</small></p>{figure_svg(self)}"
+    def _repr_html_(self):
+        return f"{self._table_html()}<p><small>{html.escape(self._note())}</small></p>{figure_svg(self)}"
 
     def plot(self, axs=None):
-        "Left: each seed a dot, the mean and its interval. Right: the same for the paired differences to the first row. The two axes are returned"
+        """Left: each seed a dot, the mean and its interval. Right: the same for the paired
+        differences to the first row. The two axes are returned"""
         import matplotlib.pyplot as plt
-        grey,blue,n = "#777777","#3b82c4",len(self.rows)
+        grey = "#777777"
+        blue = "#3b82c4"
+        n = len(self.rows)
         if axs is None:
-            fig,axs = plt.subplots(1, 2, figsize=(9, .5*n + 1.2), sharey=True, constrained_layout=True)
+            fig, axs = plt.subplots(
+                1, 2, figsize=(9, 0.5 * n + 1.2), sharey=True, constrained_layout=True
+            )
             fig.patch.set_alpha(0)
-        for ax,get,label in zip(axs, (self.values, self.differences), (self.metric, f"{self.metric} against {self.rows[0]}, paired")):
+        for ax, get, label in zip(
+            axs,
+            (self.values, self.differences),
+            (self.metric, f"{self.metric} against {self.rows[0]}, paired"),
+        ):
             ax.patch.set_alpha(0)
             for i,name in enumerate(self.rows):
                 v = list(get(name).values()) if i or get == self.values else []
@@ -230,7 +319,8 @@ class Comparison:
                 m,lo,hi = t_interval(v)
                 color = blue if i else grey
                 ax.plot(v, [i + .16]*len(v), "o", ms=4, color=color, alpha=.55, mew=0)
-                if not math.isnan(lo): ax.plot([lo, hi], [i - .08]*2, color=color, lw=2, solid_capstyle="round")
+                if not math.isnan(lo):
+                    ax.plot([lo, hi], [i - .08]*2, color=color, lw=2, solid_capstyle="round")
                 ax.plot([m], [i - .08], "D", ms=6, color=color)
             ax.set_xlabel(label.replace("$", r"\$"), color=grey)
             ax.tick_params(colors=grey)
@@ -245,32 +335,71 @@ class Comparison:
     def save(self,
         path # JSON file to write
     ):
-        "Write the comparison to `path`, whole or not at all; it is returned. An unwritable `path` raises `LabelKitError`"
+        """Write the comparison to `path`, whole or not at all; it is returned. An unwritable `path`
+        raises `LabelKitError`"""
         clean = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
-        runs = [{k: [clean(o) for o in v] if k == "curve" else clean(v) for k,v in r.items()} for r in self.runs]
-        d = dict(labelkit="comparison", format=1, metric=self.metric, rows=self.rows, seeds=self.seeds, config=self.config, runs=runs)
-        with atomic_path(path) as tmp: tmp.write_text(json.dumps(d, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+        runs = [
+            {k: [clean(o) for o in v] if k == "curve" else clean(v) for k, v in r.items()}
+            for r in self.runs
+        ]
+        d = dict(
+            labelkit="comparison",
+            format=1,
+            metric=self.metric,
+            rows=self.rows,
+            seeds=self.seeds,
+            config=self.config,
+            runs=runs,
+        )
+        with atomic_path(path) as tmp:
+            tmp.write_text(
+                json.dumps(d, indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8"
+            )
         return self
 
     @classmethod
     def load(cls,
         path # JSON file written by `save`
     )->"Comparison":
-        "Read what `save` wrote; a missing, truncated or foreign file raises `LabelKitError` naming it"
+        """Read what `save` wrote; a missing, truncated or foreign file raises `LabelKitError`
+        naming it"""
         try:
             with open(path, encoding="utf-8") as f: d = json.load(f)
-        except OSError as e: raise LabelKitError(f"path={str(path)!r} cannot be read ({e.strerror}): pass a file that Comparison.save wrote") from e
+        except OSError as e:
+            raise LabelKitError(
+                f"path={str(path)!r} cannot be read ({e.strerror}): pass a file that "
+                "Comparison.save wrote"
+            ) from e
         except ValueError as e:
-            raise LabelKitError(f"path={str(path)!r} is no whole JSON file ({e}): it was truncated or is something else; save it again") from e
+            raise LabelKitError(
+                f"path={str(path)!r} is no whole JSON file ({e}): it was truncated or is something "
+                "else; save it again"
+            ) from e
         try:
             if d["labelkit"] != "comparison": raise KeyError("labelkit")
             num = lambda v: math.nan if v is None else float(v)
-            runs = [dict({c: num(r[c]) for c in _columns[2:]}, row=str(r["row"]), seed=int(r["seed"]), curve=[num(o) for o in r["curve"]])
-                    for r in d["runs"]]
-            out = cls(runs, [str(o) for o in d["rows"]], [int(o) for o in d["seeds"]], str(d["metric"]), dict(d["config"]))
+            runs = [
+                dict(
+                    {c: num(r[c]) for c in _columns[2:]},
+                    row=str(r["row"]),
+                    seed=int(r["seed"]),
+                    curve=[num(o) for o in r["curve"]],
+                )
+                for r in d["runs"]
+            ]
+            out = cls(
+                runs,
+                [str(o) for o in d["rows"]],
+                [int(o) for o in d["seeds"]],
+                str(d["metric"]),
+                dict(d["config"]),
+            )
             if not out.rows or any(r["row"] not in out.rows for r in runs): raise KeyError("rows")
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise LabelKitError(f"path={str(path)!r} is not a saved comparison (at {e}): pass a file that Comparison.save wrote") from e
+            raise LabelKitError(
+                f"path={str(path)!r} is not a saved comparison (at {e}): pass a file that "
+                "Comparison.save wrote"
+            ) from e
         return out
 
     def report(self, path, title:str=None, notes:str=""):
@@ -282,41 +411,83 @@ class Comparison:
 def _ticks(lo, hi, n=5):
     "About `n` round numbers between `lo` and `hi`"
     raw = (hi - lo)/n
-    step = next(m for m in (10.**math.floor(math.log10(raw))*k for k in (1, 2, 5, 10)) if m >= raw*.999)
-    return [round(i*step, 10) for i in range(math.ceil(lo/step - 1e-9), math.floor(hi/step + 1e-9) + 1)]
+    step = next(
+        m
+        for m in (10.0 ** math.floor(math.log10(raw)) * k for k in (1, 2, 5, 10))
+        if m >= raw * 0.999
+    )
+    return [
+        round(i * step, 10)
+        for i in range(math.ceil(lo / step - 1e-9), math.floor(hi / step + 1e-9) + 1)
+    ]
+
 
 def _panel(title, rows, zero=False, width=410, pad=16, line=44):
-    "One SVG: `rows` of (name, values); for each a name, its dots, and below them mean and interval, on a shared axis"
+    """One SVG: `rows` of (name, values); for each a name, its dots, and below them mean and
+    interval, on a shared axis"""
     stats = [(name, v, t_interval(v)) for name,v in rows]
     ends = [o for _,v,s in stats for o in (*v, *s) if math.isfinite(o)] + ([0.] if zero else [])
     lo,hi = (min(ends), max(ends)) if ends else (0., 1.)
-    if hi - lo < 1e-9: lo,hi = lo - .005,hi + .005
+    if hi - lo < 1e-9:
+        lo = lo - .005
+        hi = hi + .005
     x = lambda v: pad + (v - lo)/(hi - lo)*(width - 2*pad)
     bottom = 30 + line*len(rows)
     height = bottom + 22
-    out = [f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{html.escape(title)}' fill='currentColor' "
-           "style='flex:1 1 320px;min-width:0;max-width:480px;font:12px system-ui,sans-serif'>",
-           f"<text x='{pad}' y='14' font-weight='600'>{html.escape(title)}</text>"]
+    out = [
+        f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{html.escape(title)}' "
+        "fill='currentColor' "
+        "style='flex:1 1 320px;min-width:0;max-width:480px;font:12px system-ui,sans-serif'>",
+        f"<text x='{pad}' y='14' font-weight='600'>{html.escape(title)}</text>",
+    ]
     ticks = _ticks(lo, hi)
     places = max([len(f"{t:.6f}".rstrip("0").split(".")[1]) for t in ticks] + [0])
     for t in ticks:
         text = f"{t:{'+' if zero and t else ''}.{places}f}".replace("-", "−")
-        out.append(f"<line x1='{x(t):.1f}' x2='{x(t):.1f}' y1='26' y2='{bottom}' stroke='currentColor' opacity='{.5 if zero and t == 0 else .12}'/>"
-                   f"<text x='{x(t):.1f}' y='{height - 6}' text-anchor='middle' opacity='.75' font-size='11'>{text}</text>")
+        out.append(
+            f"<line x1='{x(t):.1f}' x2='{x(t):.1f}' y1='26' y2='{bottom}' stroke='currentColor' "
+            f"opacity='{0.5 if zero and t == 0 else 0.12}'/>"
+            f"<text x='{x(t):.1f}' y='{height - 6}' text-anchor='middle' opacity='.75' "
+            f"font-size='11'>{text}</text>"
+        )
     for i,(name,v,(m,a,b)) in enumerate(stats):
-        y,color = 30 + line*i,"currentColor" if i == 0 else "#3f8acb"
+        y = 30 + line*i
+        color = "currentColor" if i == 0 else "#3f8acb"
         short = name if len(name) < 49 else name[:47] + "…"
-        dots = "".join(f"<circle cx='{x(o):.1f}' cy='{y + 23}' r='3' opacity='.6'/>" for o in v if math.isfinite(o))
-        bar = f"<line x1='{x(a):.1f}' x2='{x(b):.1f}' y1='{y + 32}' y2='{y + 32}' stroke='{color}' stroke-width='2'/>" if math.isfinite(a) else ""
-        mark = f"<rect x='{x(m) - 1.5:.1f}' y='{y + 27}' width='3' height='10'/>" if math.isfinite(m) else ""
-        rule = f"<line x1='{pad}' x2='{width - pad}' y1='{y}' y2='{y}' stroke='currentColor' opacity='.12'/>" if i else ""
-        out.append(f"{rule}<text x='{pad}' y='{y + 13}'><title>{html.escape(name)}</title>{html.escape(short)}</text><g fill='{color}'>{dots}{bar}{mark}</g>")
+        dots = "".join(
+            f"<circle cx='{x(o):.1f}' cy='{y + 23}' r='3' opacity='.6'/>"
+            for o in v
+            if math.isfinite(o)
+        )
+        bar = (
+            f"<line x1='{x(a):.1f}' x2='{x(b):.1f}' y1='{y + 32}' y2='{y + 32}' stroke='{color}' "
+            "stroke-width='2'/>"
+            if math.isfinite(a)
+            else ""
+        )
+        mark = (
+            f"<rect x='{x(m) - 1.5:.1f}' y='{y + 27}' width='3' height='10'/>"
+            if math.isfinite(m)
+            else ""
+        )
+        rule = (
+            f"<line x1='{pad}' x2='{width - pad}' y1='{y}' y2='{y}' stroke='currentColor' "
+            "opacity='.12'/>"
+            if i
+            else ""
+        )
+        out.append(
+            f"{rule}<text x='{pad}' "
+            f"y='{y + 13}'><title>{html.escape(name)}</title>{html.escape(short)}</text><g "
+            f"fill='{color}'>{dots}{bar}{mark}</g>"
+        )
     return "".join(out) + "</svg>"
 
 def figure_svg(
     comparison:Comparison
 )->str: # two SVG panels in a `div`
-    "Dots for seeds, tick for the mean, line for its 95 % interval; beside it the same for the paired differences to the first row"
+    """Dots for seeds, tick for the mean, line for its 95 % interval; beside it the same for the
+    paired differences to the first row"""
     c = comparison
     panels = [_panel(c.metric, [(n, list(c.values(n).values())) for n in c.rows])]
     if len(c.rows) > 1:
@@ -343,9 +514,13 @@ def _progress(progress, total):
     yield step
 
 def _name_of(o):
-    "A function, or what `partial` makes of one, as it would be typed; numbers and words as they are"
+    """A function, or what `partial` makes of one, as it would be typed; numbers and words as they
+    are"""
     if isinstance(o, (int, float, str)): return str(o)
-    if isinstance(o, partial): return f"{_name_of(o.func)}({', '.join(f'{k}={_name_of(v)}' for k,v in o.keywords.items())})"
+    if isinstance(o, partial):
+        return (
+            f"{_name_of(o.func)}({', '.join(f'{k}={_name_of(v)}' for k, v in o.keywords.items())})"
+        )
     return getattr(o, "__name__", type(o).__name__)
 
 def _run(name, row, seed, metric, fit, learner_kw):
@@ -353,15 +528,30 @@ def _run(name, row, seed, metric, fit, learner_kw):
     start = time.perf_counter()
     learn,epochs = train_row(row, seed, metric, fit, **learner_kw)
     key = mk_metric(metric).name
-    if not epochs or key not in epochs[-1]: raise LabelKitError(f"the fit ended without a value of {key}: was it cancelled before validation?")
+    if not epochs or key not in epochs[-1]:
+        raise LabelKitError(
+            f"the fit ended without a value of {key}: was it cancelled before validation?"
+        )
     last = epochs[-1]
-    return dict(row=name, seed=seed, metric=last[key], seconds=time.perf_counter() - start, train_loss=last.get("train_loss", math.nan),
-                valid_loss=last.get("valid_loss", math.nan), curve=[e.get(key, math.nan) for e in epochs]), learn
+    return dict(
+        row=name,
+        seed=seed,
+        metric=last[key],
+        seconds=time.perf_counter() - start,
+        train_loss=last.get("train_loss", math.nan),
+        valid_loss=last.get("valid_loss", math.nan),
+        curve=[e.get(key, math.nan) for e in epochs],
+    ), learn
 
 def _describe_data(data, dls):
     "In words: how many samples, classes and labels, and what was done to them"
-    n,given = len(dls.train_ds),getattr(dls, "given", None)
-    kind = getattr(data, "__name__", type(data).__name__) if not isinstance(data, DataLoaders) else type(data).__name__
+    n = len(dls.train_ds)
+    given = getattr(dls, "given", None)
+    kind = (
+        getattr(data, "__name__", type(data).__name__)
+        if not isinstance(data, DataLoaders)
+        else type(data).__name__
+    )
     out = [kind] if kind.isidentifier() else []
     if given is None: out.append(f"{n} samples")
     else: out += [f"{dls.n_ids} samples", f"{n} labeled", f"{dls.c} classes"]
@@ -370,8 +560,12 @@ def _describe_data(data, dls):
     return ", ".join(out) + f"; {len(dls.valid_ds)} validation samples"
 
 def compare(
-    rows:dict,                 # name -> callback, list of callbacks (none for the baseline), function of `dls` that returns them, or dict of settings
-    data,                      # `LabelDataLoaders` (another labeled subset a seed), a function of the seed, or plain `DataLoaders` (then only model and order change)
+    # name -> callback, list of callbacks (none for the baseline), function of `dls` that returns
+    # them, or dict of settings
+    rows:dict,
+    # `LabelDataLoaders` (another labeled subset a seed), a function of the seed, or plain
+    # `DataLoaders` (then only model and order change)
+    data,
     seeds=5,                   # how many, or which
     epochs:int=15,             # of each run
     lr:float=3e-3,             # largest learning rate
@@ -380,26 +574,48 @@ def compare(
     progress=True,             # show a bar; or a function of (run, done, total)
     loss_func=None,            # the loss; `None` for that of the data, or cross-entropy
     fit:Callable=None,         # function of (learn, epochs, lr); `None` for `fit_one_cycle`
-    save=None,                 # JSON file that is rewritten after every run, so that nothing is lost
+    # JSON file that is rewritten after every run, so that nothing is lost
+    save=None,
     **learner_kw               # more for `Learner`: `opt_func`, `wd`, …
 )->Comparison:
     """Train every row with every seed and compare the values after the last epoch.
 
-    All rows of a seed see the same data, initial weights and order of batches; each run gets fresh copies of its callbacks. The seconds of a
-    run include what a row's function does (training a teacher). A run that fails raises `LabelKitError` naming row and seed; what was finished
-    is its `.comparison`."""
-    if not isinstance(rows, dict) or not rows: raise LabelKitError(f"rows={rows!r:.60} is no dictionary of rows: pass {{'labels only': [], 'name': callback}}")
+    All rows of a seed see the same data, initial weights and order of batches; each run gets fresh
+    copies of its callbacks. The seconds of a run include what a row's function does (training a
+    teacher). A run that fails raises `LabelKitError` naming row and seed; what was finished is its
+    `.comparison`."""
+    if not isinstance(rows, dict) or not rows:
+        raise LabelKitError(
+            f"rows={rows!r:.60} is no dictionary of rows: pass "
+            f"{{'labels only': [], 'name': callback}}"
+        )
     if not (isinstance(data, DataLoaders) or callable(data)):
-        raise LabelKitError(f"data is {type(data).__name__}: pass DataLoaders, or a function of the seed that makes them")
+        raise LabelKitError(
+            f"data is {type(data).__name__}: pass DataLoaders, or a function of the seed that "
+            "makes them"
+        )
     whole = isinstance(seeds, numbers.Integral) and not isinstance(seeds, bool)
     if whole and seeds < 1: raise LabelKitError(f"seeds={seeds} gives no run: pass at least 1")
     seeds = list(range(seeds)) if whole else [int(s) for s in seeds]
-    if not seeds or len(set(seeds)) < len(seeds): raise LabelKitError(f"seeds={seeds} must be different numbers, at least one")
-    if not isinstance(epochs, numbers.Integral) or epochs < 1: raise LabelKitError(f"epochs={epochs!r} is no whole number of at least 1: nothing would be trained")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise LabelKitError(f"seeds={seeds} must be different numbers, at least one")
+    if not isinstance(epochs, numbers.Integral) or epochs < 1:
+        raise LabelKitError(
+            f"epochs={epochs!r} is no whole number of at least 1: nothing would be trained"
+        )
     common = dict(data=data, epochs=epochs, lr=lr, model=model, loss_func=loss_func)
     todo = {str(n): common | _as_row(n, v) for n,v in rows.items()}
-    config = dict(epochs=epochs, lr=lr, model=_name_of(model), data=None, loss=_name_of(loss_func) if loss_func else "of the data, else cross-entropy",
-                  fit=_name_of(fit) if fit else "fit_one_cycle", device=str(torch.device("cuda" if torch.cuda.is_available() else "cpu")), rows={}, versions=versions())
+    config = dict(
+        epochs=epochs,
+        lr=lr,
+        model=_name_of(model),
+        data=None,
+        loss=_name_of(loss_func) if loss_func else "of the data, else cross-entropy",
+        fit=_name_of(fit) if fit else "fit_one_cycle",
+        device=str(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+        rows={},
+        versions=versions(),
+    )
     out = Comparison([], list(todo), seeds, mk_metric(metric).name, config)
     total = len(todo)*len(seeds)
     with _progress(progress, total) as step:
@@ -407,8 +623,16 @@ def compare(
             for n,row in todo.items():
                 try: run,learn = _run(n, row, seed, metric, fit, learner_kw)
                 except Exception as e:
-                    err = LabelKitError(f"row {n!r}, seed {seed}: {'' if isinstance(e, LabelKitError) else type(e).__name__ + ': '}{plain_message(e)}"
-                                        + (f" (what was finished, {len(out.runs)} of {total} runs, is this error's .comparison)" if out.runs else ""))
+                    err = LabelKitError(
+                        f"row {n!r}, seed {seed}: "
+                        f"{'' if isinstance(e, LabelKitError) else type(e).__name__ + ': '}{plain_message(e)}"
+                        + (
+                            f" (what was finished, {len(out.runs)} of {total} runs, is this "
+                            "error's .comparison)"
+                            if out.runs
+                            else ""
+                        )
+                    )
                     err.comparison = out
                     raise err from e
                 except KeyboardInterrupt as e:
@@ -426,5 +650,13 @@ def _describe_row(row, cbs, common):
     from fastai.learner import Recorder
     from fastai.callback.core import TrainEvalCallback
     from fastai.learner import CastToTensor
-    own = [o for o in cbs if not isinstance(o, (Recorder, TrainEvalCallback, CastToTensor)) and type(o).__name__ != "SupervisionCallback"]
-    return [describe(o) for o in own] + [f"{k}={_name_of(row[k])}" for k in ("model", "epochs", "lr") if row[k] is not common[k]]
+
+    own = [
+        o
+        for o in cbs
+        if not isinstance(o, (Recorder, TrainEvalCallback, CastToTensor))
+        and type(o).__name__ != "SupervisionCallback"
+    ]
+    return [describe(o) for o in own] + [
+        f"{k}={_name_of(row[k])}" for k in ("model", "epochs", "lr") if row[k] is not common[k]
+    ]

@@ -30,43 +30,79 @@ summary { cursor: pointer; } @media (max-width: 32rem) { table { font-size: .8re
 
 def _esc(v): return html.escape(str(v))
 
-def _rows(pairs): return "".join(f"<tr><th scope='row'>{_esc(k)}</th><td>{_esc(v)}</td></tr>" for k,v in pairs)
+def _rows(pairs):
+    return "".join(f"<tr><th scope='row'>{_esc(k)}</th><td>{_esc(v)}</td></tr>" for k,v in pairs)
 
 def _section(c, title, notes):
     "Heading, notes, picture, table, and what was run, folded away"
     conf = {k: v for k,v in c.config.items() if k not in ("rows", "versions") and v is not None}
     conf["seeds"] = ", ".join(map(str, c.seeds))
-    calls = [(f"row: {n}", ", ".join(map(str, v)) or "no callbacks") for n,v in dict(c.config.get("rows") or {}).items()]
+    calls = [
+        (f"row: {n}", ", ".join(map(str, v)) or "no callbacks")
+        for n, v in dict(c.config.get("rows") or {}).items()
+    ]
     num = lambda v: "–" if math.isnan(v) else f"{v:.4f}"
-    runs = "".join(f"<tr><td>{_esc(r['row'])}</td><td>{r['seed']}</td><td>{num(r['metric'])}</td><td>{num(r['train_loss'])}</td>"
-                   f"<td>{num(r['valid_loss'])}</td><td>{r['seconds']:.1f}</td></tr>" for r in c.runs)
-    head = "".join(f"<th scope='col'>{_esc(h)}</th>" for h in ("row", "seed", c.metric, "training loss", "validation loss", "seconds"))
-    return (f"<section>{f'<h2>{_esc(title)}</h2>' if title else ''}{''.join(f'<p>{_esc(p)}</p>' for p in notes.split(chr(10)) if p.strip())}"
-            f"{figure_svg(c)}<div class='wide'>{c._table_html()}</div><p><small>{_esc(c._note())}. Dot: one seed. Tick and line: mean and its "
-            "95 % interval (Student's t). Right: differences to the first row within each seed.</small></p>"
-            f"<details><summary>What was run</summary><div class='wide'><table><tbody>{_rows([*conf.items(), *calls])}</tbody></table></div></details>"
-            f"<details><summary>Every run</summary><div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{runs}</tbody></table></div></details></section>")
+    runs = "".join(
+        f"<tr><td>{_esc(r['row'])}</td><td>{r['seed']}</td><td>{num(r['metric'])}</td><td>{num(r['train_loss'])}</td>"
+        f"<td>{num(r['valid_loss'])}</td><td>{r['seconds']:.1f}</td></tr>"
+        for r in c.runs
+    )
+    head = "".join(
+        f"<th scope='col'>{_esc(h)}</th>"
+        for h in ("row", "seed", c.metric, "training loss", "validation loss", "seconds")
+    )
+    return (
+        f"<section>{f'<h2>{_esc(title)}</h2>' if title else ''}{''.join(f'<p>{_esc(p)}</p>' for p in notes.split(chr(10)) if p.strip())}"
+        f"{figure_svg(c)}<div class='wide'>{c._table_html()}</div><p><small>{_esc(c._note())}. "
+        "Dot: one seed. Tick and line: mean and its "
+        "95 % interval (Student's t). Right: differences to the first row within each "
+        "seed.</small></p>"
+        "<details><summary>What was run</summary><div "
+        f"class='wide'><table><tbody>{_rows([*conf.items(), *calls])}</tbody></table></div></details>"
+        "<details><summary>Every run</summary><div "
+        f"class='wide'><table><thead><tr>{head}</tr></thead><tbody>{runs}</tbody></table></div></details></section>"
+    )
 
 def report(
-    comparison,      # a `Comparison`, or a dictionary title -> `Comparison` for a page with several sections
+    # a `Comparison`, or a dictionary title -> `Comparison` for a page with several sections
+    comparison,
     path,            # HTML file to write
     title:str=None,  # heading of the page
-    notes="",        # text under the heading (a line, a paragraph); or a dictionary section title -> text, "" for the page's own
+    # text under the heading (a line, a paragraph); or a dictionary section title -> text, "" for
+    # the page's own
+    notes="",
 ):
-    "Write a self-contained HTML page and return its `path`. An unwritable `path` raises `LabelKitError` and leaves nothing behind"
+    """Write a self-contained HTML page and return its `path`. An unwritable `path` raises
+    `LabelKitError` and leaves nothing behind"""
     parts = comparison if isinstance(comparison, dict) else {"": comparison}
     for k,c in parts.items():
-        if not isinstance(c, Comparison): raise LabelKitError(f"comparison{f'[{k!r}]' if k else ''} is {type(c).__name__}: pass what compare() returns")
+        if not isinstance(c, Comparison):
+            raise LabelKitError(
+                f"comparison{f'[{k!r}]' if k else ''} is {type(c).__name__}: pass what compare() "
+                "returns"
+            )
     if not parts: raise LabelKitError("comparison={} is empty: pass what compare() returns")
     notes = notes if isinstance(notes, dict) else {"": notes}
-    title = title or f"{next(iter(parts.values())).metric}: " + ", ".join(next(iter(parts.values())).rows)
+    title = title or f"{next(iter(parts.values())).metric}: " + ", ".join(
+        next(iter(parts.values())).rows
+    )
     single = "" in parts
-    intro = "" if single else "".join(f"<p>{_esc(p)}</p>" for p in notes.get("", "").split("\n") if p.strip())
+    intro = (
+        ""
+        if single
+        else "".join(f"<p>{_esc(p)}</p>" for p in notes.get("", "").split("\n") if p.strip())
+    )
     body = "".join(_section(c, k, notes.get(k, "")) for k,c in parts.items())
-    vers = ", ".join(f"{k} {v}" for k,v in dict(next(iter(parts.values())).config.get("versions") or {}).items())
-    page = ("<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-            "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-            f"<title>{_esc(title)}</title><style>{_style}</style></head>\n<body><main><h1>{_esc(title)}</h1>{intro}{body}"
-            f"</main><footer><p class='soft'><small>{_esc(vers)}</small></p></footer></body></html>\n")
+    vers = ", ".join(
+        f"{k} {v}" for k, v in dict(next(iter(parts.values())).config.get("versions") or {}).items()
+    )
+    page = (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
+        "content='width=device-width, initial-scale=1'>"
+        "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'; style-src "
+        "'unsafe-inline'\">"
+        f"<title>{_esc(title)}</title><style>{_style}</style></head>\n<body><main><h1>{_esc(title)}</h1>{intro}{body}"
+        f"</main><footer><p class='soft'><small>{_esc(vers)}</small></p></footer></body></html>\n"
+    )
     with atomic_path(path) as tmp: tmp.write_text(page, encoding="utf-8")
     return path

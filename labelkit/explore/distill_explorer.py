@@ -20,11 +20,13 @@ def distill_view(
     student,       # [C] logits
     temperature:float=1., # above 0
 )->dict: # `p` and `q` [C], `loss` T²·KL(p‖q), `pull` [C], and `rest` in 0..1
-    "Both distributions, the loss, its pull on the student's logits, and the share of the moved probability that moves among classes other than the teacher's first"
+    """Both distributions, the loss, its pull on the student's logits, and the share of the moved
+    probability that moves among classes other than the teacher's first"""
     v,z = (np.asarray(o, dtype=np.float64)/temperature for o in (teacher, student))
     p,q = (np.exp(o-o.max())/np.exp(o-o.max()).sum() for o in (v, z))
     kl = float((p[p > 0]*np.log(p[p > 0]/np.maximum(q[p > 0], 1e-300))).sum())
-    moved,first = np.abs(p-q).sum(),int(p.argmax())
+    moved = np.abs(p-q).sum()
+    first = int(p.argmax())
     rest = max(0., 1-2*abs(p[first]-q[first])/moved) if moved > 1e-9 else 0.
     return dict(p=p, q=q, loss=temperature**2*kl, pull=temperature*(p-q), rest=float(rest))
 
@@ -35,7 +37,8 @@ def agreement(
     labels:torch.Tensor,  # [N] long, the class under which a sample is counted
 )->np.ndarray: # [2, C] float32, -1 for a class without samples
     "How often the student's first, and its second choice is the teacher's, by class"
-    k,c = min(2, teacher.shape[1]),teacher.shape[1]
+    k = min(2, teacher.shape[1])
+    c = teacher.shape[1]
     same = (teacher.topk(k).indices == student.topk(k).indices).float()
     n = torch.bincount(labels, minlength=c).float()
     sums = torch.zeros(c, k).index_add_(0, labels, same)
@@ -44,11 +47,14 @@ def agreement(
 
 # %% ../../nbs/explore/distill_explorer.ipynb #c64554b2
 class DistillExplorer(Explorer):
-    """Probabilities of teacher and student by temperature, the pull on each logit, and how often their choices agree by class.
+    """Probabilities of teacher and student by temperature, the pull on each logit, and how often
+    their choices agree by class.
 
-    `teacher` and `student` are logits [N, C] for the same samples; of these `samples` are shown, chosen evenly over the order of their
-    divergence. Raises `LabelKitError` for logits, labels, images or names that do not fit together."""
-    _js, refreshable = "distill_explorer.js", True
+    `teacher` and `student` are logits [N, C] for the same samples; of these `samples` are shown,
+    chosen evenly over the order of their divergence. Raises `LabelKitError` for logits, labels,
+    images or names that do not fit together."""
+    _js = "distill_explorer.js"
+    refreshable = True
     temperatures = (1., 1.5, 2., 2.5, 3., 4., 5., 6., 8., 10., 14., 20.)
 
     def __init__(self,
@@ -65,26 +71,52 @@ class DistillExplorer(Explorer):
         key:str=None,             # this widget's name in the page's address
         seed:int=0,               # which samples
     ):
-        self.teacher, self.student = (torch.as_tensor(o).detach().float().cpu() for o in (teacher, student))
+        self.teacher, self.student = (
+            torch.as_tensor(o).detach().float().cpu() for o in (teacher, student)
+        )
         for name, o in dict(teacher=self.teacher, student=self.student).items():
-            if o.ndim != 2 or not len(o) or o.shape[1] < 2: raise LabelKitError(f"{name} has shape {tuple(o.shape)}: pass logits [N, C] of two classes at least")
-            if not o.isfinite().all(): raise LabelKitError(f"{name} holds NaN or infinite logits: leave those samples out")
+            if o.ndim != 2 or not len(o) or o.shape[1] < 2:
+                raise LabelKitError(
+                    f"{name} has shape {tuple(o.shape)}: pass logits [N, C] of two classes at least"
+                )
+            if not o.isfinite().all():
+                raise LabelKitError(f"{name} holds NaN or infinite logits: leave those samples out")
         if self.teacher.shape != self.student.shape:
-            raise LabelKitError(f"teacher has shape {tuple(self.teacher.shape)} and student {tuple(self.student.shape)}: pass logits for the same samples and classes")
+            raise LabelKitError(
+                f"teacher has shape {tuple(self.teacher.shape)} and student "
+                f"{tuple(self.student.shape)}: pass logits for the same samples and classes"
+            )
         n, c = self.teacher.shape
         self.labels = None if labels is None else torch.as_tensor(labels).detach().cpu()
-        if self.labels is not None and (self.labels.shape != (n,) or self.labels.is_floating_point() or self.labels.min() < 0 or self.labels.max() >= c):
+        if self.labels is not None and (
+            self.labels.shape != (n,)
+            or self.labels.is_floating_point()
+            or self.labels.min() < 0
+            or self.labels.max() >= c
+        ):
             raise LabelKitError(f"labels: pass {n} whole numbers in 0..{c-1}, one a sample")
         self.images = None if images is None else torch.as_tensor(images).detach().float().cpu()
         if self.images is not None:
             x = self.images
-            if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) != n: raise LabelKitError(f"images have shape {tuple(x.shape)}: pass [{n}, 1 or 3, H, W]")
+            if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) != n:
+                raise LabelKitError(f"images have shape {tuple(x.shape)}: pass [{n}, 1 or 3, H, W]")
             if not (x.min() >= -1e-3 and x.max() <= 1+1e-3):
-                raise LabelKitError(f"images range from {x.min():.2f} to {x.max():.2f}: pass them in [0,1], before they are normalized")
+                raise LabelKitError(
+                    f"images range from {x.min():.2f} to {x.max():.2f}: pass them in [0,1], before "
+                    "they are normalized"
+                )
         self.vocab = [str(i) for i in range(c)] if vocab is None else [str(o) for o in vocab]
-        if len(self.vocab) != c: raise LabelKitError(f"vocab has {len(self.vocab)} names for {c} classes: pass one a class")
-        check_range("temperature", temperature, .01), check_range("samples", samples, 1), check_range("max_side", max_side, 1)
-        self.n_samples, self.max_side = min(int(samples), n), max_side
+        if len(self.vocab) != c:
+            raise LabelKitError(
+                f"vocab has {len(self.vocab)} names for {c} classes: pass one a class"
+            )
+        (
+            check_range("temperature", temperature, 0.01),
+            check_range("samples", samples, 1),
+            check_range("max_side", max_side, 1),
+        )
+        self.n_samples = min(int(samples), n)
+        self.max_side = max_side
         self.axis = sorted({*self.temperatures, float(temperature)})
         super().__init__(state, dict(temperature=float(temperature)), title, key, seed)
 
@@ -94,18 +126,33 @@ class DistillExplorer(Explorer):
         max_n:int=1000,  # ask teacher and student about so many validation samples at most
         **kwargs         # passed on to `DistillExplorer`
     ):
-        "Teacher and student on the validation set; where questions are counted, on the samples that were asked about"
+        """Teacher and student on the validation set; where questions are counted, on the samples
+        that were asked about"""
         learn = getattr(cb, "learn", None)
-        if learn is None: raise LabelKitError(f"{type(cb).__name__} belongs to no learner yet: train with it first")
+        if learn is None:
+            raise LabelKitError(
+                f"{type(cb).__name__} belongs to no learner yet: train with it first"
+            )
         student = as_teacher(learn.model)
         if (queried := getattr(cb, "queried", None)) is not None:
             ids = (queried >= 0).nonzero().flatten()[:max_n]
-            if not len(ids): raise LabelKitError(f"{type(cb).__name__} has asked about nothing yet: train with it first")
-            x, v, y = unlabeled_inputs(learn.dls, ids), cb.answers[ids], getattr(learn.dls, "truth", None)
+            if not len(ids):
+                raise LabelKitError(
+                    f"{type(cb).__name__} has asked about nothing yet: train with it first"
+                )
+            x = unlabeled_inputs(learn.dls, ids)
+            v = cb.answers[ids]
+            y = getattr(learn.dls, "truth", None)
             if y is not None: y = y[ids.to(y.device)]
         else:
-            if getattr(cb, "teacher", None) is None: raise LabelKitError(f"{type(cb).__name__} has no teacher to show: pass logits to DistillExplorer(teacher, student)")
-            xs, ys, n = [], [], 0
+            if getattr(cb, "teacher", None) is None:
+                raise LabelKitError(
+                    f"{type(cb).__name__} has no teacher to show: pass logits to "
+                    "DistillExplorer(teacher, student)"
+                )
+            xs = []
+            ys = []
+            n = 0
             for b in learn.dls.valid:
                 xs.append(b[0]), ys.append(b[1])
                 if (n := n+len(b[0])) >= max_n: break
@@ -115,44 +162,97 @@ class DistillExplorer(Explorer):
         z = torch.cat([student(o.to(device)) for o in x.split(256)])
         if y is not None: y = y.argmax(1) if y.ndim == 2 else y
         if y is not None and (y.min() < 0 or y.max() >= v.shape[1]): y = None
-        pictures = x if x.ndim == 4 and x.shape[1] in (1, 3) and x.min() >= 0 and x.max() <= 1 else None
-        opening = {k: getattr(cb, k) for k in ("temperature",) if isinstance(getattr(cb, k, None), (int, float))}
-        return cls(v, z, **dict(labels=y, images=pictures, vocab=getattr(learn.dls, "vocab", None)) | opening | kwargs)
+        pictures = (
+            x if x.ndim == 4 and x.shape[1] in (1, 3) and x.min() >= 0 and x.max() <= 1 else None
+        )
+        opening = {
+            k: getattr(cb, k)
+            for k in ("temperature",)
+            if isinstance(getattr(cb, k, None), (int, float))
+        }
+        return cls(
+            v,
+            z,
+            **dict(labels=y, images=pictures, vocab=getattr(learn.dls, "vocab", None))
+            | opening
+            | kwargs,
+        )
 
     def compute(self, seed):
-        p, q = self.teacher.log_softmax(1), self.student.log_softmax(1)
+        p = self.teacher.log_softmax(1)
+        q = self.student.log_softmax(1)
         order = (p.exp()*(p-q)).sum(1).argsort(descending=True, stable=True)
         edges = np.linspace(0, len(order), self.n_samples+1).astype(int)
         g = torch.Generator().manual_seed(seed)
-        self.shown = order[[a if not seed else int(torch.randint(a, b, (1,), generator=g)) for a, b in zip(edges, edges[1:])]]
+        self.shown = order[
+            [
+                a if not seed else int(torch.randint(a, b, (1,), generator=g))
+                for a, b in zip(edges, edges[1:])
+            ]
+        ]
         label = [None]*self.n_samples if self.labels is None else self.labels[self.shown].tolist()
         first = [o[self.shown].argmax(1).tolist() for o in (self.teacher, self.student)]
-        named = lambda l, a, b: (f"“{self.vocab[l]}”, " if l is not None else "") + (f"both say “{self.vocab[a]}”" if a == b else f"“{self.vocab[a]}” or “{self.vocab[b]}”?")
-        arrays = dict(teacher=pack(self.teacher[self.shown]), student=pack(self.student[self.shown]),
-                      agreement=pack(agreement(self.teacher, self.student, self.teacher.argmax(1) if self.labels is None else self.labels)))
-        if self.images is not None: arrays["images"] = pack(to_uint8(_small(self.images[self.shown], self.max_side)))
-        return dict(axes=dict(temperature=self.axis, sample=list(range(1, self.n_samples+1))), arrays=arrays,
-                    data=dict(classes=self.vocab, by_label=self.labels is not None,
-                              samples=[dict(label=l, words=named(l, a, b)) for l, a, b in zip(label, *first)]))
+        named = lambda l, a, b: (
+            (f"“{self.vocab[l]}”, " if l is not None else "")
+            + (
+                f"both say “{self.vocab[a]}”"
+                if a == b
+                else f"“{self.vocab[a]}” or “{self.vocab[b]}”?"
+            )
+        )
+        arrays = dict(
+            teacher=pack(self.teacher[self.shown]),
+            student=pack(self.student[self.shown]),
+            agreement=pack(
+                agreement(
+                    self.teacher,
+                    self.student,
+                    self.teacher.argmax(1) if self.labels is None else self.labels,
+                )
+            ),
+        )
+        if self.images is not None:
+            arrays["images"] = pack(to_uint8(_small(self.images[self.shown], self.max_side)))
+        return dict(
+            axes=dict(temperature=self.axis, sample=list(range(1, self.n_samples + 1))),
+            arrays=arrays,
+            data=dict(
+                classes=self.vocab,
+                by_label=self.labels is not None,
+                samples=[dict(label=l, words=named(l, a, b)) for l, a, b in zip(label, *first)],
+            ),
+        )
 
     def view(self)->dict:
         "What `distill_view` says of the selected sample at the selected temperature"
         i = self.shown[self.index("sample")]
-        return distill_view(self.teacher[i].numpy(), self.student[i].numpy(), self.state["temperature"])
+        return distill_view(
+            self.teacher[i].numpy(), self.student[i].numpy(), self.state["temperature"]
+        )
 
     def readout(self)->str:
         "The selected state in words, as the page says it"
         v = self.view()
-        p, q = (f"“{self.vocab[int(o.argmax())]}” ({fixed(100*o.max())} %)" for o in (v["p"], v["q"]))
-        return (f"Sample {self.state['sample']}, T = {self.state['temperature']:g}: the teacher says {p}, the student {q}. "
-                f"T²·KL is {fixed(v['loss'], 3)}; {fixed(100*v['rest'])} % of the pull is among the other classes.")
+        p, q = (
+            f"“{self.vocab[int(o.argmax())]}” ({fixed(100 * o.max())} %)" for o in (v["p"], v["q"])
+        )
+        return (
+            f"Sample {self.state['sample']}, T = {self.state['temperature']:g}: the teacher says "
+            f"{p}, the student {q}. "
+            f"T²·KL is {fixed(v['loss'], 3)}; {fixed(100 * v['rest'])} % of the pull is among the "
+            "other classes."
+        )
 
     def plot(self):
         "The selected state as a matplotlib figure, for where no widget can be shown"
         import matplotlib.pyplot as plt
-        v, c = self.view(), np.arange(len(self.vocab))
+        v = self.view()
+        c = np.arange(len(self.vocab))
         fig, axs = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
-        axs[0].bar(c-.2, v["p"], .4, color="#3b82f6", label="teacher"), axs[0].bar(c+.2, v["q"], .4, color="#d97706", label="student")
+        (
+            axs[0].bar(c - 0.2, v["p"], 0.4, color="#3b82f6", label="teacher"),
+            axs[0].bar(c + 0.2, v["q"], 0.4, color="#d97706", label="student"),
+        )
         axs[0].set(ylim=(0, 1), title="probabilities"), axs[0].legend(fontsize=8)
         axs[1].bar(c, v["pull"], .5, color=["#3b82f6" if o > 0 else "#d97706" for o in v["pull"]])
         axs[1].set(title="pull on each logit")

@@ -21,15 +21,28 @@ _dtypes = {"u": "uint8", "b": "uint8", "i": "int32", "f": "float32"}
 def pack(
     a, # tensor, array or nested list of numbers, any shape
 )->dict: # `shape`, `dtype` ("uint8", "int32" or "float32") and the bytes in `data`
-    "Numbers as an explorer's JavaScript reads them; raises `LabelKitError` for anything that is not an array of finite numbers"
+    """Numbers as an explorer's JavaScript reads them; raises `LabelKitError` for anything that is
+    not an array of finite numbers"""
     if hasattr(a, "detach"): a = a.detach().cpu().numpy()
-    try: a = np.asarray(a)
-    except ValueError as e: raise LabelKitError("a: the rows of the list have different lengths, pass a rectangular array") from e
+    try:
+        a = np.asarray(a)
+    except ValueError as e:
+        raise LabelKitError(
+            "a: the rows of the list have different lengths, pass a rectangular array"
+        ) from e
     if a.dtype.kind not in _dtypes or not a.size:
-        raise LabelKitError(f"a has dtype {a.dtype} and shape {a.shape}: pass a non-empty array of numbers")
-    if a.dtype.kind == "f" and not np.isfinite(a).all(): raise LabelKitError("a holds NaN or infinite values: replace them first")
+        raise LabelKitError(
+            f"a has dtype {a.dtype} and shape {a.shape}: pass a non-empty array of numbers"
+        )
+    if a.dtype.kind == "f" and not np.isfinite(a).all():
+        raise LabelKitError("a holds NaN or infinite values: replace them first")
     dtype = _dtypes[a.dtype.kind] if a.dtype.itemsize == 1 or a.dtype.kind != "u" else "int32"
-    return dict(shape=list(a.shape), dtype=dtype, data=np.ascontiguousarray(a, dtype=np.dtype(dtype).newbyteorder("<")).tobytes())
+    return dict(
+        shape=list(a.shape),
+        dtype=dtype,
+        data=np.ascontiguousarray(a, dtype=np.dtype(dtype).newbyteorder("<")).tobytes(),
+    )
+
 
 def to_uint8(
     x, # float images in [0,1], any shape
@@ -42,7 +55,8 @@ def fixed(
     x:float,      # a number
     digits:int=0, # decimals
 )->str:
-    "`x` with that many decimals, halves away from zero: JavaScript's `toFixed`, so that Python and the page say the same"
+    """`x` with that many decimals, halves away from zero: JavaScript's `toFixed`, so that Python
+    and the page say the same"""
     return str(Decimal(float(x)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 # %% ../../nbs/explore/explorer.ipynb #a2fca4c8
@@ -53,17 +67,26 @@ def static_text(
     return files("labelkit").joinpath("static", name).read_text(encoding="utf-8")
 
 def _lean(js:str)->str:
-    "Without comments that have a line of their own and without indentation: every saved widget carries this text"
+    """Without comments that have a line of their own and without indentation: every saved widget
+    carries this text"""
     js = re.sub(r"^[ \t]*/\*\*(?:(?!\*/).)*\*/[ \t]*\n", "", js, flags=re.S|re.M)
     return re.sub(r"^(?:[ \t]*//[^\n]*\n|[ \t]+|\n)", "", js, flags=re.M)
 
 def esm(
-    js:str, # name of a file in labelkit/static, or JavaScript itself; either defines `function build(ui)`
+    # name of a file in labelkit/static, or JavaScript itself; either defines `function build(ui)`
+    js:str,
 )->str: # one JavaScript module
     "The shared helpers, `build` and the export that anywidget asks for, in one module"
     if "\n" not in js and js.endswith(".js"): js = _lean(static_text(js))
-    if not re.search(r"\bfunction\s+build\s*\(", js): raise LabelKitError("js defines no `function build(ui)`: write one that returns draw(state)")
-    return _lean(static_text("explorer.js")) + js + "\nexport default { render: context => explorer(context, build) };\n"
+    if not re.search(r"\bfunction\s+build\s*\(", js):
+        raise LabelKitError(
+            "js defines no `function build(ui)`: write one that returns draw(state)"
+        )
+    return (
+        _lean(static_text("explorer.js"))
+        + js
+        + "\nexport default { render: context => explorer(context, build) };\n"
+    )
 
 # %% ../../nbs/explore/explorer.ipynb #4981914a
 _keys = Counter()
@@ -77,23 +100,33 @@ def _new_key(name):
 def _snap(name, value, axis):
     "The value of `axis` that is `value`, or the nearest number"
     if value in axis: return axis[axis.index(value)]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if number and all(isinstance(v, (int, float)) for v in axis) and min(axis) <= value <= max(axis):
+    number = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    )
+    if (
+        number
+        and all(isinstance(v, (int, float)) for v in axis)
+        and min(axis) <= value <= max(axis)
+    ):
         return min(axis, key=lambda v: abs(v-value))
     shown = ", ".join(map(repr, axis)) if len(axis) < 9 else f"{axis[0]!r} to {axis[-1]!r}"
     raise LabelKitError(f"state[{name!r}] is {value!r}: pass one of {shown}")
 
 # %% ../../nbs/explore/explorer.ipynb #216b291a
 class Explorer(anywidget.AnyWidget):
-    """A precomputed grid of states with controls to walk through it; alive with and without a kernel.
+    """A precomputed grid of states with controls to walk through it; alive with and without a
+    kernel.
 
-    A subclass has `compute(seed)`, which returns `axes` (name -> list of values), `arrays` (name -> `pack(...)`) and `data` (anything
-    JSON can hold), and `_js`, a file of labelkit/static or JavaScript text with `function build(ui)`. Raises `LabelKitError` for a state
-    that is not on the axes and for more than `max_saved` bytes."""
-    _js, _css = "function build(ui) { return state => {}; }", static_text("explorer.css")
+    A subclass has `compute(seed)`, which returns `axes` (name -> list of values), `arrays` (name ->
+    `pack(...)`) and `data` (anything JSON can hold), and `_js`, a file of labelkit/static or
+    JavaScript text with `function build(ui)`. Raises `LabelKitError` for a state that is not on the
+    axes and for more than `max_saved` bytes."""
+    _js = "function build(ui) { return state => {}; }"
+    _css = static_text("explorer.css")
     _esm = esm(_js)
     _own_size = len(json.dumps([_esm, _css]))
-    refreshable, max_saved = False, 300_000
+    refreshable = False
+    max_saved = 300_000
     title = Unicode().tag(sync=True)
     key = Unicode().tag(sync=True)
     axes = Dict().tag(sync=True)
@@ -105,19 +138,32 @@ class Explorer(anywidget.AnyWidget):
     def __init_subclass__(cls, **kwargs):
         if "_js" in cls.__dict__: cls._esm = esm(cls._js)
         # anywidget turns both into traits when the class is first used: keep the lengths
-        cls._own_size = len(json.dumps([str(cls._esm), str(cls._css)])) if isinstance(cls._esm, str) else cls._own_size
+        cls._own_size = (
+            len(json.dumps([str(cls._esm), str(cls._css)]))
+            if isinstance(cls._esm, str)
+            else cls._own_size
+        )
         super().__init_subclass__(**kwargs)
 
     def __init__(self,
         state:dict=None, # the state to open with; what it leaves out starts at `opening`
-        opening:dict=None, # the usual state to start from; what it leaves out starts at its axis's first value
+        # the usual state to start from; what it leaves out starts at its axis's first value
+        opening:dict=None,
         title:str="",    # a heading
-        key:str=None,    # this widget's name in the page's address, by default made from the class's name
+        # this widget's name in the page's address, by default made from the class's name
+        key:str=None,
         seed:int=0,      # passed to `compute`; "other samples" counts it up
     ):
-        self._opening, self.seed = dict(opening or {}), seed
+        self._opening = dict(opening or {})
+        self.seed = seed
         grid = self._checked(self.compute(seed))
-        super().__init__(title=title, key=key or _new_key(type(self).__name__), state=state or {}, can_refresh=self.refreshable, **grid)
+        super().__init__(
+            title=title,
+            key=key or _new_key(type(self).__name__),
+            state=state or {},
+            can_refresh=self.refreshable,
+            **grid,
+        )
         self.on_msg(self._answer)
 
     def compute(self,
@@ -154,7 +200,9 @@ class Explorer(anywidget.AnyWidget):
         "A link that opens the page with this state selected"
         from urllib.parse import quote
         js = lambda v: quote(str(v), safe="!'()*")
-        return f"{page}#{js(self.key)}=" + ",".join(f"{js(k)}:{js(v)}" for k, v in self.state.items())
+        return f"{page}#{js(self.key)}=" + ",".join(
+            f"{js(k)}:{js(v)}" for k, v in self.state.items()
+        )
 
     @property
     def saved_size(self)->int:
@@ -172,15 +220,20 @@ class Explorer(anywidget.AnyWidget):
             if not axis: raise LabelKitError(f"axes[{name!r}] is empty: give it at least one value")
         n = self._size(grid["axes"], grid["arrays"], grid["data"])
         if n > self.max_saved:
-            raise LabelKitError(f"arrays: this explorer would add {n//1000} kB to every page, more than max_saved={self.max_saved//1000} kB: "
-                                "pass fewer or smaller samples, or fewer steps on an axis")
+            raise LabelKitError(
+                f"arrays: this explorer would add {n // 1000} kB to every page, more than "
+                f"max_saved={self.max_saved // 1000} kB: "
+                "pass fewer or smaller samples, or fewer steps on an axis"
+            )
         return grid
 
     @validate("state")
     def _complete(self, proposal):
         given = proposal["value"]
         if unknown := [k for k in given if k not in self.axes]:
-            raise LabelKitError(f"state has no axis {unknown[0]!r}: choose from {', '.join(self.axes)}")
+            raise LabelKitError(
+                f"state has no axis {unknown[0]!r}: choose from {', '.join(self.axes)}"
+            )
         start = {k: axis[0] for k, axis in self.axes.items()}
         start.update({k: v for k, v in self._opening.items() if k in self.axes})
         return {k: _snap(k, given.get(k, v), self.axes[k]) for k, v in start.items()}

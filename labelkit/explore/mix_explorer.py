@@ -46,8 +46,11 @@ def resizemix_pair(
     x_b:torch.Tensor,           # [C, H, W], shown small
     lam:float,                  # in 0..1: the small picture's side is √(1−lam) of the large one's
     generator:torch.Generator,  # draws where the box should be
-)->tuple: # the mix [C, H, W], the mask [H, W] (1 where `x_a` is kept), the share kept, the box (top, left, bottom, right) that `x_b` is shrunk into
-    "ResizeMix of one pair (Qin et al. 2020, https://arxiv.org/abs/2012.11101); training draws the side evenly, not λ"
+    # the mix [C, H, W], the mask [H, W] (1 where `x_a` is kept), the share kept, the box (top,
+    # left, bottom, right) that `x_b` is shrunk into
+)->tuple:
+    """ResizeMix of one pair (Qin et al. 2020, https://arxiv.org/abs/2012.11101); training draws the
+    side evenly, not λ"""
     size = x_a.shape[-2:]
     center = torch.stack([torch.randint(side, (1,), generator=generator) for side in size], 1)
     boxes, kept = resize_boxes(size, torch.tensor([(1-float(lam))**.5]), center)
@@ -74,14 +77,21 @@ def _small(x, side):
     "Pictures whose longer side is at most `side`, by averaging"
     h, w = x.shape[-2:]
     if max(h, w) <= side: return x
-    return F.adaptive_avg_pool2d(x, (max(1, round(h*side/max(h, w))), max(1, round(w*side/max(h, w)))))
+    return F.adaptive_avg_pool2d(
+        x, (max(1, round(h * side / max(h, w))), max(1, round(w * side / max(h, w))))
+    )
+
 
 class _Store:
     "Rows kept once: the same bytes have the same place"
-    def __init__(self): self.rows, self.at = [], {}
+    def __init__(self):
+        self.rows = []
+        self.at = {}
     def add(self, row):
         k = row.tobytes()
-        if k not in self.at: self.at[k] = len(self.rows); self.rows.append(row)
+        if k not in self.at:
+            self.at[k] = len(self.rows)
+            self.rows.append(row)
         return self.at[k]
 
 def _shrunk(x, box):
@@ -92,28 +102,50 @@ def _shrunk(x, box):
 def mix_grid(
     x:torch.Tensor,  # [N, C, H, W] in [0,1]
     pairs:list,      # (a, b) places in `x`
-    mixes:dict,      # name -> function of (x_a, x_b, lam, generator) that gives the mix, the mask, the share and perhaps a box
+    # name -> function of (x_a, x_b, lam, generator) that gives the mix, the mask, the share and
+    # perhaps a box
+    mixes:dict,
     lams:list,       # values of λ
     draws:int=3,     # random draws of each technique
     seed:int=0,      # of the first draw
-)->dict: # `masks`, `mask_mean`, `mixed` and `boxes` (or None), `table` [T, P, D, L, 3] (places in masks, mixed, boxes) and `share` [T, P, D, L]
-    "Every mix of every pair, each mask and picture once; raises `LabelKitError` for a mix whose results have another shape"
+    # `masks`, `mask_mean`, `mixed` and `boxes` (or None), `table` [T, P, D, L, 3] (places in masks,
+    # mixed, boxes) and `share` [T, P, D, L]
+)->dict:
+    """Every mix of every pair, each mask and picture once; raises `LabelKitError` for a mix whose
+    results have another shape"""
     shape = (len(mixes), len(pairs), draws, len(lams))
-    masks, pictures, boxes, mean = _Store(), _Store(), _Store(), {}
-    table, share = np.full((*shape, 3), -1, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+    masks = _Store()
+    pictures = _Store()
+    boxes = _Store()
+    mean = {}
+    table = np.full((*shape, 3), -1, dtype=np.int32)
+    share = np.zeros(shape, dtype=np.float32)
     for i in np.ndindex(shape):
-        (name, f), (a, b) = list(mixes.items())[i[0]], pairs[i[1]]
-        mixed, mask, share[i], *box = f(x[a], x[b], lams[i[3]], torch.Generator().manual_seed(1000*seed+i[2]))
+        (name, f) = list(mixes.items())[i[0]]
+        (a, b) = pairs[i[1]]
+        mixed, mask, share[i], *box = f(
+            x[a], x[b], lams[i[3]], torch.Generator().manual_seed(1000 * seed + i[2])
+        )
         if mixed.shape != x[a].shape or mask.shape != x.shape[-2:]:
-            raise LabelKitError(f"mixes[{name!r}] returned a picture {tuple(mixed.shape)} and a mask {tuple(mask.shape)}: "
-                                f"return {tuple(x[a].shape)} and {tuple(x.shape[-2:])}")
+            raise LabelKitError(
+                f"mixes[{name!r}] returned a picture {tuple(mixed.shape)} and a mask "
+                f"{tuple(mask.shape)}: "
+                f"return {tuple(x[a].shape)} and {tuple(x.shape[-2:])}"
+            )
         table[(*i, 0)] = k = masks.add(to_uint8(mask))
         mean[k] = mask.float().mean().item()
         if box: table[(*i, 2)] = boxes.add(np.array(box[0], dtype=np.int32))
         partner = _shrunk(x[b], box[0] if box else None)
-        if (mixed-torch.lerp(partner, x[a], mask.float())).abs().max() > 1e-3: table[(*i, 1)] = pictures.add(to_uint8(mixed))
-    return dict(masks=np.stack(masks.rows), mask_mean=np.array([mean[k] for k in range(len(mean))], dtype=np.float32),
-                mixed=np.stack(pictures.rows) if pictures.rows else None, boxes=np.stack(boxes.rows) if boxes.rows else None, table=table, share=share)
+        if (mixed-torch.lerp(partner, x[a], mask.float())).abs().max() > 1e-3:
+            table[(*i, 1)] = pictures.add(to_uint8(mixed))
+    return dict(
+        masks=np.stack(masks.rows),
+        mask_mean=np.array([mean[k] for k in range(len(mean))], dtype=np.float32),
+        mixed=np.stack(pictures.rows) if pictures.rows else None,
+        boxes=np.stack(boxes.rows) if boxes.rows else None,
+        table=table,
+        share=share,
+    )
 
 # %% ../../nbs/explore/mix_explorer.ipynb #87ba616f
 def beta_density(
@@ -123,7 +155,10 @@ def beta_density(
     "Density of Beta(alpha, alpha), cut off where it grows without end"
     from scipy.special import betaln
     t = (np.arange(n)+.5)/n
-    return np.exp(np.minimum((alpha-1)*np.log(t*(1-t))-betaln(alpha, alpha), np.log(8))).astype(np.float32)
+    return np.exp(
+        np.minimum((alpha - 1) * np.log(t * (1 - t)) - betaln(alpha, alpha), np.log(8))
+    ).astype(np.float32)
+
 
 def mixed_share(
     alpha:float,   # of Beta(alpha, alpha), above 0
@@ -135,13 +170,16 @@ def mixed_share(
 
 # %% ../../nbs/explore/mix_explorer.ipynb #c48eb7bb
 class MixExplorer(Explorer):
-    """Two samples, λ and its mask, the mixed picture, the shares of the label and the density λ is drawn from.
+    """Two samples, λ and its mask, the mixed picture, the shares of the label and the density λ is
+    drawn from.
 
-    Any mix can be shown beside MixUp, CutMix and ResizeMix: pass `mixes` with functions of (x_a, x_b, lam, generator) that return the mix [C, H, W],
-    the mask [H, W] and the true share (and, if the partner is shown small, its box); a function's `note` says where λ is not
-    drawn from Beta(alpha, alpha). Raises `LabelKitError` for images that are not [N, 1 or 3, H, W] in [0,1], for fewer than two,
-    and for a technique or vocabulary that does not fit."""
-    _js, refreshable = "mix_explorer.js", True
+    Any mix can be shown beside MixUp, CutMix and ResizeMix: pass `mixes` with functions of (x_a,
+    x_b, lam, generator) that return the mix [C, H, W], the mask [H, W] and the true share (and, if
+    the partner is shown small, its box); a function's `note` says where λ is not drawn from
+    Beta(alpha, alpha). Raises `LabelKitError` for images that are not [N, 1 or 3, H, W] in [0,1],
+    for fewer than two, and for a technique or vocabulary that does not fit."""
+    _js = "mix_explorer.js"
+    refreshable = True
 
     def __init__(self,
         images:torch.Tensor, # [N, C, H, W] in [0,1], two at least; before normalization
@@ -160,28 +198,53 @@ class MixExplorer(Explorer):
     ):
         x = torch.as_tensor(images).detach().float().cpu()
         if x.ndim != 4 or x.shape[1] not in (1, 3) or len(x) < 2:
-            raise LabelKitError(f"images have shape {tuple(x.shape)}: pass at least two as [N, 1 or 3, H, W]")
+            raise LabelKitError(
+                f"images have shape {tuple(x.shape)}: pass at least two as [N, 1 or 3, H, W]"
+            )
         if not (x.min() >= -1e-3 and x.max() <= 1+1e-3):
-            raise LabelKitError(f"images range from {x.min():.2f} to {x.max():.2f}: pass them in [0,1], before they are normalized")
+            raise LabelKitError(
+                f"images range from {x.min():.2f} to {x.max():.2f}: pass them in [0,1], before "
+                "they are normalized"
+            )
         y = torch.as_tensor(labels).detach().cpu()
         if y.ndim == 2: y = y.argmax(1)
-        if y.shape != x.shape[:1]: raise LabelKitError(f"labels have shape {tuple(y.shape)} for {len(x)} images: pass one a picture")
+        if y.shape != x.shape[:1]:
+            raise LabelKitError(
+                f"labels have shape {tuple(y.shape)} for {len(x)} images: pass one a picture"
+            )
         if vocab is not None and not 0 <= int(y.min()) <= int(y.max()) < len(vocab):
-            raise LabelKitError(f"labels range from {int(y.min())} to {int(y.max())} and vocab has {len(vocab)} names: pass labels 0..{len(vocab)-1}")
+            raise LabelKitError(
+                f"labels range from {int(y.min())} to {int(y.max())} and vocab has {len(vocab)} "
+                f"names: pass labels 0..{len(vocab) - 1}"
+            )
         self.mixes = dict(default_mixes if mixes is None else mixes)
-        if not self.mixes: raise LabelKitError("mixes is empty: pass at least one name and function")
+        if not self.mixes:
+            raise LabelKitError("mixes is empty: pass at least one name and function")
         if technique is not None and technique not in self.mixes:
-            raise LabelKitError(f"technique={technique!r} is not among the mixes: choose from {', '.join(self.mixes)}, or pass it in mixes")
+            raise LabelKitError(
+                f"technique={technique!r} is not among the mixes: choose from "
+                f"{', '.join(self.mixes)}, or pass it in mixes"
+            )
         check_range("alpha", alpha, 0)
-        for name, n in dict(pairs=pairs, draws=draws, max_side=max_side).items(): check_range(name, n, 1)
-        self.x, self.y, self.vocab, self.pairs, self.draws = _small(x, max_side), y, vocab, pairs, draws
-        self.alphas = sorted({.1, .2, .4, .8, 1., 2., 4.} | ({float(alpha)} if alpha > 0 else set()))
-        opening = dict(technique=technique or next(iter(self.mixes)), lam=.65, alpha=float(alpha) or 1.)
+        for name, n in dict(pairs=pairs, draws=draws, max_side=max_side).items():
+            check_range(name, n, 1)
+        self.x = _small(x, max_side)
+        self.y = y
+        self.vocab = vocab
+        self.pairs = pairs
+        self.draws = draws
+        self.alphas = sorted(
+            {0.1, 0.2, 0.4, 0.8, 1.0, 2.0, 4.0} | ({float(alpha)} if alpha > 0 else set())
+        )
+        opening = dict(
+            technique=technique or next(iter(self.mixes)), lam=0.65, alpha=float(alpha) or 1.0
+        )
         super().__init__(state, opening, title, key, seed)
 
     @classmethod
     def from_technique(cls,
-        cb,       # a mixing callback; pictures of its learner's validation set if it has one, else digits
+        # a mixing callback; pictures of its learner's validation set if it has one, else digits
+        cb,
         **kwargs  # passed on to `MixExplorer`
     ):
         "The explorer that opens with the callback's mix and alpha"
@@ -190,13 +253,24 @@ class MixExplorer(Explorer):
         if x.ndim != 4 or x.min() < 0 or x.max() > 1:  # no pictures, or normalised ones
             dls = digits()
             x,y = dls.valid.one_batch()
-        name,mixes = type(cb).__name__,dict(default_mixes)
+        name = type(cb).__name__
+        mixes = dict(default_mixes)
         if hasattr(cb, "pair"):
-            if getattr(cb, "learn", None) is None: raise LabelKitError(f"{name} mixes by what its model sees: give it to a Learner before `explore()`")
+            if getattr(cb, "learn", None) is None:
+                raise LabelKitError(
+                    f"{name} mixes by what its model sees: give it to a Learner before `explore()`"
+                )
             mixes = {name: cb.pair} | mixes
-        name = next((o.__name__ for o in type(cb).__mro__ if o.__name__ in mixes), next(iter(mixes)))
+        name = next(
+            (o.__name__ for o in type(cb).__mro__ if o.__name__ in mixes), next(iter(mixes))
+        )
         alpha = cb.alpha(0.) if callable(cb.alpha) else cb.alpha
-        return cls(x, y, getattr(dls, "vocab", None), **dict(technique=name, mixes=mixes, alpha=alpha) | kwargs)
+        return cls(
+            x,
+            y,
+            getattr(dls, "vocab", None),
+            **dict(technique=name, mixes=mixes, alpha=alpha) | kwargs,
+        )
 
     def name(self,
         i:int, # place of an image
@@ -207,17 +281,35 @@ class MixExplorer(Explorer):
     def compute(self, seed):
         pairs = _pairs(self.y.tolist(), self.pairs, torch.Generator().manual_seed(seed))
         used = [i for p in pairs for i in p]
-        x, at = self.x[used], [(2*k, 2*k+1) for k in range(len(pairs))]
-        axes = dict(technique=list(self.mixes), pair=list(range(1, len(pairs)+1)), draw=list(range(1, self.draws+1)),
-                    lam=[round(i/20, 2) for i in range(21)], alpha=self.alphas)
+        x = self.x[used]
+        at = [(2*k, 2*k+1) for k in range(len(pairs))]
+        axes = dict(
+            technique=list(self.mixes),
+            pair=list(range(1, len(pairs) + 1)),
+            draw=list(range(1, self.draws + 1)),
+            lam=[round(i / 20, 2) for i in range(21)],
+            alpha=self.alphas,
+        )
         self.grid = g = mix_grid(x, at, self.mixes, axes["lam"], self.draws, seed)
         self.shown = x, at, [(self.name(a), self.name(b)) for a, b in pairs]
-        words = [f"With alpha {a:g}, {fixed(100*mixed_share(a))} % of the draws mix visibly (0.1 < λ < 0.9)." for a in self.alphas]
-        data = dict(shape=list(x.shape[1:]), draws_matter=[bool((t != t[:, :1]).any()) for t in g["table"]], alpha_words=words,
-                    notes=[getattr(f, "note", "") for f in self.mixes.values()],
-                    pairs=[dict(a=dict(at=i, name=m), b=dict(at=j, name=n)) for (i, j), (m, n) in zip(at, self.shown[2])])
+        words = [
+            f"With alpha {a:g}, {fixed(100 * mixed_share(a))} % of the draws mix visibly (0.1 < λ "
+            "< 0.9)."
+            for a in self.alphas
+        ]
+        data = dict(
+            shape=list(x.shape[1:]),
+            draws_matter=[bool((t != t[:, :1]).any()) for t in g["table"]],
+            alpha_words=words,
+            notes=[getattr(f, "note", "") for f in self.mixes.values()],
+            pairs=[
+                dict(a=dict(at=i, name=m), b=dict(at=j, name=n))
+                for (i, j), (m, n) in zip(at, self.shown[2])
+            ],
+        )
         arrays = {k: pack(v) for k, v in g.items() if v is not None} | dict(
-            images=pack(to_uint8(x)), density=pack(np.stack([beta_density(a) for a in self.alphas])))
+            images=pack(to_uint8(x)), density=pack(np.stack([beta_density(a) for a in self.alphas]))
+        )
         return dict(axes=axes, arrays=arrays, data=data)
 
     def _selected(self): return tuple(self.index(k) for k in ("technique", "pair", "draw", "lam"))
@@ -225,22 +317,36 @@ class MixExplorer(Explorer):
     def readout(self)->str:
         "The selected state in words, as the page says it"
         i = self._selected()
-        (a, b), kept = self.shown[2][i[1]], float(self.grid["share"][i])
+        (a, b) = self.shown[2][i[1]]
+        kept = float(self.grid["share"][i])
         share_a = fixed(100*kept, 1)
-        share_b = fixed(100*(1-float(share_a)/100), 1)  # what is left of a hundred, so that the two add up
-        return (f"{self.state['technique']}: λ drawn {fixed(self.state['lam'], 2)}, true share {fixed(kept, 3)}. "
-                f"Target: {share_a} % “{a}”, {share_b} % “{b}”.")
+        # what is left of a hundred, so that the two add up
+        share_b = fixed(100*(1-float(share_a)/100), 1)
+        return (
+            f"{self.state['technique']}: λ drawn {fixed(self.state['lam'], 2)}, true share "
+            f"{fixed(kept, 3)}. "
+            f"Target: {share_a} % “{a}”, {share_b} % “{b}”."
+        )
 
     def plot(self):
         "The selected state as a matplotlib figure, for where no widget can be shown"
         import matplotlib.pyplot as plt
-        i, (x, at, names) = self._selected(), self.shown
-        (a, b), (m, k, q) = at[i[1]], self.grid["table"][i]
+        i = self._selected()
+        (x, at, names) = self.shown
+        (a, b) = at[i[1]]
+        (m, k, q) = self.grid["table"][i]
         mask = torch.tensor(self.grid["masks"][m]/255, dtype=torch.float32)
         partner = _shrunk(x[b], None if q < 0 else self.grid["boxes"][q].tolist())
-        mixed = torch.lerp(partner, x[a], mask) if k < 0 else torch.tensor(self.grid["mixed"][k]/255)
+        mixed = (
+            torch.lerp(partner, x[a], mask) if k < 0 else torch.tensor(self.grid["mixed"][k] / 255)
+        )
         fig, axs = plt.subplots(1, 4, figsize=(9, 2.9), layout="constrained")
-        shown = {f"A: {names[i[1]][0]}": x[a], f"B: {names[i[1]][1]}": x[b], "mask (white keeps A)": mask[None], "mixed": mixed}
+        shown = {
+            f"A: {names[i[1]][0]}": x[a],
+            f"B: {names[i[1]][1]}": x[b],
+            "mask (white keeps A)": mask[None],
+            "mixed": mixed,
+        }
         for ax, (title, im) in zip(axs, shown.items()):
             ax.imshow(im.permute(1, 2, 0), cmap="gray", vmin=0, vmax=1)
             ax.set_title(title.replace("$", r"\$"), fontsize=10)

@@ -38,81 +38,159 @@ def _as_numbers(name, values, vocab, exact=None):
     for row,v in enumerate(values):
         v = v.item() if hasattr(v, "item") else v
         i = known.get(v)
-        if i is None and isinstance(v, int) and not isinstance(v, bool) and 0 <= v < len(vocab): i = v
-        if i is None: raise LabelKitError(f"{name} of row {row} is {v!r:.40}: pass one of the log's {len(vocab)} class names, or its number")
+        if i is None and isinstance(v, int) and not isinstance(v, bool) and 0 <= v < len(vocab):
+            i = v
+        if i is None:
+            raise LabelKitError(
+                f"{name} of row {row} is {v!r:.40}: pass one of the log's {len(vocab)} class "
+                "names, or its number"
+            )
         out.append(i)
     return np.array(out, dtype=int)
 
 def flagged_rows(
     source,       # a technique after training, a `Ledger`, or a pandas frame with the columns above
     log:LabelLog, # of the same data
-)->dict: # columns by name, the most severe first: id, given, suggested, confidence, quality (-1: not known), severity, reason
-    "What there is to review. Raises `LabelKitError` where nothing is flagged, and for columns that are missing or do not fit the log"
+    # columns by name, the most severe first: id, given, suggested, confidence, quality (-1: not
+    # known), severity, reason
+)->dict:
+    """What there is to review. Raises `LabelKitError` where nothing is flagged, and for columns
+    that are missing or do not fit the log"""
     exact = None
-    if hasattr(source, "issues"): exact,source = source.ledger.vocab,source.issues()
+    if hasattr(source, "issues"):
+        exact = source.ledger.vocab
+        source = source.issues()
     elif hasattr(source, "ledger"): source = source.ledger
     if isinstance(source, Ledger):
         f = source.frame()
-        source,exact = f[f.flagged if "flagged" in f else (f.suggested_label >= 0) & (f.suggested_label != f.given_label)],range(len(log.vocab))
-    if not hasattr(source, "columns"): raise LabelKitError(f"source is a {type(source).__name__}: pass a technique after training, a Ledger, or a frame")
+        source = f[
+            f.flagged
+            if "flagged" in f
+            else (f.suggested_label >= 0) & (f.suggested_label != f.given_label)
+        ]
+        exact = range(len(log.vocab))
+    if not hasattr(source, "columns"):
+        raise LabelKitError(
+            f"source is a {type(source).__name__}: pass a technique after training, a Ledger, or a "
+            "frame"
+        )
     if missing := [k for k in ("id", "suggested_label", "confidence") if k not in source.columns]:
-        raise LabelKitError(f"source has no column {missing[0]!r}: its columns are {', '.join(map(str, source.columns))}")
+        raise LabelKitError(
+            f"source has no column {missing[0]!r}: its columns are "
+            f"{', '.join(map(str, source.columns))}"
+        )
     if not len(source): raise LabelKitError("source flags no sample: there is nothing to review")
     ids = np.asarray(source["id"])
-    if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= len(log) or len(set(ids.tolist())) < len(ids):
-        raise LabelKitError(f"source's ids must be numbers below {len(log)}, each once: they index the samples of the log")
+    if (
+        ids.dtype.kind not in "iu"
+        or ids.min() < 0
+        or ids.max() >= len(log)
+        or len(set(ids.tolist())) < len(ids)
+    ):
+        raise LabelKitError(
+            f"source's ids must be numbers below {len(log)}, each once: they index the samples of "
+            "the log"
+        )
     share = lambda k: np.nan_to_num(np.asarray(source[k], dtype=float), nan=-1.)
     confidence = share("confidence")
-    quality = share("label_quality") if "label_quality" in source.columns else np.full(len(ids), -1.)
+    quality = (
+        share("label_quality") if "label_quality" in source.columns else np.full(len(ids), -1.0)
+    )
     if confidence.min() < 0 or max(confidence.max(), quality.max()) > 1:
-        raise LabelKitError("source's confidence and label_quality must be probabilities between 0 and 1: pass them after softmax")
-    suggested,given = _as_numbers("suggested_label", source["suggested_label"], log.vocab, exact),log.given.numpy()[ids]
+        raise LabelKitError(
+            "source's confidence and label_quality must be probabilities between 0 and 1: pass "
+            "them after softmax"
+        )
+    suggested = _as_numbers("suggested_label", source["suggested_label"], log.vocab, exact)
+    given = log.given.numpy()[ids]
     severity = severity_of(confidence, quality)
     if "severity" in source.columns:
-        words = [str(o) if isinstance(o, str) else _levels[int(o)] if 0 <= int(o) <= 3 else o for o in source["severity"]]
-        if bad := set(words) - set(_levels): raise LabelKitError(f"severity {sorted(map(str, bad))[0]!r} is none of {', '.join(_levels)}: use one of them")
+        words = [
+            str(o) if isinstance(o, str) else _levels[int(o)] if 0 <= int(o) <= 3 else o
+            for o in source["severity"]
+        ]
+        if bad := set(words) - set(_levels):
+            raise LabelKitError(
+                f"severity {sorted(map(str, bad))[0]!r} is none of {', '.join(_levels)}: use one "
+                "of them"
+            )
         severity = np.array([_levels.index(o) for o in words])
     name = lambda i: "no label" if i < 0 else log.vocab[i]
-    made = [f"{name(s)} is predicted with {c:.2f}" + (f", the given label {name(g)} with {q:.2f}" if q >= 0 else "") for s,g,c,q in zip(suggested, given, confidence, quality)]
-    reason = [str(o) if str(o).strip() else m for o,m in zip(source["reason"], made)] if "reason" in source.columns else made
+    made = [
+        f"{name(s)} is predicted with {c:.2f}"
+        + (f", the given label {name(g)} with {q:.2f}" if q >= 0 else "")
+        for s, g, c, q in zip(suggested, given, confidence, quality)
+    ]
+    reason = (
+        [str(o) if str(o).strip() else m for o, m in zip(source["reason"], made)]
+        if "reason" in source.columns
+        else made
+    )
     order = np.lexsort((np.clip(quality, 0, None)-confidence, -severity))
-    cols = dict(id=ids, given=given, suggested=suggested, confidence=confidence, quality=quality, severity=severity)
+    cols = dict(
+        id=ids,
+        given=given,
+        suggested=suggested,
+        confidence=confidence,
+        quality=quality,
+        severity=severity,
+    )
     return {k: v[order] for k,v in cols.items()} | dict(reason=[reason[i] for i in order])
 
 # %% ../../nbs/explore/review.ipynb #e35f3bc4
 def thumbnails(
-    images,   # [N, 1 or 3, H, W] tensor or array: bytes, or floats in [0, 1]; or a data set whose items begin with an image
+    # [N, 1 or 3, H, W] tensor or array: bytes, or floats in [0, 1]; or a data set whose items begin
+    # with an image
+    images,
     ids,      # [k] which
     size:int=64, # at most so many pixels a side
 )->np.ndarray: # [k, 1 or 3, h, w] bytes
-    "Small pictures of some samples. Floats outside [0, 1] are stretched to it, each image by itself"
+    """Small pictures of some samples. Floats outside [0, 1] are stretched to it, each image by
+    itself"""
     if hasattr(images, "shape"):
-        x = torch.as_tensor(images[torch.as_tensor(np.asarray(ids)).to(getattr(images, "device", "cpu"))] if torch.is_tensor(images) else images[np.asarray(ids)]).cpu()
+        x = torch.as_tensor(
+            images[torch.as_tensor(np.asarray(ids)).to(getattr(images, "device", "cpu"))]
+            if torch.is_tensor(images)
+            else images[np.asarray(ids)]
+        ).cpu()
     else: x = torch.stack([_square(images[int(i)][0], size) for i in ids])
     x = x.float()/255 if x.dtype == torch.uint8 else x.float()
     low,high = (o[:,None,None,None] for o in (x.flatten(1).amin(1), x.flatten(1).amax(1)))
     x = torch.where((low < 0) | (high > 1), (x-low)/(high-low).clamp_min(1e-6), x)
     h,w = x.shape[-2:]
-    if max(h, w) > size: x = F.interpolate(x, size=(max(1, round(h*size/max(h, w))), max(1, round(w*size/max(h, w)))), mode="area")
+    if max(h, w) > size:
+        x = F.interpolate(
+            x,
+            size=(max(1, round(h * size / max(h, w))), max(1, round(w * size / max(h, w)))),
+            mode="area",
+        )
     return to_uint8(x)
 
 def _square(im, size):
     "A data set's image in the middle of a square, [C, size, size]"
-    x = torch.as_tensor(np.array(im.convert("RGB"))).permute(2,0,1).float()/255 if hasattr(im, "convert") else torch.as_tensor(im).float().as_subclass(torch.Tensor)
+    x = (
+        torch.as_tensor(np.array(im.convert("RGB"))).permute(2, 0, 1).float() / 255
+        if hasattr(im, "convert")
+        else torch.as_tensor(im).float().as_subclass(torch.Tensor)
+    )
     if x.ndim == 2: x = x[None]
     h,w = (max(1, round(o*size/max(x.shape[-2:]))) for o in x.shape[-2:])
     x = F.interpolate(x[None], size=(h, w), mode="area")[0]
     return F.pad(x, ((size-w)//2, size-w-(size-w)//2, (size-h)//2, size-h-(size-h)//2))
 
 # %% ../../nbs/explore/review.ipynb #7eb2e75f
-_open,_none = -3,-1
+_open = -3
+_none = -1
 
 class Review(Explorer):
-    """Flagged samples in a grid, to be accepted, kept, changed or left out, each decision written to a label log at once
+    """Flagged samples in a grid, to be accepted, kept, changed or left out, each decision written
+    to a label log at once
 
-    With the mouse, or with the keyboard alone: arrows, `a` accept, `r` keep, digits or `c` another class, space to mark several, `u` undo, Shift+`u` redo. Also without a
-    page: `accept`, `reject`, `choose`, `undo`, `redo`. Without a kernel it is read only. Made by `review`."""
-    _js,_css = "review.js",static_text("explorer.css")+static_text("review.css")
+    With the mouse, or with the keyboard alone: arrows, `a` accept, `r` keep, digits or `c` another
+    class, space to mark several, `u` undo, Shift+`u` redo. Also without a page: `accept`, `reject`,
+    `choose`, `undo`, `redo`. Without a kernel it is read only. Made by `review`."""
+    _js = "review.js"
+    _css = static_text("explorer.css")+static_text("review.css")
     decided = List(Int()).tag(sync=True) # of each row: class number, -1 no label, -3 not decided
 
     def __init__(self,
@@ -127,7 +205,10 @@ class Review(Explorer):
         key:str=None,      # this widget's name in the page's address
     ):
         n = int(check_range("max_rows", max_rows, 1))
-        self.label_log,self.images,self.author,self.per_page = log,images,author or log.author,int(check_range("per_page", per_page, 1))
+        self.label_log = log
+        self.images = images
+        self.author = author or log.author
+        self.per_page = int(check_range("per_page", per_page, 1))
         rows = flagged_rows(source, log)
         self.rows = {k: v[:n] for k,v in rows.items()}
         self._row = {int(i): r for r,i in enumerate(self.rows["id"])}
@@ -140,23 +221,57 @@ class Review(Explorer):
         log=None, # a `LabelLog`, or its path; the technique's own if `None`
         **kwargs  # passed on to `review`
     ):
-        "Review what the technique flagged, with the pictures it was trained with. Raises `LabelKitError` where there is no log to write to"
+        """Review what the technique flagged, with the pictures it was trained with. Raises
+        `LabelKitError` where there is no log to write to"""
         if log is None: log = getattr(cb, "log", None)
-        if log is None: raise LabelKitError(f"{type(cb).__name__} has no label log, and decisions need one: call explore(log=...) with a LabelLog or a path")
+        if log is None:
+            raise LabelKitError(
+                f"{type(cb).__name__} has no label log, and decisions need one: call "
+                "explore(log=...) with a LabelLog or a path"
+            )
         return review(cb, log, **kwargs)
 
     def compute(self, seed):
-        r,places = self.rows,lambda k: [-2, *sorted({int(o) for o in self.rows[k]})]
-        data = dict(classes=self.label_log.vocab, per_page=self.per_page, author=self.author, shape=None,
-                    rows={k: np.round(v, 4).tolist() if isinstance(v, np.ndarray) else v for k,v in r.items()})
-        if self.label_log.keys is not None: data["rows"]["key"] = [self.label_log.keys[i] for i in r["id"]]
-        axes = dict(severity=["any", *(o for i,o in reversed(list(enumerate(_levels))) if i in r["severity"])], given=places("given"), suggested=places("suggested"),
-                    show=["all", "to decide", "decided"], order=["severity", "suggested label's confidence", "given label's confidence", "given class", "id"])
+        r = self.rows
+        places = lambda k: [-2, *sorted({int(o) for o in self.rows[k]})]
+        data = dict(
+            classes=self.label_log.vocab,
+            per_page=self.per_page,
+            author=self.author,
+            shape=None,
+            rows={
+                k: np.round(v, 4).tolist() if isinstance(v, np.ndarray) else v for k, v in r.items()
+            },
+        )
+        if self.label_log.keys is not None:
+            data["rows"]["key"] = [self.label_log.keys[i] for i in r["id"]]
+        axes = dict(
+            severity=[
+                "any",
+                *(o for i, o in reversed(list(enumerate(_levels))) if i in r["severity"]),
+            ],
+            given=places("given"),
+            suggested=places("suggested"),
+            show=["all", "to decide", "decided"],
+            order=[
+                "severity",
+                "suggested label's confidence",
+                "given label's confidence",
+                "given class",
+                "id",
+            ],
+        )
         arrays = {}
         if self.images is not None:
             data["shape"] = list(thumbnails(self.images, r["id"][:1]).shape[1:])
-            # as many pictures as the page may carry; the others are asked for when they are looked at
-            room = (self.max_saved - self._size(axes, {}, data) - 2000)*3//4//int(np.prod(data["shape"]))
+            # as many pictures as the page may carry; the others are asked for when they are looked
+            # at
+            room = (
+                (self.max_saved - self._size(axes, {}, data) - 2000)
+                * 3
+                // 4
+                // int(np.prod(data["shape"]))
+            )
             n = max(0, min(len(r["id"]), room))
             if n: arrays["images"] = pack(thumbnails(self.images, r["id"][:n]))
         return dict(axes=axes, arrays=arrays, data=data)
@@ -168,19 +283,26 @@ class Review(Explorer):
 
     def refresh(self):
         "Read the log again, for decisions that were made elsewhere; returns the review"
-        edits,number = self.label_log.standing(),{o: i for i,o in enumerate(self.label_log.vocab)} | {None: _none}
+        edits = self.label_log.standing()
+        number = {o: i for i,o in enumerate(self.label_log.vocab)} | {None: _none}
         self.decided = [number[edits[i][0]] if i in edits else _open for i in self._row]
         return self
 
     def _rows_of(self, ids):
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         ids = [ids] if isinstance(ids, int) else list(ids)
-        if strange := [i for i in ids if i not in self._row]: raise LabelKitError(f"id {strange[0]!r} is none of the {len(self._row)} flagged samples: see `ids`")
+        if strange := [i for i in ids if i not in self._row]:
+            raise LabelKitError(
+                f"id {strange[0]!r} is none of the {len(self._row)} flagged samples: see `ids`"
+            )
         return [self._row[i] for i in ids]
 
     def _decide(self, rows, labels, what, reason):
         "Write first, show then"
-        why = [". ".join(o for o in (reason, f"{what}; flagged because {self.rows['reason'][r]}") if o) for r in rows]
+        why = [
+            ". ".join(o for o in (reason, f"{what}; flagged because {self.rows['reason'][r]}") if o)
+            for r in rows
+        ]
         self.label_log.edit(self.rows["id"][rows], labels, author=self.author, reason=why)
         return self.refresh()
 
@@ -206,7 +328,12 @@ class Review(Explorer):
         reason:str="", # further words
     ):
         "Give another label; returns the review"
-        return self._decide(self._rows_of(ids), label, "no label fits" if label is None else "another class chosen", reason)
+        return self._decide(
+            self._rows_of(ids),
+            label,
+            "no label fits" if label is None else "another class chosen",
+            reason,
+        )
 
     def undo(self)->list: # samples it was about
         "Take back this author's last edit of the log"
@@ -220,25 +347,45 @@ class Review(Explorer):
         return ids
 
     def frame(self):
-        "A row for each flagged sample: labels by name, confidences, severity, reason, and `decided`: the label now, where somebody decided; pandas"
+        """A row for each flagged sample: labels by name, confidences, severity, reason, and
+        `decided`: the label now, where somebody decided; pandas"""
         import pandas as pd
         name = lambda v: [None if i < 0 else self.label_log.vocab[i] for i in v]
         r = self.rows
-        return pd.DataFrame(dict(id=r["id"], given_label=name(r["given"]), suggested_label=name(r["suggested"]), confidence=r["confidence"],
-                                 label_quality=np.where(r["quality"] < 0, np.nan, r["quality"]), severity=[_levels[i] for i in r["severity"]], reason=r["reason"],
-                                 is_decided=[d != _open for d in self.decided], decided=pd.Series(name(self.decided), dtype="object")))
+        return pd.DataFrame(
+            dict(
+                id=r["id"],
+                given_label=name(r["given"]),
+                suggested_label=name(r["suggested"]),
+                confidence=r["confidence"],
+                label_quality=np.where(r["quality"] < 0, np.nan, r["quality"]),
+                severity=[_levels[i] for i in r["severity"]],
+                reason=r["reason"],
+                is_decided=[d != _open for d in self.decided],
+                decided=pd.Series(name(self.decided), dtype="object"),
+            )
+        )
 
     def _answer(self, widget, content, buffers):
         super()._answer(widget, content, buffers)
         if not isinstance(content, dict): return
-        kind,rows = content.get("kind"),content.get("rows")
-        rows = [r for r in rows if isinstance(r, int) and 0 <= r < len(self._row)] if isinstance(rows, list) else []
+        kind = content.get("kind")
+        rows = content.get("rows")
+        rows = (
+            [r for r in rows if isinstance(r, int) and 0 <= r < len(self._row)]
+            if isinstance(rows, list)
+            else []
+        )
         if kind == "ping": self.refresh()
         if kind == "images" and rows and self.images is not None:
-            self.send(dict(kind="images", rows=rows), [thumbnails(self.images, self.rows["id"][rows]).tobytes()])
+            self.send(
+                dict(kind="images", rows=rows),
+                [thumbnails(self.images, self.rows["id"][rows]).tobytes()],
+            )
         if kind not in ("decide", "undo", "redo"): return
         try: self.send(dict(kind="saved", n=content.get("n"), **self._act(kind, content, rows)))
-        except LabelKitError as e: self.send(dict(kind="failed", n=content.get("n"), said=f"Not saved: {e}"))
+        except LabelKitError as e:
+            self.send(dict(kind="failed", n=content.get("n"), said=f"Not saved: {e}"))
 
     def _act(self, kind, content, rows):
         "Do what the page asks for; what it should say, and the row to go to"
@@ -246,38 +393,62 @@ class Review(Explorer):
             ids = getattr(self, kind)()
             at = [self._row[i] for i in ids if i in self._row]
             if not ids: return dict(said=f"Nothing to {kind}.", go=-1)
-            return dict(said=f"{kind.capitalize()}: {'sample' if len(ids) == 1 else 'samples'} {', '.join(map(str, ids[:3]))}{', …' if len(ids) > 3 else ''}.", go=at[0] if at else -1)
-        ids,what,label,reason = [self.ids[r] for r in rows],content.get("what"),content.get("label"),str(content.get("reason") or "").replace("\0", "")
-        if not ids or what not in ("accept", "reject", "choose"): raise LabelKitError("the page asked for something unknown: reload it")
+            return dict(
+                said=f"{kind.capitalize()}: {'sample' if len(ids) == 1 else 'samples'} "
+                     f"{', '.join(map(str, ids[:3]))}{', …' if len(ids) > 3 else ''}.",
+                go=at[0] if at else -1,
+            )
+        ids = [self.ids[r] for r in rows]
+        what = content.get("what")
+        label = content.get("label")
+        reason = str(content.get("reason") or "").replace("\0", "")
+        if not ids or what not in ("accept", "reject", "choose"):
+            raise LabelKitError("the page asked for something unknown: reload it")
         if what == "choose": self.choose(ids, None if label == _none else label, reason)
         else: getattr(self, what)(ids, reason)
         d = self.decided[rows[0]]
-        said = f"sample {ids[0]} is {'without a label' if d < 0 else self.label_log.vocab[d]} now" if len(ids) == 1 else f"{len(ids)} samples"
+        said = (
+            f"sample {ids[0]} is {'without a label' if d < 0 else self.label_log.vocab[d]} now"
+            if len(ids) == 1
+            else f"{len(ids)} samples"
+        )
         return dict(said=f"Saved: {said}.", go=-1)
 
-    def __repr__(self): return f"Review({len(self._row)} flagged, {sum(d != _open for d in self.decided)} decided)"
+    def __repr__(self):
+        return f"Review({len(self._row)} flagged, {sum(d != _open for d in self.decided)} decided)"
 
 # %% ../../nbs/explore/review.ipynb #595a26f7
 def review(
-    source,          # a `ConfidentRelabel` after training, the ledger of any technique, or a frame, see above
+    # a `ConfidentRelabel` after training, the ledger of any technique, or a frame, see above
+    source,
     log,             # a `LabelLog`, or its path; made where it is missing
-    data=None,       # `DataLoaders`, or images [N, 1 or 3, H, W]; those that the technique was trained with if `None`
+    # `DataLoaders`, or images [N, 1 or 3, H, W]; those that the technique was trained with if
+    # `None`
+    data=None,
     author:str=None, # who decides; the log's author if `None`
     **kwargs         # further arguments of `Review`
 )->Review:
-    "Review flagged samples and write what is decided to a label log. Raises `LabelKitError` for a log of other data"
+    """Review flagged samples and write what is decided to a label log. Raises `LabelKitError` for a
+    log of other data"""
     if data is None and getattr(source, "learn", None) is not None: data = source.dls
     loaders = hasattr(data, "train")
     if not isinstance(log, LabelLog):
         if loaders: log = LabelLog(log, *_given_in(data), author=author)
         elif Path(log).is_file(): log = LabelLog(log, author=author)
-        else: raise LabelKitError(f"log={str(log)!r} is no file yet: pass data=dls, or a LabelLog made with the given labels")
+        else:
+            raise LabelKitError(
+                f"log={str(log)!r} is no file yet: pass data=dls, or a LabelLog made with the "
+                "given labels"
+            )
     images = data
     if loaders:
         ds = data.train.dataset
         images = ds.arrays.x if hasattr(ds, "arrays") else ds
     if hasattr(images, "shape") and (len(images.shape) != 4 or images.shape[1] not in (1, 3)):
-        if not loaders: raise LabelKitError(f"data has shape {tuple(images.shape)}: pass images [N, 1 or 3, height, width]")
+        if not loaders:
+            raise LabelKitError(
+                f"data has shape {tuple(images.shape)}: pass images [N, 1 or 3, height, width]"
+            )
         images = None  # samples that are no images are reviewed by their numbers
     return Review(source, log, images, author, **kwargs)
 

@@ -19,11 +19,13 @@ def above(
 
 # %% ../../nbs/explore/threshold_explorer.ipynb #d1c9a17c
 class ThresholdExplorer(Explorer):
-    """Accepted and rejected pseudo-labels by confidence, epoch and threshold, with their correctness; mask rate and accuracy over the epochs.
+    """Accepted and rejected pseudo-labels by confidence, epoch and threshold, with their
+    correctness; mask rate and accuracy over the epochs.
 
-    `history` is what `Ledger.history()` gives (`epochs` [E], `bins` [K+1], `correct`, `wrong`, `unknown` [E, K], `accepted`,
-    `accepted_correct` [E], `class_threshold` [E, C] or None), or the ledger itself. Without true labels there is no accuracy. Long
-    runs are thinned to `max_epochs`, the last one kept. Raises `LabelKitError` for a history whose parts do not fit together."""
+    `history` is what `Ledger.history()` gives (`epochs` [E], `bins` [K+1], `correct`, `wrong`,
+    `unknown` [E, K], `accepted`, `accepted_correct` [E], `class_threshold` [E, C] or None), or the
+    ledger itself. Without true labels there is no accuracy. Long runs are thinned to `max_epochs`,
+    the last one kept. Raises `LabelKitError` for a history whose parts do not fit together."""
     _js = "threshold_explorer.js"
 
     def __init__(self,
@@ -31,14 +33,19 @@ class ThresholdExplorer(Explorer):
         vocab:list=None,      # class names, for thresholds by class
         threshold:float=.95,  # where to open
         max_epochs:int=100,   # show at most so many epochs
-        state:dict=None,      # `threshold`, `epoch`, `view` ("counts" or "share in bin"): what to open with
+        # `threshold`, `epoch`, `view` ("counts" or "share in bin"): what to open with
+        state:dict=None,
         title:str="",         # a heading
         key:str=None,         # this widget's name in the page's address
     ):
-        if hasattr(history, "history"): history, vocab = history.history(), vocab if vocab is not None else history.vocab
+        if hasattr(history, "history"):
+            history, vocab = history.history(), vocab if vocab is not None else history.vocab
         check_range("threshold", threshold, 0, 1), check_range("max_epochs", max_epochs, 1)
-        self.history, self.vocab, self.max_epochs = self._fit(history), vocab, max_epochs
-        low, high = self.history["bins"][0], self.history["bins"][-2]
+        self.history = self._fit(history)
+        self.vocab = vocab
+        self.max_epochs = max_epochs
+        low = self.history["bins"][0]
+        high = self.history["bins"][-2]
         opening = dict(epoch=self.history["epochs"][-1], threshold=min(max(threshold, low), high))
         super().__init__(state, opening, title, key)
 
@@ -48,7 +55,8 @@ class ThresholdExplorer(Explorer):
         **kwargs  # passed on to `ThresholdExplorer`
     ):
         "The explorer of the callback's ledger, opened at its threshold"
-        if getattr(cb, "ledger", None) is None: raise LabelKitError(f"{type(cb).__name__} has labeled nothing yet: train with it first")
+        if getattr(cb, "ledger", None) is None:
+            raise LabelKitError(f"{type(cb).__name__} has labeled nothing yet: train with it first")
         threshold = getattr(cb, "threshold", None)
         return cls(cb.ledger, **({} if threshold is None else dict(threshold=threshold)) | kwargs)
 
@@ -58,26 +66,46 @@ class ThresholdExplorer(Explorer):
         if missing := [k for k in ("epochs", "bins", "correct", "wrong") if history.get(k) is None]:
             raise LabelKitError(f"history has no {missing[0]!r}: pass Ledger.history()")
         bins = [round(float(b), 6) for b in history["bins"]]
-        epochs, shape = [int(e) for e in history["epochs"]], (len(history["epochs"]), len(bins)-1)
+        epochs = [int(e) for e in history["epochs"]]
+        shape = (len(history["epochs"]), len(bins)-1)
         if not epochs or len(bins) < 2 or sorted(set(bins)) != bins:
-            raise LabelKitError(f"history has {len(epochs)} epochs and {len(bins)} bin edges: pass one epoch and two rising edges at least")
+            raise LabelKitError(
+                f"history has {len(epochs)} epochs and {len(bins)} bin edges: pass one epoch and "
+                "two rising edges at least"
+            )
         h = dict(epochs=epochs, bins=bins, class_threshold=None)
         for k in ("correct", "wrong", "unknown"):
             a = np.zeros(shape) if history.get(k) is None else np.asarray(history[k])
-            if a.shape != shape: raise LabelKitError(f"history[{k!r}] has shape {a.shape}: pass [epochs, bins], {shape}")
+            if a.shape != shape:
+                raise LabelKitError(
+                    f"history[{k!r}] has shape {a.shape}: pass [epochs, bins], {shape}"
+                )
             h[k] = np.rint(a).astype(np.int32)
         for k in ("accepted", "accepted_correct", "class_threshold"):
-            if history.get(k) is None: h[k] = None; continue
+            if history.get(k) is None:
+                h[k] = None
+                continue
             a = np.asarray(history[k], dtype=np.float32)
-            if len(a) != len(epochs): raise LabelKitError(f"history[{k!r}] has {len(a)} rows for {len(epochs)} epochs: pass one an epoch")
+            if len(a) != len(epochs):
+                raise LabelKitError(
+                    f"history[{k!r}] has {len(a)} rows for {len(epochs)} epochs: pass one an epoch"
+                )
             h[k] = a
         return h
 
     def compute(self, seed):
         h = self.history
-        rows = np.unique(np.linspace(len(h["epochs"])-1, 0, min(self.max_epochs, len(h["epochs"]))).round().astype(int))
+        rows = np.unique(
+            np.linspace(len(h["epochs"]) - 1, 0, min(self.max_epochs, len(h["epochs"])))
+            .round()
+            .astype(int)
+        )
         truth = h["unknown"].sum() == 0
-        correct, wrong = (h["correct"], h["wrong"]) if truth else (np.zeros_like(h["correct"]), h["correct"]+h["wrong"]+h["unknown"])
+        correct, wrong = (
+            (h["correct"], h["wrong"])
+            if truth
+            else (np.zeros_like(h["correct"]), h["correct"] + h["wrong"] + h["unknown"])
+        )
         arrays = dict(correct=pack(correct[rows]), wrong=pack(wrong[rows]))
         if h["accepted"] is not None:
             right = h["accepted_correct"] if h["accepted_correct"] is not None else h["accepted"]*0
@@ -86,17 +114,33 @@ class ThresholdExplorer(Explorer):
         if h["class_threshold"] is not None:
             c = h["class_threshold"].shape[1]
             classes = classes or [str(i) for i in range(c)]
-            if len(classes) != c: raise LabelKitError(f"vocab has {len(classes)} names for {c} thresholds by class: pass one a class")
+            if len(classes) != c:
+                raise LabelKitError(
+                    f"vocab has {len(classes)} names for {c} thresholds by class: pass one a class"
+                )
             arrays["class_threshold"] = pack(h["class_threshold"][rows])
-        self.truth, self.counts = truth, {e: (above(correct[[r]])[0], above(wrong[[r]])[0], r) for r in rows for e in [h["epochs"][r]]}
-        return dict(axes=dict(threshold=h["bins"][:-1], epoch=[h["epochs"][r] for r in rows], view=["counts", "share in bin"]),
-                    arrays=arrays, data=dict(edges=h["bins"], classes=classes, truth=bool(truth)))
+        self.truth = truth
+        self.counts = {
+            e: (above(correct[[r]])[0], above(wrong[[r]])[0], r)
+            for r in rows
+            for e in [h["epochs"][r]]
+        }
+        return dict(
+            axes=dict(
+                threshold=h["bins"][:-1],
+                epoch=[h["epochs"][r] for r in rows],
+                view=["counts", "share in bin"],
+            ),
+            arrays=arrays,
+            data=dict(edges=h["bins"], classes=classes, truth=bool(truth)),
+        )
 
     def readout(self)->str:
         "The selected state in words, as the page says it"
         right, wrong, _ = self.counts[self.state["epoch"]]
         k = self.index("threshold")
-        n, all_ = int(right[k]+wrong[k]), int(right[0]+wrong[0])
+        n = int(right[k]+wrong[k])
+        all_ = int(right[0]+wrong[0])
         words = f"Epoch {self.state['epoch']}, threshold {self.state['threshold']:g}: "
         if not n: return words + f"none of {all_} accepted."
         return words + f"{n} of {all_} accepted ({fixed(100*(n/all_))} %)" + (
@@ -105,12 +149,30 @@ class ThresholdExplorer(Explorer):
     def plot(self):
         "The selected state as a matplotlib figure, for where no widget can be shown"
         import matplotlib.pyplot as plt
-        h, r = self.history, self.counts[self.state["epoch"]][2]
-        edges, cut = np.array(h["bins"]), self.state["threshold"]
+        h = self.history
+        r = self.counts[self.state["epoch"]][2]
+        edges = np.array(h["bins"])
+        cut = self.state["threshold"]
         low = h["correct"][r] if self.truth else h["correct"][r]+h["wrong"][r]+h["unknown"][r]
         fig, ax = plt.subplots(figsize=(7, 2.8), layout="constrained")
-        ax.bar(edges[:-1], low, np.diff(edges), align="edge", color="#3b82f6", label="correct" if self.truth else "samples")
-        if self.truth: ax.bar(edges[:-1], h["wrong"][r], np.diff(edges), low, align="edge", color="#d97706", label="wrong")
+        ax.bar(
+            edges[:-1],
+            low,
+            np.diff(edges),
+            align="edge",
+            color="#3b82f6",
+            label="correct" if self.truth else "samples",
+        )
+        if self.truth:
+            ax.bar(
+                edges[:-1],
+                h["wrong"][r],
+                np.diff(edges),
+                low,
+                align="edge",
+                color="#d97706",
+                label="wrong",
+            )
         ax.axvline(cut, color="k", lw=1.5)
         ax.set(xlabel="confidence", ylabel="samples")
         ax.set_title(self.readout(), fontsize=10)

@@ -20,16 +20,28 @@ def series(
     values,       # name -> a number an epoch; `None` or NaN where there was none
     epochs:int=None, # so many; as many as the first has if `None`
 )->dict: # the same as lists of float or `None`
-    "Check curves over the same epochs. Raises `LabelKitError` for lengths that differ, and values that are no finite numbers"
-    if not hasattr(values, "items"): raise LabelKitError(f"{name} is a {type(values).__name__}: pass a dictionary, name to one number an epoch")
+    """Check curves over the same epochs. Raises `LabelKitError` for lengths that differ, and values
+    that are no finite numbers"""
+    if not hasattr(values, "items"):
+        raise LabelKitError(
+            f"{name} is a {type(values).__name__}: pass a dictionary, name to one number an epoch"
+        )
     out = {}
     for k,v in values.items():
-        if np.ndim(v) != 1 and not isinstance(v, (list, tuple)): raise LabelKitError(f"{name}[{k!r}] is {v!r:.40}: pass a list, one number an epoch")
+        if np.ndim(v) != 1 and not isinstance(v, (list, tuple)):
+            raise LabelKitError(f"{name}[{k!r}] is {v!r:.40}: pass a list, one number an epoch")
         v = [o.item() if hasattr(o, "item") and not np.shape(o) else o for o in v]
         epochs = len(v) if epochs is None else epochs
-        if len(v) != epochs: raise LabelKitError(f"{name}[{k!r}] has {len(v)} values for {epochs} epochs: pass one an epoch, None where there was none")
+        if len(v) != epochs:
+            raise LabelKitError(
+                f"{name}[{k!r}] has {len(v)} values for {epochs} epochs: pass one an epoch, None "
+                "where there was none"
+            )
         if bad := [o for o in v if o is not None and (not isinstance(o, Real) or math.isinf(o))]:
-            raise LabelKitError(f"{name}[{k!r}] holds {bad[0]!r:.40}: pass finite numbers, None where there was none")
+            raise LabelKitError(
+                f"{name}[{k!r}] holds {bad[0]!r:.40}: pass finite numbers, None where there was "
+                "none"
+            )
         out[str(k)] = [None if o is None or math.isnan(o) else float(o) for o in v]
     return out
 
@@ -41,40 +53,64 @@ def share_of_first(
     return [None if v is None or first is None else v/first for v in values]
 
 # %% ../../nbs/explore/training_explorer.ipynb #9fa7792b
-_all,_linear,_share = "all","linear","share of its first value"
+_all = "all"
+_linear = "linear"
+_share = "share of its first value"
 
 def _number(v): return fixed(v, 3) if v == 0 or 1e-3 <= abs(v) < 1e6 else f"{v:.2e}"
 def _short(values): return [None if v is None else float(f"{v:.6g}") for v in values]
 
 class TrainingExplorer(Explorer):
-    """The losses of a training by name and epoch, with the metrics of validation and what the technique accepted.
+    """The losses of a training by name and epoch, with the metrics of validation and what the
+    technique accepted.
 
-    Plain numbers go in: `parts` as in `learn.supervision.parts`, `metrics` alike, `accepted` and `accuracy` as shares. Long trainings are
-    thinned to `max_epochs`, the last one kept. Raises `LabelKitError` for curves over different numbers of epochs, and where there are none."""
+    Plain numbers go in: `parts` as in `learn.supervision.parts`, `metrics` alike, `accepted` and
+    `accuracy` as shares. Long trainings are thinned to `max_epochs`, the last one kept. Raises
+    `LabelKitError` for curves over different numbers of epochs, and where there are none."""
     _js = "training_explorer.js"
 
     def __init__(self,
-        parts:dict,          # name of a loss -> its mean in each epoch; `None` or NaN where it was not computed
+        # name of a loss -> its mean in each epoch; `None` or NaN where it was not computed
+        parts:dict,
         metrics:dict=None,   # name of a metric -> its value after each epoch, likewise
         accepted=None,       # share of the labels the technique accepted, in each epoch
         accuracy=None,       # share of these that are right, where the truth is known
         max_epochs:int=100,  # show at most so many epochs
-        state:dict=None,     # `loss` (a name or "all"), `scale` ("linear" or "share of its first value"), `epoch`, `metric`: what to open with
+        # `loss` (a name or "all"), `scale` ("linear" or "share of its first value"), `epoch`,
+        # `metric`: what to open with
+        state:dict=None,
         title:str="",        # a heading
         key:str=None,        # this widget's name in the page's address
     ):
         check_range("max_epochs", max_epochs, 1)
         self.parts = series("parts", parts)
         n = len(next(iter(self.parts.values()), ()))
-        if not n: raise LabelKitError("parts holds no epoch: train first, and pass learn.supervision.parts")
-        if _all in self.parts: raise LabelKitError(f"parts[{_all!r}]: that name stands for all losses together, use another")
+        if not n:
+            raise LabelKitError(
+                "parts holds no epoch: train first, and pass learn.supervision.parts"
+            )
+        if _all in self.parts:
+            raise LabelKitError(
+                f"parts[{_all!r}]: that name stands for all losses together, use another"
+            )
         self.metrics = series("metrics", metrics or {}, n)
         given = {"accepted": accepted, "accuracy": accuracy}
         self.pseudo = series("pseudo", {k: v for k,v in given.items() if v is not None}, n)
         for k,v in self.pseudo.items():
-            if bad := [o for o in v if o is not None and not 0 <= o <= 1]: raise LabelKitError(f"{k} holds {bad[0]:g}: pass shares between 0 and 1")
-        self.rows = np.unique(np.linspace(n-1, 0, min(int(max_epochs), n)).round().astype(int)).tolist()
-        opening = dict(epoch=n-1) | ({} if not self.metrics else dict(metric=next((k for k in self.metrics if not k.endswith("_loss")), [*self.metrics][0])))
+            if bad := [o for o in v if o is not None and not 0 <= o <= 1]:
+                raise LabelKitError(f"{k} holds {bad[0]:g}: pass shares between 0 and 1")
+        self.rows = np.unique(
+            np.linspace(n - 1, 0, min(int(max_epochs), n)).round().astype(int)
+        ).tolist()
+        opening = dict(epoch=n - 1) | (
+            {}
+            if not self.metrics
+            else dict(
+                metric=next(
+                    (k for k in self.metrics if not k.endswith("_loss")), [*self.metrics][0]
+                )
+            )
+        )
         super().__init__(state, opening, title, key)
 
     @classmethod
@@ -82,21 +118,32 @@ class TrainingExplorer(Explorer):
         cb,       # any technique that was trained with
         **kwargs  # passed on to `TrainingExplorer`
     ):
-        "All losses of the technique's learner; metrics are those of the last fit, and so is what the ledger says"
+        """All losses of the technique's learner; metrics are those of the last fit, and so is what
+        the ledger says"""
         learn = getattr(cb, "learn", None)
         parts = getattr(getattr(learn, "supervision", None), "parts", None)
-        if not parts: raise LabelKitError(f"{type(cb).__name__} has no losses to show yet: train with it first")
-        n,recorder = max(map(len, parts.values())),getattr(learn, "recorder", None)
+        if not parts:
+            raise LabelKitError(
+                f"{type(cb).__name__} has no losses to show yet: train with it first"
+            )
+        n = max(map(len, parts.values()))
+        recorder = getattr(learn, "recorder", None)
         values = list(getattr(recorder, "values", ()))[-n:]
         start = n-len(values)  # a second fit goes on with the losses, and begins the metrics anew
         names = [k for k in list(getattr(recorder, "metric_names", ()))[1:] if k != "time"]
-        metrics = {k: [None]*start + [_float(row[i]) if i < len(row) else None for row in values] for i,k in enumerate(names) if k != "train_loss"}
+        metrics = {
+            k: [None] * start + [_float(row[i]) if i < len(row) else None for row in values]
+            for i, k in enumerate(names)
+            if k != "train_loss"
+        }
         data = dict(metrics={k: v for k,v in metrics.items() if any(o is not None for o in v)})
         ledger = getattr(cb, "ledger", None)
         if ledger is not None and ledger.epochs:
             h = ledger.summary()
             at = {}
-            for i,epoch in enumerate(ledger.epochs):  # epochs count from 0 in every fit: what stands behind the last step back is the last fit
+            # epochs count from 0 in every fit: what stands behind the last step back is the last
+            # fit
+            for i,epoch in enumerate(ledger.epochs):
                 if i and epoch <= ledger.epochs[i-1]: at = {}
                 at[start+int(epoch)] = i
             for k,col in (("accepted", "mask_rate"), ("accuracy", "accuracy")):
@@ -107,21 +154,44 @@ class TrainingExplorer(Explorer):
     def compute(self, seed):
         pick = lambda curves: {k: _short([v[r] for r in self.rows]) for k,v in curves.items()}
         self.shares = {k: share_of_first(v) for k,v in self.parts.items()}
-        text = {k: [[self._words(k, r, scale) for r in self.rows] for scale in (_linear, _share)] for k in self.parts}
+        text = {
+            k: [[self._words(k, r, scale) for r in self.rows] for scale in (_linear, _share)]
+            for k in self.parts
+        }
         after = {m: [self._after(m, r) for r in self.rows] for m in ([*self.metrics] or [""])}
-        axes = dict(loss=[_all, *self.parts], scale=[_linear, _share], epoch=self.rows) | (dict(metric=[*self.metrics]) if self.metrics else {})
-        return dict(axes=axes, arrays={}, data=dict(losses=pick(self.parts), shares=pick(self.shares), metrics=pick(self.metrics),
-                                                    pseudo=pick(self.pseudo), text=text, after=after))
+        axes = dict(loss=[_all, *self.parts], scale=[_linear, _share], epoch=self.rows) | (
+            dict(metric=[*self.metrics]) if self.metrics else {}
+        )
+        return dict(
+            axes=axes,
+            arrays={},
+            data=dict(
+                losses=pick(self.parts),
+                shares=pick(self.shares),
+                metrics=pick(self.metrics),
+                pseudo=pick(self.pseudo),
+                text=text,
+                after=after,
+            ),
+        )
 
     def _words(self, name, row, scale):
         v = (self.shares if scale == _share else self.parts)[name][row]
-        if v is not None: return f"{name} {fixed(100*v, 1)} %" if scale == _share else f"{name} {_number(v)}"
+        if v is not None:
+            return f"{name} {fixed(100*v, 1)} %" if scale == _share else f"{name} {_number(v)}"
 
     def _after(self, metric, row):
         "What the readout says behind the losses"
-        out = "" if not metric or (v := self.metrics[metric][row]) is None else f"; {metric} {_number(v)}"
+        out = (
+            ""
+            if not metric or (v := self.metrics[metric][row]) is None
+            else f"; {metric} {_number(v)}"
+        )
         share,right = (self.pseudo.get(k, {row: None})[row] for k in ("accepted", "accuracy"))
-        if share is not None: out += f"; {fixed(100*share)} % accepted" + ("" if right is None else f", {fixed(100*right, 1)} % of them right")
+        if share is not None:
+            out += f"; {fixed(100 * share)} % accepted" + (
+                "" if right is None else f", {fixed(100 * right, 1)} % of them right"
+            )
         return out
 
     def readout(self)->str:
@@ -134,11 +204,24 @@ class TrainingExplorer(Explorer):
     def plot(self):
         "The selected state as a matplotlib figure, for where no widget can be shown"
         import matplotlib.pyplot as plt
-        s,gaps = self.state,lambda v: [math.nan if v[r] is None else v[r] for r in self.rows]
-        panels = [{k: v for k,v in (self.shares if s["scale"] == _share else self.parts).items() if s["loss"] in (_all, k)}]
+        s = self.state
+        gaps = lambda v: [math.nan if v[r] is None else v[r] for r in self.rows]
+        panels = [
+            {
+                k: v
+                for k, v in (self.shares if s["scale"] == _share else self.parts).items()
+                if s["loss"] in (_all, k)
+            }
+        ]
         if self.metrics: panels.append({s["metric"]: self.metrics[s["metric"]]})
         if self.pseudo: panels.append(self.pseudo)
-        fig, axs = plt.subplots(1, len(panels), figsize=(3.6*len(panels)+1, 2.6), layout="constrained", squeeze=False)
+        fig, axs = plt.subplots(
+            1,
+            len(panels),
+            figsize=(3.6 * len(panels) + 1, 2.6),
+            layout="constrained",
+            squeeze=False,
+        )
         for ax, curves in zip(axs[0], panels):
             for k,v in curves.items(): ax.plot(self.rows, gaps(v), marker=".", label=k)
             ax.axvline(s["epoch"], color="k", lw=.8)

@@ -20,7 +20,8 @@ def disputed(
     n:int,              # how many samples
     seed:int=0,         # decides the draw
 )->torch.Tensor: # long [min(n, N)] rows, the smallest share for the leading class first
-    "Rows on which the votes disagree, at random; rows that are voted on and then all others where these are too few"
+    """Rows on which the votes disagree, at random; rows that are voted on and then all others where
+    these are too few"""
     counts = vote_counts(votes.cpu(), c)
     total = counts.sum(1)
     rank = (total > 0).float() + ((counts > 0).sum(1) > 1).float()
@@ -33,8 +34,10 @@ def disputed(
 class VotesExplorer(Explorer):
     """Vote matrix, probabilities by label model, and the functions' accuracies.
 
-    `models` are fitted label models, or probabilities [N, C] of your own. Raises `LabelKitError` where votes, models, names and images do not fit together."""
-    _js, refreshable = "votes_explorer.js", True
+    `models` are fitted label models, or probabilities [N, C] of your own. Raises `LabelKitError`
+    where votes, models, names and images do not fit together."""
+    _js = "votes_explorer.js"
+    refreshable = True
 
     def __init__(self,
         votes,              # long [N, m], −1 = abstains
@@ -51,23 +54,37 @@ class VotesExplorer(Explorer):
     ):
         c = None if vocab is None else len(vocab)
         votes,c = check_votes(votes, c)
-        if models is not None and not models: raise LabelKitError("models is empty: pass a name and a fitted label model for each")
+        if models is not None and not models:
+            raise LabelKitError("models is empty: pass a name and a fitted label model for each")
         models = models or dict(MajorityVote=MajorityVote().fit(votes, c))
-        self.votes,n,self.samples = votes.cpu(),len(votes),int(check_range("samples", samples, 1))
+        self.votes = votes.cpu()
+        n = len(votes)
+        self.samples = int(check_range("samples", samples, 1))
         self.probs = {str(k): self._probs_of(k, v, self.votes) for k,v in models.items()}
         c = max(c, *(p.shape[1] for p in self.probs.values()))
         self.truth = torch.full((n,), -1) if y is None else torch.as_tensor(y).long().cpu()
         self.vocab = [str(o) for o in (vocab if vocab is not None else range(c))]
         self.ids = torch.arange(n) if ids is None else torch.as_tensor(ids).cpu()
         for name,o in (("y", self.truth), ("ids", self.ids), ("images", images)):
-            if o is not None and len(o) != n: raise LabelKitError(f"{name} has {len(o)} entries for {n} rows of votes: pass one for each")
+            if o is not None and len(o) != n:
+                raise LabelKitError(
+                    f"{name} has {len(o)} entries for {n} rows of votes: pass one for each"
+                )
         if any(p.shape[1] != len(self.vocab) for p in self.probs.values()):
-            raise LabelKitError(f"vocab has {len(self.vocab)} names and the models {[p.shape[1] for p in self.probs.values()]} classes: make them agree")
+            raise LabelKitError(
+                f"vocab has {len(self.vocab)} names and the models "
+                f"{[p.shape[1] for p in self.probs.values()]} classes: make them agree"
+            )
         if images is not None and (images.ndim != 4 or images.shape[1] not in (1, 3)):
-            raise LabelKitError(f"images has shape {tuple(images.shape)}: pass [N, 1 or 3, height, width]")
-        self.images,self.known = images,bool((self.truth >= 0).any())
+            raise LabelKitError(
+                f"images has shape {tuple(images.shape)}: pass [N, 1 or 3, height, width]"
+            )
+        self.images = images
+        self.known = bool((self.truth >= 0).any())
         table = lf_analysis(self.votes, self.truth, names, len(self.vocab))
-        self.names,self.coverage,self.real = list(table.index),table.coverage.to_numpy(),table.accuracy.fillna(-1).to_numpy()
+        self.names = list(table.index)
+        self.coverage = table.coverage.to_numpy()
+        self.real = table.accuracy.fillna(-1).to_numpy()
         super().__init__(state, {}, title, key)
 
     @staticmethod
@@ -84,20 +101,44 @@ class VotesExplorer(Explorer):
         **kwargs  # passed on to `VotesExplorer`
     ):
         "The explorer of the callback's votes, beside a plain majority vote"
-        if not getattr(cb, "found", False): raise LabelKitError(f"{type(cb).__name__} has made no labels yet: train with it first")
-        if not cb.votes.shape[1]: raise LabelKitError(f"{type(cb).__name__} was given probabilities, not votes: there are no votes to show")
-        c,truth = cb.weak_label.shape[1],cb.ledger.truth
+        if not getattr(cb, "found", False):
+            raise LabelKitError(f"{type(cb).__name__} has made no labels yet: train with it first")
+        if not cb.votes.shape[1]:
+            raise LabelKitError(
+                f"{type(cb).__name__} was given probabilities, not votes: there are no votes to "
+                "show"
+            )
+        c = cb.weak_label.shape[1]
+        truth = cb.ledger.truth
         arrays = getattr(cb.dls.train.dataset, "arrays", None)
-        x = None if arrays is None or arrays.x.ndim != 4 or arrays.x.shape[1] not in (1, 3) else arrays.x
-        models = {type(cb.label_model).__name__: cb.label_model, "MajorityVote": MajorityVote().fit(cb.votes, c)}
-        return cls(cb.votes, **dict(models=models, y=truth, names=cb.lf_names, vocab=cb.ledger.vocab, images=x) | kwargs)
+        x = (
+            None
+            if arrays is None or arrays.x.ndim != 4 or arrays.x.shape[1] not in (1, 3)
+            else arrays.x
+        )
+        models = {
+            type(cb.label_model).__name__: cb.label_model,
+            "MajorityVote": MajorityVote().fit(cb.votes, c),
+        }
+        return cls(
+            cb.votes,
+            **dict(models=models, y=truth, names=cb.lf_names, vocab=cb.ledger.vocab, images=x)
+            | kwargs,
+        )
 
     def compute(self, seed):
-        p,rows = self.probs,disputed(self.votes, len(self.vocab), self.samples, seed)
+        p = self.probs
+        rows = disputed(self.votes, len(self.vocab), self.samples, seed)
         said = self.votes >= 0
         trust = [(o.gather(1, self.votes.clamp_min(0))*said).sum(0)/said.sum(0) for o in p.values()]
-        arrays = dict(votes=pack(self.votes[rows].int()), probs=pack(torch.stack([o[rows] for o in p.values()])), truth=pack(self.truth[rows].int()),
-                      estimated=pack(torch.stack(trust).nan_to_num(-1.)), real=pack(self.real.astype(np.float32)), coverage=pack(self.coverage))
+        arrays = dict(
+            votes=pack(self.votes[rows].int()),
+            probs=pack(torch.stack([o[rows] for o in p.values()])),
+            truth=pack(self.truth[rows].int()),
+            estimated=pack(torch.stack(trust).nan_to_num(-1.0)),
+            real=pack(self.real.astype(np.float32)),
+            coverage=pack(self.coverage),
+        )
         if self.images is not None:
             x = self.images[rows.to(self.images.device)].cpu()
             x = x.float()/255 if x.dtype == torch.uint8 else x
@@ -105,8 +146,11 @@ class VotesExplorer(Explorer):
             arrays["images"] = pack(to_uint8(x[..., ::step, ::step]))
         self.shown = dict(rows=rows, probs={k: o[rows] for k,o in p.items()})
         colours = (["right or wrong"] if self.known else []) + ["with the label model"]
-        return dict(axes=dict(sample=self.ids[rows].tolist(), model=list(p), colour=colours), arrays=arrays,
-                    data=dict(classes=self.vocab, functions=[str(o) for o in self.names], truth=self.known))
+        return dict(
+            axes=dict(sample=self.ids[rows].tolist(), model=list(p), colour=colours),
+            arrays=arrays,
+            data=dict(classes=self.vocab, functions=[str(o) for o in self.names], truth=self.known),
+        )
 
     def _selected(self):
         i = self.index("sample")
@@ -117,9 +161,19 @@ class VotesExplorer(Explorer):
         "The selected state in words, as the page says it"
         _,v,p,t = self._selected()
         best = int(p.argmax())
-        words = (f"Sample {self.state['sample']}: {int((v >= 0).sum())} of {len(v)} functions vote, for {len(v[v >= 0].unique())} classes. "
-                 f"{self.state['model']} says “{self.vocab[best]}” with {fixed(100*float(p[best]), 1)} %")
-        return words + ("." if t < 0 else ", which is right." if t == best else f"; the truth is “{self.vocab[t]}”.")
+        words = (
+            f"Sample {self.state['sample']}: {int((v >= 0).sum())} of {len(v)} functions vote, for "
+            f"{len(v[v >= 0].unique())} classes. "
+            f"{self.state['model']} says “{self.vocab[best]}” with "
+            f"{fixed(100 * float(p[best]), 1)} %"
+        )
+        return words + (
+            "."
+            if t < 0
+            else ", which is right."
+            if t == best
+            else f"; the truth is “{self.vocab[t]}”."
+        )
 
     def plot(self):
         "The selected state as a matplotlib figure, for where no widget can be shown"
@@ -129,7 +183,9 @@ class VotesExplorer(Explorer):
         a.bar(range(len(p)), p, color="#3b82f6")
         a.set_xticks(range(len(p)), [o.replace("$", r"\$") for o in self.vocab])
         counts = vote_counts(v[None], len(self.vocab))[0]
-        b.bar(range(len(p)), counts, color=["#3b82f6" if k == t else "#d97706" for k in range(len(p))])
+        b.bar(
+            range(len(p)), counts, color=["#3b82f6" if k == t else "#d97706" for k in range(len(p))]
+        )
         b.set_xticks(range(len(p)), [o.replace("$", r"\$") for o in self.vocab])
         a.set(ylabel="probability"), b.set(ylabel="votes")
         fig.suptitle(self.readout().replace("$", r"\$"), fontsize=10)

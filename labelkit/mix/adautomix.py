@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..core.auxiliary import Auxiliary
 from ..errors import LabelKitError, check_range
 from ..models import _a_batch
-from ..core.supervision import Supervision, soft_target_loss
+from ..core.losses import soft_target_loss
+from ..core.supervision import Supervision
 from ..core.teachers import EMA
 from ..core.technique import technique
 from .base import MixCallback, sample_lam, take_partner
@@ -23,10 +24,11 @@ from .manifold_mixup import body_layers
 
 # %% ../../nbs/mix/adautomix.ipynb #2642de0a
 class MaskGenerator(nn.Module):
-    """Masks over n images from their features and shares: each image asks, by attention, where the others are different
+    """Masks over n images from their features and shares: each image asks, by attention, where the
+    others are different
 
-    At the start the mask of image i is λ_i everywhere, so training begins with MixUp. After JinXins/Adversarial-AutoMixup's `AdaptiveMask`, with
-    the shares as an offset of the logits."""
+    At the start the mask of image i is λ_i everywhere, so training begins with MixUp. After
+    JinXins/Adversarial-AutoMixup's `AdaptiveMask`, with the shares as an offset of the logits."""
     def __init__(self,
         channels:int,   # of the features
         reduction:int=2 # queries and keys have `channels/reduction` channels
@@ -34,7 +36,8 @@ class MaskGenerator(nn.Module):
         super().__init__()
         inner = max(channels//reduction, 1)
         self.query,self.key,self.value = (nn.Conv2d(channels+1, n, 1) for n in (inner, inner, 1))
-        nn.init.normal_(self.value.weight, std=.01); nn.init.zeros_(self.value.bias)
+        nn.init.normal_(self.value.weight, std=.01)
+        nn.init.zeros_(self.value.bias)
 
     def forward(self,
         features, # [n, B, C, h, w], of the images to be mixed
@@ -43,7 +46,10 @@ class MaskGenerator(nn.Module):
     ): # [n, B, H, W], not negative, summing to 1 over the n images
         n,B,C,h,w = features.shape
         f = torch.cat([features, lam[:,:,None,None,None].expand(-1, -1, 1, h, w)], 2).flatten(0, 1)
-        q,k,v = (conv(f).unflatten(0, (n, B)).flatten(3).float() for conv in (self.query, self.key, self.value))
+        q, k, v = (
+            conv(f).unflatten(0, (n, B)).flatten(3).float()
+            for conv in (self.query, self.key, self.value)
+        )
         others = k.sum(0) - k
         attention = (q.mT @ others * q.shape[2]**-.5).softmax(-1)  # [n, B, hw, hw]
         logits = (attention @ v.mT).view(n, B, h, w) + lam.clamp_min(1e-6).log()[:,:,None,None]
@@ -58,102 +64,189 @@ def mix_by_masks(
     return sum(m[:,None]*take_partner(x, p) for m,p in zip(masks, partners)),masks.mean((2,3))
 
 def generator_loss(
-    pred:torch.Tensor,   # [B, C] the teacher's logits of the mixed images, with gradient to the masks
+    # [B, C] the teacher's logits of the mixed images, with gradient to the masks
+    pred:torch.Tensor,
     clean:torch.Tensor,  # [n, B, C] its logits of the images in them
     share:torch.Tensor,  # [n, B] their shares
     ce:torch.Tensor,     # a scalar, cross-entropy of `pred` with the mixed labels
     beta:float=.3,       # weight of the first part, in 0..1
-    sign:float=1.,       # 1: the mixed answer should be like its parts'; −1: unlike, as in the authors' code
+    # 1: the mixed answer should be like its parts'; −1: unlike, as in the authors' code
+    sign:float=1.,
 )->torch.Tensor: # a scalar
-    "−β·CE + (1−β)·(1 − Σ share·cosine): what the generator minimises (AdAutoMix, Qin et al. 2024, https://arxiv.org/abs/2312.11954)"
+    """−β·CE + (1−β)·(1 − Σ share·cosine): what the generator minimises (AdAutoMix, Qin et al. 2024,
+    https://arxiv.org/abs/2312.11954)"""
     cosine = (share*F.cosine_similarity(pred[None], clean, dim=-1)).sum(0).mean()
     return -beta*ce + (1-beta)*sign*(1-cosine)
 
 # %% ../../nbs/mix/adautomix.ipynb #be13c51a
-@technique("AdAutoMix", family="mix", year=2024, paper="https://arxiv.org/abs/2312.11954", needs=("vision",), neutral=dict(alpha=0.),
-           cost="the teacher's forward pass, and in every second batch another one with its backward pass")
+@technique(
+    "AdAutoMix",
+    family="mix",
+    year=2024,
+    paper="https://arxiv.org/abs/2312.11954",
+    needs=("vision",),
+    neutral=dict(alpha=0.0),
+    cost="the teacher's forward pass, and in every second batch another one with its backward pass",
+)
 class AdAutoMix(MixCallback):
-    """Mix several images by masks that a generator learns against the classifier; share the label by what is really shown
+    """Mix several images by masks that a generator learns against the classifier; share the label
+    by what is really shown
 
-    Images [B, C, H, W] with one label, or shares of classes, a sample. The generator reads features of a running average of the model at `layer`. Raises
-    `LabelKitError` for a layer that gives no feature maps, and for other targets. Qin et al. 2024, https://arxiv.org/abs/2312.11954"""
-    needs_images,state_names = True,("teacher", "batches")
+    Images [B, C, H, W] with one label, or shares of classes, a sample. The generator reads features
+    of a running average of the model at `layer`. Raises `LabelKitError` for a layer that gives no
+    feature maps, and for other targets. Qin et al. 2024, https://arxiv.org/abs/2312.11954"""
+    needs_images = True
+    state_names = ("teacher", "batches")
     step_ = masks = None
     transient = (*MixCallback.transient, "step_", "masks")
 
     def __init__(self,
-        alpha:float=1.,          # shares: λ_i ~ Beta(alpha, alpha), divided by their sum; 0 turns mixing off
+        # shares: λ_i ~ Beta(alpha, alpha), divided by their sum; 0 turns mixing off
+        alpha:float=1.,
         n_mix:int=3,             # images in a mix, 2 at least
         beta:float=.3,           # weight of the generator's cross-entropy against its cosine term
         every:int=2,             # train the generator in every so many batches
         clean:float=1.,          # weight of the plain cross-entropy of the unmixed images
-        ema_decay:tuple=(.999,.999999), # of the teacher, at the beginning and at the end of the training
-        layer:str=None,          # whose output is read; by itself the last but one of the body that gives maps
+        # of the teacher, at the beginning and at the end of the training
+        ema_decay:tuple=(.999,.999999),
+        # whose output is read; by itself the last but one of the body that gives maps
+        layer:str=None,
         generator_lr:float=None, # of the generator; the learner's if `None`
-        variant:str="paper",     # "paper", or "official": labels by λ, mixes unlike their parts, and a helpful generator in the other batches
+        # "paper", or "official": labels by λ, mixes unlike their parts, and a helpful generator in
+        # the other batches
+        variant:str="paper",
         **kwargs                 # `per_sample`, `p`, `until`, `decoupled` of `MixCallback`
     ):
         super().__init__(alpha, **kwargs)
-        self.n_mix,self.every = int(check_range("n_mix", n_mix, 2)),int(check_range("every", every, 1))
-        self.beta,self.clean = check_range("beta", beta, 0, 1),check_range("clean", clean, 0)
+        self.n_mix = int(check_range("n_mix", n_mix, 2))
+        self.every = int(check_range("every", every, 1))
+        self.beta = check_range("beta", beta, 0, 1)
+        self.clean = check_range("clean", clean, 0)
         self.ema_decay = [check_range("ema_decay", o, 0, 1) for o in ema_decay]
-        if variant not in ("paper", "official"): raise LabelKitError(f"variant={variant!r} is unknown: choose 'paper' or 'official'")
-        self.layer,self.generator_lr,self.variant,self.batches = layer,generator_lr,variant,0
+        if variant not in ("paper", "official"):
+            raise LabelKitError(f"variant={variant!r} is unknown: choose 'paper' or 'official'")
+        self.layer = layer
+        self.generator_lr = generator_lr
+        self.variant = variant
+        self.batches = 0
 
     def setup(self):
-        self.batches,self.teacher = 0,EMA(self.learn.model, self.ema_decay[0])
+        self.batches = 0
+        self.teacher = EMA(self.learn.model, self.ema_decay[0])
         x = _a_batch(self.dls)[:2]
-        if x.ndim != 4: raise LabelKitError(f"AdAutoMix cuts images [B, C, H, W] and got inputs of shape {tuple(x.shape)}: use MixUp for other inputs")
+        if x.ndim != 4:
+            raise LabelKitError(
+                f"AdAutoMix cuts images [B, C, H, W] and got inputs of shape {tuple(x.shape)}: use "
+                "MixUp for other inputs"
+            )
         names = dict(self.teacher.model.named_modules())
         if self.layer is not None and self.layer not in names:
-            raise LabelKitError(f"layer={self.layer!r} is not in the model: choose from {body_layers(self.learn.model)}")
-        maps = {o: f for o in ([self.layer] if self.layer else body_layers(self.learn.model)) if (f := self.look(x, o)[1]).ndim == 4}
-        if not maps: raise LabelKitError(f"layer={self.layer!r} gives no feature maps [B, C, h, w]: name a convolutional layer")
+            raise LabelKitError(
+                f"layer={self.layer!r} is not in the model: choose from "
+                f"{body_layers(self.learn.model)}"
+            )
+        maps = {
+            o: f
+            for o in ([self.layer] if self.layer else body_layers(self.learn.model))
+            if (f := self.look(x, o)[1]).ndim == 4
+        }
+        if not maps:
+            raise LabelKitError(
+                f"layer={self.layer!r} gives no feature maps [B, C, h, w]: name a convolutional "
+                "layer"
+            )
         self.at = list(maps)[-2:][0]
-        self.generator = Auxiliary(MaskGenerator(maps[self.at].shape[1]), self.learn, lr=self.generator_lr)
+        self.generator = Auxiliary(
+            MaskGenerator(maps[self.at].shape[1]), self.learn, lr=self.generator_lr
+        )
 
     @torch.no_grad()
     def look(self, x, layer)->tuple: # logits [B, C], features of the layer
         "The teacher's answer, and what it sees at a layer"
         kept = []
-        handle = self.teacher.model.get_submodule(layer).register_forward_hook(lambda module,args,out: kept.append(out))
+        handle = self.teacher.model.get_submodule(layer).register_forward_hook(
+            lambda module, args, out: kept.append(out)
+        )
         try: logits = self.teacher(x)
         finally: handle.remove()
-        if not kept or not isinstance(kept[0], torch.Tensor): raise LabelKitError(f"layer={layer!r} gives no tensor: name a convolutional layer")
+        if not kept or not isinstance(kept[0], torch.Tensor):
+            raise LabelKitError(f"layer={layer!r} gives no tensor: name a convolutional layer")
         return logits,kept[0].float()
 
     def before_forward(self, s:Supervision):
         self.pairs = self.step_ = None
         if self.is_off(s): return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"AdAutoMix mixes one label a sample, and the targets are {s.kind!r}: use CutMix")
-        B,dev = len(s.x),s.x.device
-        lam = sample_lam(self.current_alpha, self.n_mix*(B if self.per_sample else 1), self.rng).view(self.n_mix, -1)
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(
+                f"AdAutoMix mixes one label a sample, and the targets are {s.kind!r}: use CutMix"
+            )
+        B = len(s.x)
+        dev = s.x.device
+        lam = sample_lam(
+            self.current_alpha, self.n_mix * (B if self.per_sample else 1), self.rng
+        ).view(self.n_mix, -1)
         lam = (lam/lam.sum(0).clamp_min(1e-6)).expand(-1, B).to(dev)
-        partners = [0] + [int(o)+1 if B > 1 else 0 for o in torch.randperm(max(B-1, self.n_mix-1), generator=self.rng)[:self.n_mix-1] % max(B-1, 1)]
+        partners = [0] + [
+            int(o) + 1 if B > 1 else 0
+            for o in torch.randperm(max(B - 1, self.n_mix - 1), generator=self.rng)[
+                : self.n_mix - 1
+            ]
+            % max(B - 1, 1)
+        ]
         logits,seen = self.look(s.x, self.at)
-        masks = self.generator(torch.stack([take_partner(seen, p) for p in partners]), lam, s.x.shape[-2:])
-        given,x,y,w = s.x,s.x,s.targets,s.weights
+        masks = self.generator(
+            torch.stack([take_partner(seen, p) for p in partners]), lam, s.x.shape[-2:]
+        )
+        given = s.x
+        x = s.x
+        y = s.targets
+        w = s.weights
         s.x,share = mix_by_masks(x, partners, masks.detach())
         if self.variant == "official": share = lam
-        self.lam,self.partners,self.masks = share[0],partners,masks.detach()
-        counts = share if w is None else torch.stack([o*take_partner(w, p) for o,p in zip(share, partners)])
+        self.lam = share[0]
+        self.partners = partners
+        self.masks = masks.detach()
+        counts = (
+            share
+            if w is None
+            else torch.stack([o * take_partner(w, p) for o, p in zip(share, partners)])
+        )
         if self.decoupled: self.keep_parts(s, partners, share)
         total = counts.sum(0)
         if w is not None: s.weights = total
-        s.targets = sum((o/total.clamp_min(1e-12))[:,None]*take_partner(y, p) for o,p in zip(counts, partners))
-        self.step_ = dict(x=given, y=y, w=w, partners=partners, masks=masks, share=share, logits=logits)
+        s.targets = sum(
+            (o / total.clamp_min(1e-12))[:, None] * take_partner(y, p)
+            for o, p in zip(counts, partners)
+        )
+        self.step_ = dict(
+            x=given, y=y, w=w, partners=partners, masks=masks, share=share, logits=logits
+        )
         if self.clean: s.forward(f"{self.name}_clean", given)
 
     def keep_parts(self, s, partners, share):
         own = s.targets if s.edited or s.kind == "soft" else s.y
         w = s.weights
-        self.keep_pairs(s, [(take_partner(own, p), o, None if w is None else take_partner(w, p)) for p,o in zip(partners, share)])
+        self.keep_pairs(
+            s,
+            [
+                (take_partner(own, p), o, None if w is None else take_partner(w, p))
+                for p, o in zip(partners, share)
+            ],
+        )
 
     def after_forward(self, s:Supervision):
         super().after_forward(s)
-        t,self.step_ = self.step_,None
+        t = self.step_
+        self.step_ = None
         if t is None: return
-        if self.clean: s.add_loss("adautomix_clean", soft_target_loss(self.learn.loss_func, s.outputs[f"{self.name}_clean"], t["y"], t["w"]), self.clean)
+        if self.clean:
+            s.add_loss(
+                "adautomix_clean",
+                soft_target_loss(
+                    self.learn.loss_func, s.outputs[f"{self.name}_clean"], t["y"], t["w"]
+                ),
+                self.clean,
+            )
         turn = self.batches % self.every == 0
         if not self.searching: self.batches += 1
         if not turn and self.variant == "paper": return
@@ -162,16 +255,24 @@ class AdAutoMix(MixCallback):
         ce = soft_target_loss(self.learn.loss_func, pred, s.targets, s.weights)
         if turn:
             parts = torch.stack([take_partner(t["logits"], p) for p in t["partners"]])
-            ce = generator_loss(pred, parts, t["share"], ce, self.beta, -1. if self.variant == "official" else 1.)
+            ce = generator_loss(
+                pred, parts, t["share"], ce, self.beta, -1.0 if self.variant == "official" else 1.0
+            )
         s.add_loss("adautomix_generator", ce, auxiliary=True)
 
     @torch.no_grad()
-    def pair(self, x_a, x_b, lam, generator=None)->tuple: # the mix, the mask (share of `x_a` in each pixel), the share
+    # the mix, the mask (share of `x_a` in each pixel), the share
+    def pair(self, x_a, x_b, lam, generator=None)->tuple:
         "The mix of one pair [C, H, W] by the generator as it is now, for the explorer"
         x = torch.stack([x_a, x_b])
         _,seen = self.look(x.to(self.dls.device or "cpu"), self.at)
-        masks = self.generator(torch.stack([seen, seen.roll(-1, 0)]), torch.tensor([[lam]*2, [1-lam]*2]).to(seen), x.shape[-2:]).cpu()
+        masks = self.generator(
+            torch.stack([seen, seen.roll(-1, 0)]),
+            torch.tensor([[lam] * 2, [1 - lam] * 2]).to(seen),
+            x.shape[-2:],
+        ).cpu()
         return mix_by_masks(x, [0,1], masks)[0][0],masks[0,0],masks[0,0].mean().item()
+
     pair.note = "AdAutoMix divides its draws by their sum, so shares lie nearer to one half than λ does here."
 
     def after_update(self):

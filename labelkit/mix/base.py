@@ -18,7 +18,8 @@ def sample_lam(
     n:int,                # how many to draw
     rng:torch.Generator,  # a CPU generator
 )->torch.Tensor: # [n] float32 in [0, 1]
-    "Shares λ ~ Beta(alpha, alpha), as a ratio of Gamma variables; `alpha=0` gives 1 (mixup, Zhang et al. 2018, https://arxiv.org/abs/1710.09412)"
+    """Shares λ ~ Beta(alpha, alpha), as a ratio of Gamma variables; `alpha=0` gives 1 (mixup, Zhang
+    et al. 2018, https://arxiv.org/abs/1710.09412)"""
     if alpha == 0: return torch.ones(n)
     if alpha == 1: return torch.rand(n, generator=rng)
     a,b = torch._standard_gamma(torch.full((2,n), float(alpha), dtype=torch.float64), generator=rng)
@@ -30,7 +31,8 @@ def sample_lam(
 # %% ../../nbs/mix/base.ipynb #7f07bfcc
 def take_partner(
     x:torch.Tensor,           # [B, ...]
-    partner:int|torch.Tensor, # how many places further on the partner is (cyclic), or [B] long, which sample it is
+    # how many places further on the partner is (cyclic), or [B] long, which sample it is
+    partner:int|torch.Tensor,
 )->torch.Tensor: # [B, ...]
     "`x` of each sample's partner"
     return x.roll(-partner, 0) if isinstance(partner, int) else x.index_select(0, partner)
@@ -55,59 +57,88 @@ def _alike(labels):
 def _hard_terms(z, labels):
     at = torch.stack(labels, 1)
     own = z.gather(1, at)
-    rest = z.scatter(1, at, torch.finfo(z.dtype).min/4).logsumexp(1, keepdim=True)  # finite, so that two classes alone give 0 and not nan
+    # finite, so that two classes alone give 0 and not nan
+    rest = z.scatter(1, at, torch.finfo(z.dtype).min/4).logsumexp(1, keepdim=True)
     return F.softplus(rest-own)*~_alike(labels)[:,None]
 
 def _soft_terms(z, a, b):
     "The expectation over labels drawn from `a` and `b`; draws that agree count nothing"
     logp = z.log_softmax(1)
     top = z.argmax(1, keepdim=True)
-    without = z.scatter(1, top, torch.finfo(z.dtype).min/4).logsumexp(1, keepdim=True) - z.logsumexp(1, keepdim=True)
-    mass = logp.exp().scatter(1, top, 0.)  # 1−p loses all its digits where p is nearly 1, so the likeliest class takes another way
-    others = torch.log1p(-mass).scatter(1, top, without)  # log of what all other classes have together
-    only_a,only_b = a*(b.sum(1, keepdim=True)-b),b*(a.sum(1, keepdim=True)-a)
-    return torch.stack([(only_b*others - only_a*logp).sum(1), (only_a*others - only_b*logp).sum(1)], 1)
+    without = z.scatter(1, top, torch.finfo(z.dtype).min / 4).logsumexp(
+        1, keepdim=True
+    ) - z.logsumexp(1, keepdim=True)
+    # 1−p loses all its digits where p is nearly 1, so the likeliest class takes another way
+    mass = logp.exp().scatter(1, top, 0.)
+    # log of what all other classes have together
+    others = torch.log1p(-mass).scatter(1, top, without)
+    only_a = a*(b.sum(1, keepdim=True)-b)
+    only_b = b*(a.sum(1, keepdim=True)-a)
+    return torch.stack(
+        [(only_b * others - only_a * logp).sum(1), (only_a * others - only_b * logp).sum(1)], 1
+    )
+
 
 def decoupled_terms(
     pred:torch.Tensor,      # [B, C] logits
-    *targets:torch.Tensor,  # of the samples mixed together, two or more: [B] class numbers each, or two of [B, C] shares
+    # of the samples mixed together, two or more: [B] class numbers each, or two of [B, C] shares
+    *targets:torch.Tensor,
 )->torch.Tensor: # [B, one a target], not negative; 0 in rows where two class numbers are the same
     """One cross-entropy for each target, in which the others' classes take no part
 
-    Soft targets, pseudo-labels among them, count as the expectation over a label drawn from each. Raises `LabelKitError` for more than two soft targets.
-    Decoupled Mixup, Liu et al. 2022, https://arxiv.org/abs/2203.10761"""
+    Soft targets, pseudo-labels among them, count as the expectation over a label drawn from each.
+    Raises `LabelKitError` for more than two soft targets. Decoupled Mixup, Liu et al. 2022,
+    https://arxiv.org/abs/2203.10761"""
     z = pred.float()
     if not any(t.is_floating_point() for t in targets): return _hard_terms(z, targets)
-    if len(targets) != 2: raise LabelKitError(f"{len(targets)} soft targets: the decoupled terms of soft targets are defined for two, use class numbers")
-    return _soft_terms(z, *(t if t.is_floating_point() else F.one_hot(t, z.shape[1]) for t in targets))
+    if len(targets) != 2:
+        raise LabelKitError(
+            f"{len(targets)} soft targets: the decoupled terms of soft targets are defined for "
+            "two, use class numbers"
+        )
+    return _soft_terms(
+        z, *(t if t.is_floating_point() else F.one_hot(t, z.shape[1]) for t in targets)
+    )
 
 # %% ../../nbs/mix/base.ipynb #9f62c28a
 class MixCallback(LabelCallback):
-    "Mix every labeled sample with a partner; a technique overrides `mix_inputs` (or `mix`), and the targets follow the share that was really mixed"
+    """Mix every labeled sample with a partner; a technique overrides `mix_inputs` (or `mix`), and
+    the targets follow the share that was really mixed"""
     explorer = "labelkit.explore.mix_explorer:MixExplorer"
     order = -4  # after views and new labels, before a teacher looks at the inputs
 
     def __init__(self,
-        alpha:float=1.,        # λ ~ Beta(alpha, alpha); 0 turns mixing off; or a function of the share of training done, such as `SchedCos(1., .1)`
+        # λ ~ Beta(alpha, alpha); 0 turns mixing off; or a function of the share of training done,
+        # such as `SchedCos(1., .1)`
+        alpha:float=1.,
         per_sample:bool=False, # draw one λ a sample instead of one a batch
         p:float=1.,            # share of the batches that are mixed
         until:float=1.,        # share of the training after which nothing is mixed any more
-        decoupled:float=0.,    # weight of the decoupled terms (Liu et al. 2022, https://arxiv.org/abs/2203.10761); .1 is a good start
+        # weight of the decoupled terms (Liu et al. 2022, https://arxiv.org/abs/2203.10761); .1 is a
+        # good start
+        decoupled:float=0.,
     ):
-        self.alpha,self.per_sample = alpha if callable(alpha) else check_range("alpha", alpha, 0),per_sample
-        self.p,self.until = check_range("p", p, 0, 1),check_range("until", until, 0, 1)
+        self.alpha = alpha if callable(alpha) else check_range("alpha", alpha, 0)
+        self.per_sample = per_sample
+        self.p = check_range("p", p, 0, 1)
+        self.until = check_range("until", until, 0, 1)
         self.decoupled = check_range("decoupled", decoupled, 0)
 
     @property
     def current_alpha(self)->float:
         "`alpha`, now"
-        return check_range("alpha", float(self.alpha(self.learn.pct_train)), 0) if callable(self.alpha) else self.alpha
+        return (
+            check_range("alpha", float(self.alpha(self.learn.pct_train)), 0)
+            if callable(self.alpha)
+            else self.alpha
+        )
 
     def draw_partner(self, s)->int|torch.Tensor:
         "Whom each sample is mixed with, see `take_partner`"
         return int(torch.randint(1, len(s.x), (1,), generator=self.rng)) if len(s.x) > 1 else 0
 
-    def mix_inputs(self, x, partner, lam)->tuple: # mixed inputs, and the share of `x` in them ([B] or [1])
+    # mixed inputs, and the share of `x` in them ([B] or [1])
+    def mix_inputs(self, x, partner, lam)->tuple:
         raise NotImplementedError("a mix overrides mix_inputs")
 
     def mix(self, s, partner, lam)->torch.Tensor: # the share of the own sample, [B] or [1]
@@ -116,17 +147,25 @@ class MixCallback(LabelCallback):
         return share
 
     def mix_maps(self, maps, partner, share)->torch.Tensor:
-        "Targets [B, C, H, W] with a label a pixel, mixed as the inputs just were; a technique that cuts overrides it"
+        """Targets [B, C, H, W] with a label a pixel, mixed as the inputs just were; a technique
+        that cuts overrides it"""
         return blend(maps, take_partner(maps, partner), share)
 
     def is_off(self, s)->bool:
-        "Whether this batch stays as it is; raises `LabelKitError` for inputs or targets that cannot be mixed so"
+        """Whether this batch stays as it is; raises `LabelKitError` for inputs or targets that
+        cannot be mixed so"""
         if self.current_alpha == 0 or self.learn.pct_train >= self.until: return True
         if self.p < 1 and torch.rand(1, generator=self.rng) >= self.p: return True
         if self.needs_images and s.x.ndim != 4:
-            raise LabelKitError(f"{type(self).__name__} cuts images [B, C, H, W] and got inputs of shape {tuple(s.x.shape)}: use MixUp for other inputs")
+            raise LabelKitError(
+                f"{type(self).__name__} cuts images [B, C, H, W] and got inputs of shape "
+                f"{tuple(s.x.shape)}: use MixUp for other inputs"
+            )
         if self.decoupled and s.kind not in ("single", "soft"):
-            raise LabelKitError(f"decoupled={self.decoupled} is for one label a sample, and the targets are {s.kind!r}: use decoupled=0")
+            raise LabelKitError(
+                f"decoupled={self.decoupled} is for one label a sample, and the targets are "
+                f"{s.kind!r}: use decoupled=0"
+            )
         return False
 
     def before_forward(self, s:Supervision):
@@ -139,33 +178,52 @@ class MixCallback(LabelCallback):
         if self.decoupled:
             own = s.targets if s.edited or s.kind == "soft" else s.y
             weights = None if s.weights is None else take_partner(s.weights, partner)
-            self.keep_pairs(s, [(own, share, s.weights), (take_partner(own, partner), 1-share, weights)])
+            self.keep_pairs(
+                s, [(own, share, s.weights), (take_partner(own, partner), 1 - share, weights)]
+            )
         self.mix_targets(s, partner, share)
 
     def mix_targets(self, s, partner, share):
-        "Share targets and weights: of two samples that weigh differently, each counts by its share times its weight"
+        """Share targets and weights: of two samples that weigh differently, each counts by its
+        share times its weight"""
         if s.kind == "segmentation": targets = self.mix_maps(s.targets, partner, share)
         if s.weights is not None:
-            own,other = share*s.weights,(1-share)*take_partner(s.weights, partner)
+            own = share*s.weights
+            other = (1-share)*take_partner(s.weights, partner)
             s.weights = own+other
             share = own/s.weights.clamp_min(torch.finfo(own.dtype).tiny)
-        s.targets = targets if s.kind == "segmentation" else blend(s.targets, take_partner(s.targets, partner), share)
+        s.targets = (
+            targets
+            if s.kind == "segmentation"
+            else blend(s.targets, take_partner(s.targets, partner), share)
+        )
 
     def keep_pairs(self, s, parts):
-        "Remember for the decoupled terms the (targets, share, weights) of everything mixed together; a share below .001 is not in the picture"
+        """Remember for the decoupled terms the (targets, share, weights) of everything mixed
+        together; a share below .001 is not in the picture"""
         w = [1. if w is None else w for _,_,w in parts]
         seen = torch.stack([(share > 1e-3).expand(len(s.x)) for _,share,_ in parts], 1).all(1)
-        trust = torch.stack([seen*o for o in w], 1)  # the η belongs to the pair: its two terms weigh what its two samples weigh, whatever λ
-        self.pairs = [t for t,_,_ in parts],trust,sum(share*o for (_,share,_),o in zip(parts, w)).expand(len(s.x)).sum()
+        # the η belongs to the pair: its two terms weigh what its two samples weigh, whatever λ
+        trust = torch.stack([seen*o for o in w], 1)
+        self.pairs = (
+            [t for t, _, _ in parts],
+            trust,
+            sum(share * o for (_, share, _), o in zip(parts, w)).expand(len(s.x)).sum(),
+        )
 
     def after_forward(self, s:Supervision):
         if not self.decoupled or self.pairs is None: return
         targets,trust,mass = self.pairs
-        s.add_loss(f"{self.name}_decoupled", (decoupled_terms(s.pred, *targets)*trust).sum()/mass.clamp_min(1e-12), self.decoupled)
+        s.add_loss(
+            f"{self.name}_decoupled",
+            (decoupled_terms(s.pred, *targets) * trust).sum() / mass.clamp_min(1e-12),
+            self.decoupled,
+        )
 
     needs_images = False
     pairs = None
     lam = None  # share of the own label in the last batch, as really mixed
     transient = ("pairs", "lam")  # of the last batch only, and so left out of pickles
 
-    def __getstate__(self): return {k: v for k,v in super().__getstate__().items() if k not in self.transient}
+    def __getstate__(self):
+        return {k: v for k,v in super().__getstate__().items() if k not in self.transient}

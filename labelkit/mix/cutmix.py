@@ -18,7 +18,8 @@ def cut_box(
     lam:float,     # in 0..1, the share that should be kept
     center:tuple,  # (row, column) of the box's centre
 )->tuple: # box (top, left, bottom, right), and the share that is kept outside
-    """Box of about `1-lam` of the image around `center`, cut at its edges, and the λ that its true area gives
+    """Box of about `1-lam` of the image around `center`, cut at its edges, and the λ that its true
+    area gives
 
     Sides are `2*(int(side*√(1-lam))//2)`, as in the authors' code: an odd side loses a pixel.
     CutMix, Yun et al. 2019, https://arxiv.org/abs/1905.04899; clovaai/CutMix-PyTorch `rand_bbox`"""
@@ -34,9 +35,12 @@ def cut_boxes(
     center:torch.Tensor,    # [n, 2] long, (row, column) of the boxes' centres
 )->tuple[torch.Tensor, torch.Tensor]: # boxes [n, 4] long, and the shares [n] that are kept
     "`cut_box` for `n` boxes"
-    sides,lam,center = np.array(size),lam.numpy().astype(float),center.numpy()
+    sides = np.array(size)
+    lam = lam.numpy().astype(float)
+    center = center.numpy()
     half = (sides*np.sqrt(1-lam)[:,None]).astype(int) // 2
-    low,high = np.maximum(center-half, 0),np.minimum(center+half, sides)
+    low = np.maximum(center-half, 0)
+    high = np.minimum(center+half, sides)
     kept = 1 - (high-low).prod(1)/sides.prod()
     return torch.from_numpy(np.concatenate([low, high], 1)),torch.from_numpy(kept).float()
 
@@ -47,7 +51,8 @@ def box_masks(
 )->torch.Tensor: # [n, 1, H, W] bool, False inside the box
     "Which pixels are kept"
     top,left,bottom,right = (o.view(-1,1,1) for o in boxes.unbind(1))
-    rows,cols = torch.arange(size[0], device=boxes.device).view(1,-1,1),torch.arange(size[1], device=boxes.device).view(1,1,-1)
+    rows = torch.arange(size[0], device=boxes.device).view(1,-1,1)
+    cols = torch.arange(size[1], device=boxes.device).view(1,1,-1)
     return ~((rows>=top) & (rows<bottom) & (cols>=left) & (cols<right))[:,None]
 
 # %% ../../nbs/mix/cutmix.ipynb #3b12be00
@@ -56,27 +61,40 @@ def cutmix(
     partner:int|torch.Tensor, # whose pixels are pasted, see `take_partner`
     boxes:torch.Tensor,       # [B, 4] one box an image, or [1, 4] one for all, on the CPU
 )->torch.Tensor: # [B, C, H, W]
-    "`x` with the boxes filled from the partners; `x` itself is not changed (Yun et al. 2019, https://arxiv.org/abs/1905.04899)"
+    """`x` with the boxes filled from the partners; `x` itself is not changed (Yun et al. 2019,
+    https://arxiv.org/abs/1905.04899)"""
     if len(boxes) > 1:
         keep = box_masks(x.shape[-2:], boxes.to(x.device)).to(x.dtype)
-        return take_partner(x, partner).mul_(1-keep).addcmul_(x, keep)  # exact for 0 and 1, and ten times as fast as `torch.where` on a CPU
+        # exact for 0 and 1, and ten times as fast as `torch.where` on a CPU
+        return take_partner(x, partner).mul_(1-keep).addcmul_(x, keep)
     top,left,bottom,right = boxes[0].tolist()
     res = x.clone()
     old,new = (o[..., top:bottom, left:right] for o in (x, res))
     if isinstance(partner, int):  # in two blocks, without a copy in between
         n = len(x)-partner
-        new[:n],new[n:] = old[partner:],old[:partner]
+        new[:n] = old[partner:]
+        new[n:] = old[:partner]
     else: new.copy_(take_partner(old, partner))
     return res
 
 # %% ../../nbs/mix/cutmix.ipynb #1883527b
-@technique("CutMix", family="mix", year=2019, paper="https://arxiv.org/abs/1905.04899", needs=("vision",), cost="none", neutral=dict(alpha=0.))
+@technique(
+    "CutMix",
+    family="mix",
+    year=2019,
+    paper="https://arxiv.org/abs/1905.04899",
+    needs=("vision",),
+    cost="none",
+    neutral=dict(alpha=0.0),
+)
 class CutMix(MixCallback):
     """Paste a rectangle of a partner; share the label by the area really pasted
 
-    λ ~ Beta(alpha, alpha) and one box for each batch, as in the authors' code (clovaai/CutMix-PyTorch), or for each sample. Images [B, C, H, W] with class
-    labels, several labels, soft labels or regression targets; segmentation masks are cut along with the image.
-    Raises `LabelKitError` for inputs that are not images. Yun et al. 2019, https://arxiv.org/abs/1905.04899"""
+    λ ~ Beta(alpha, alpha) and one box for each batch, as in the authors' code
+    (clovaai/CutMix-PyTorch), or for each sample. Images [B, C, H, W] with class labels, several
+    labels, soft labels or regression targets; segmentation masks are cut along with the image.
+    Raises `LabelKitError` for inputs that are not images. Yun et al. 2019,
+    https://arxiv.org/abs/1905.04899"""
     needs_images = True
 
     def mix_inputs(self, x, partner, lam):
@@ -84,8 +102,11 @@ class CutMix(MixCallback):
         at = torch.rand(len(lam), 2, generator=self.rng)
         if self.per_sample: self.boxes,share = cut_boxes(size, lam, (at*torch.tensor(size)).long())
         else:
-            box,kept = cut_box(size, lam.item(), [int(u*side) for u,side in zip(at[0].tolist(), size)])
-            self.boxes,share = torch.tensor([box]),torch.tensor([kept])
+            box, kept = cut_box(
+                size, lam.item(), [int(u * side) for u, side in zip(at[0].tolist(), size)]
+            )
+            self.boxes = torch.tensor([box])
+            share = torch.tensor([kept])
         return cutmix(x, partner, self.boxes),share
 
     def mix_maps(self, maps, partner, share): return cutmix(maps, partner, self.boxes)

@@ -15,26 +15,36 @@ from .base import decoupled_terms
 # %% ../../nbs/mix/decoupled.ipynb #f0038851
 def decoupled_loss(
     pred:torch.Tensor,         # [B, C] logits
-    targets_a:torch.Tensor,    # of the own sample: [B] class numbers, or [B, C] shares (smoothed labels, pseudo-labels)
+    # of the own sample: [B] class numbers, or [B, C] shares (smoothed labels, pseudo-labels)
+    targets_a:torch.Tensor,
     targets_b:torch.Tensor,    # of the partner, [B] or [B, C]
     lam,                       # share of `targets_a`: a number, or [B]
     eta:float=.1,              # weight of the decoupled terms, at least 0
     weights:torch.Tensor=None, # [B], what each sample counts; 1 if `None`
-    trust_a=1.,                # what the term of `targets_a` counts: a number or [B]; 0 for a label not to be relied on
+    # what the term of `targets_a` counts: a number or [B]; 0 for a label not to be relied on
+    trust_a=1.,
     trust_b=1.,                # the same for `targets_b`
 )->torch.Tensor: # a scalar
-    """Mixed cross-entropy + `eta`·(DM_a + DM_b), with DM_a the cross-entropy of a over all classes but b
+    """Mixed cross-entropy + `eta`·(DM_a + DM_b), with DM_a the cross-entropy of a over all classes
+    but b
 
-    Pairs of one class, and pairs of which one is not in the picture (λ within .001 of 0 or 1), have no decoupled terms, as in the authors' code.
-    For semi-supervised pairs the paper's asymmetric form decouples the labeled sample only: `trust_b=0.` for partners with a pseudo-label, or the
-    partners' confidence. Decoupled Mixup, Liu et al. 2022, https://arxiv.org/abs/2203.10761; openmixup `soft_mix_cross_entropy`"""
+    Pairs of one class, and pairs of which one is not in the picture (λ within .001 of 0 or 1), have
+    no decoupled terms, as in the authors' code. For semi-supervised pairs the paper's asymmetric
+    form decouples the labeled sample only: `trust_b=0.` for partners with a pseudo-label, or the
+    partners' confidence. Decoupled Mixup, Liu et al. 2022, https://arxiv.org/abs/2203.10761;
+    openmixup `soft_mix_cross_entropy`"""
     check_range("eta", eta, 0)
     z = pred.float()
     lam = torch.as_tensor(lam, dtype=z.dtype, device=z.device)
     if not (targets_a.is_floating_point() or targets_b.is_floating_point()):
-        loss = z.logsumexp(1) - torch.lerp(z.gather(1, targets_b[:,None])[:,0], z.gather(1, targets_a[:,None])[:,0], lam)
+        loss = z.logsumexp(1) - torch.lerp(
+            z.gather(1, targets_b[:, None])[:, 0], z.gather(1, targets_a[:, None])[:, 0], lam
+        )
     else:
-        a,b = (t.float() if t.is_floating_point() else F.one_hot(t, z.shape[1]).float() for t in (targets_a, targets_b))
+        a, b = (
+            t.float() if t.is_floating_point() else F.one_hot(t, z.shape[1]).float()
+            for t in (targets_a, targets_b)
+        )
         loss = -(torch.lerp(b, a, lam.view(-1,1))*z.log_softmax(1)).sum(1)
     if eta:
         dm = decoupled_terms(z, targets_a, targets_b)

@@ -19,21 +19,29 @@ from .base import MixCallback, blend, take_partner
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #18fa1a24
 def _nearest(x, centers):
     "Squared distance to the nearest centre and its number, in pieces that fit in memory"
-    parts = [(o.square().sum(1)[:,None] - 2*o@centers.T + centers.square().sum(1)).min(1) for o in x.split(65536)]
+    parts = [
+        (o.square().sum(1)[:, None] - 2 * o @ centers.T + centers.square().sum(1)).min(1)
+        for o in x.split(65536)
+    ]
     return torch.cat([p.values for p in parts]).clamp_min(0),torch.cat([p.indices for p in parts])
 
 def _lloyd(x, k, rng, steps):
     "Clusters [n] and their sum of squares"
     draw = lambda: float(torch.rand(1, generator=rng))
-    centers,far = x[int(draw()*len(x)),None],None
-    while len(centers) < k: # the next seed is drawn by the squared distance to the nearest one so far
+    centers = x[int(draw()*len(x)),None]
+    far = None
+    # the next seed is drawn by the squared distance to the nearest one so far
+    while len(centers) < k:
         d = (x-centers[-1]).square().sum(1)
         far = d if far is None else far.minimum(d)
         cum = far.double().cumsum(0)
-        centers = torch.cat([centers, x[torch.searchsorted(cum, cum[-1]*draw()).clamp_max(len(x)-1),None]])
+        centers = torch.cat(
+            [centers, x[torch.searchsorted(cum, cum[-1] * draw()).clamp_max(len(x) - 1), None]]
+        )
     cluster = None
     for _ in range(steps):
-        old,(far,cluster) = cluster,_nearest(x, centers)
+        old = cluster
+        (far,cluster) = _nearest(x, centers)
         if old is not None and torch.equal(old, cluster): break
         n = torch.bincount(cluster, minlength=k)[:,None]
         sums = torch.zeros_like(centers).index_add_(0, cluster, x)
@@ -47,9 +55,13 @@ def k_means(
     steps:int=20,        # at most so many rounds
     tries:int=3,         # starts; the one with the smallest sum of squares counts
 )->torch.Tensor: # [n] long, cluster of each sample, 0..k-1
-    "Lloyd's rounds from k-means++ seeds (Arthur & Vassilvitskii 2007). Raises `LabelKitError` when there are fewer samples than clusters"
+    """Lloyd's rounds from k-means++ seeds (Arthur & Vassilvitskii 2007). Raises `LabelKitError`
+    when there are fewer samples than clusters"""
     x = x.flatten(1).float()
-    if not 1 <= k <= len(x): raise LabelKitError(f"n_clusters={k} and there are {len(x)} samples: pass a number from 1 to {len(x)}")
+    if not 1 <= k <= len(x):
+        raise LabelKitError(
+            f"n_clusters={k} and there are {len(x)} samples: pass a number from 1 to {len(x)}"
+        )
     return min((_lloyd(x, k, rng, steps) for _ in range(tries)), key=lambda o: o[1])[0]
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #04ac87fa
@@ -70,25 +82,39 @@ def cluster_partner(
     return torch.empty_like(i).index_put_((order,), order[following])
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #0592a08b
-@technique("IntraClusterMixUp", family="mix", year=2025, paper="https://arxiv.org/abs/2509.17971", needs=("ids",), cost="k-means once, before the first batch",
-           neutral=dict(alpha=0.))
+@technique(
+    "IntraClusterMixUp",
+    family="mix",
+    year=2025,
+    paper="https://arxiv.org/abs/2509.17971",
+    needs=("ids",),
+    cost="k-means once, before the first batch",
+    neutral=dict(alpha=0.0),
+)
 class IntraClusterMixUp(MixCallback):
     """MixUp with partners of the same cluster only, made for complementary labels
 
-    Clusters of the training inputs are found once by k-means, or given by sample id. Mixes inputs and targets of any kind, as `MixUp` does.
-    Mai & Lin 2025, https://arxiv.org/abs/2509.17971"""
-    needs,state_names = ("ids",),("cluster",)
+    Clusters of the training inputs are found once by k-means, or given by sample id. Mixes inputs
+    and targets of any kind, as `MixUp` does. Mai & Lin 2025, https://arxiv.org/abs/2509.17971"""
+    needs = ("ids",)
+    state_names = ("cluster",)
     def __init__(self,
         alpha:float=.2,       # λ ~ Beta(alpha, alpha); 0 turns mixing off
         n_clusters:int=50,    # of k-means; batches should hold several members of each
-        clusters=None,        # [ids] long, your own cluster of each sample, below 0 for none; instead of k-means
-        features=None,        # function of a batch of inputs that gives [B, D] for k-means, such as a self-supervised encoder; the inputs if `None`
+        # [ids] long, your own cluster of each sample, below 0 for none; instead of k-means
+        clusters=None,
+        # function of a batch of inputs that gives [B, D] for k-means, such as a self-supervised
+        # encoder; the inputs if `None`
+        features=None,
         labels_only:bool=False, # share the labels and leave the images as they are
         **kwargs              # `per_sample`, `p`, … of `MixCallback`
     ):
         super().__init__(alpha, **kwargs)
         self.n_clusters = int(check_range("n_clusters", n_clusters, 1))
-        self.clusters,self.features,self.labels_only,self.cluster = clusters,features,labels_only,None
+        self.clusters = clusters
+        self.features = features
+        self.labels_only = labels_only
+        self.cluster = None
 
     def setup(self):
         self.cluster = None
@@ -97,7 +123,11 @@ class IntraClusterMixUp(MixCallback):
         device = self.dls.device or "cpu"
         if self.clusters is not None:
             self.cluster = torch.as_tensor(self.clusters).long().to(device)
-            if self.cluster.shape != (n,): raise LabelKitError(f"clusters has shape {tuple(self.cluster.shape)}: pass [{n}], the cluster of each sample by id")
+            if self.cluster.shape != (n,):
+                raise LabelKitError(
+                    f"clusters has shape {tuple(self.cluster.shape)}: pass [{n}], the cluster of "
+                    "each sample by id"
+                )
             return
         x,ids = self.embed()
         self.cluster = torch.full((n,), -1, device=device)
@@ -110,22 +140,36 @@ class IntraClusterMixUp(MixCallback):
         ds = dl.dataset
         seed = int(torch.randint(2**31, (1,), generator=self.rng))
         with no_random(seed):
-            if isinstance(ds, ArrayDataset): ids,batches = ds.rows.cpu(),(ds.arrays.batch(r)[0] for r in ds.rows.split(1024))
+            if isinstance(ds, ArrayDataset):
+                ids = ds.rows.cpu()
+                batches = (ds.arrays.batch(r)[0] for r in ds.rows.split(1024))
             else:
-                if not isinstance(dl, DataLoader): raise LabelKitError(f"dls.train is a {type(dl).__module__} loader: pass clusters= by sample id")
+                if not isinstance(dl, DataLoader):
+                    raise LabelKitError(
+                        f"dls.train is a {type(dl).__module__} loader: pass clusters= by sample id"
+                    )
                 ids = torch.arange(len(ds)) + getattr(dl, "first_id", 0)
                 batches = (b[0] for b in dl.new(shuffle=False, drop_last=False))
             f = self.features or (lambda o: o)
             x = torch.cat([f(o.as_subclass(torch.Tensor)).flatten(1).float() for o in batches])
-        if bad := bad_rows(x, ids): raise LabelKitError(f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove them")
+        if bad := bad_rows(x, ids):
+            raise LabelKitError(
+                f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove "
+                "them"
+            )
         return x,ids
 
     def draw_partner(self, s:Supervision):
-        if s.ids is None: raise LabelKitError("IntraClusterMixUp looks up clusters by sample and the loader gives no ids: call `label_dls(dls)` once")
+        if s.ids is None:
+            raise LabelKitError(
+                "IntraClusterMixUp looks up clusters by sample and the loader gives no ids: call "
+                "`label_dls(dls)` once"
+            )
         return cluster_partner(self.cluster[s.ids.to(self.cluster.device)], self.rng).to(s.x.device)
 
     def mix_inputs(self, x, partner, lam):
         lam = lam.to(x.device)
         return (x if self.labels_only else blend(x, take_partner(x, partner), lam)),lam
 
-    def __getstate__(self): return super().__getstate__() | dict(features=None, clusters=None)  # their work is done
+    # their work is done
+    def __getstate__(self): return super().__getstate__() | dict(features=None, clusters=None)

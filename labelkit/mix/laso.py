@@ -24,10 +24,14 @@ def combine_labels(
     b:torch.Tensor, # [B, C] in 0..1
 )->dict: # union, intersection and difference (labels of `a` without those of `b`), [B, C] each
     "Set operations on labels; on shares, their usual fuzzy forms max, min and [a−b]₊"
-    return dict(union=torch.maximum(a, b), intersection=torch.minimum(a, b), difference=(a-b).clamp_min(0))
+    return dict(
+        union=torch.maximum(a, b), intersection=torch.minimum(a, b), difference=(a - b).clamp_min(0)
+    )
+
 
 class SetOperations(nn.Module):
-    "Three networks from the features of two samples to features: `union`, `intersection`, `difference`"
+    """Three networks from the features of two samples to features: `union`, `intersection`,
+    `difference`"""
     names = ("union", "intersection", "difference")
 
     def __init__(self,
@@ -35,7 +39,9 @@ class SetOperations(nn.Module):
         hidden:int=128,  # units of each network's hidden layer
     ):
         super().__init__()
-        mk = lambda: nn.Sequential(nn.Linear(2*n_features, hidden), nn.ReLU(), nn.Linear(hidden, n_features))
+        mk = lambda: nn.Sequential(
+            nn.Linear(2 * n_features, hidden), nn.ReLU(), nn.Linear(hidden, n_features)
+        )
         self.nets = nn.ModuleDict({k: mk() for k in self.names})
 
     def forward(self, a, b): # [B, D] each
@@ -50,14 +56,19 @@ def laso_losses(
     a:torch.Tensor, b:torch.Tensor,     # [B, D] features of two samples
     y_a:torch.Tensor, y_b:torch.Tensor, # [B, C] their labels
 )->tuple: # three scalars
-    """Classification of the results, asymmetry of union and intersection, and failure to put a sample together again from its parts
+    """Classification of the results, asymmetry of union and intersection, and failure to put a
+    sample together again from its parts
 
-    Sums over the operations of means over samples and classes or features (LaSO, Alfassy et al. 2019, https://arxiv.org/abs/1902.09811)"""
-    z,back = operations(a, b),operations(b, a)
+    Sums over the operations of means over samples and classes or features (LaSO, Alfassy et al.
+    2019, https://arxiv.org/abs/1902.09811)"""
+    z = operations(a, b)
+    back = operations(b, a)
     wanted = combine_labels(y_a, y_b)
     found = sum(F.binary_cross_entropy_with_logits(head(z[k]), wanted[k]) for k in operations.names)
     symmetry = sum(F.mse_loss(z[k], back[k]) for k in ("union", "intersection"))
-    whole = F.mse_loss(operations.one("union", z["difference"], z["intersection"]), a) + F.mse_loss(operations.one("union", back["difference"], back["intersection"]), b)
+    whole = F.mse_loss(operations.one("union", z["difference"], z["intersection"]), a) + F.mse_loss(
+        operations.one("union", back["difference"], back["intersection"]), b
+    )
     return found,symmetry,whole
 
 # %% ../../nbs/mix/laso.ipynb #f6340ebf
@@ -69,60 +80,105 @@ def multi_digits(
     seed:int=0,             # decides what is put where
     **kwargs                # passed on to `from_arrays`
 )->LabelDataLoaders:
-    "Pictures [1, 16, 16] with one to `most` handwritten digits in four places, and the set of them as label [10]"
+    """Pictures [1, 16, 16] with one to `most` handwritten digits in four places, and the set of
+    them as label [10]"""
     from labelkit.data.loaders import digits
-    if not 1 <= most <= 4: raise LabelKitError(f"most={most} is not between 1 and 4, the places of a picture: pass one that is")
-    dls,g = digits(),torch.Generator().manual_seed(seed)
-    made = [_compose(ds, m, list(classes), most, g) for ds,m in ((dls.train_ds, n), (dls.valid_ds, n_valid))]
-    kwargs = dict(view_hints=dict(flip=False), vocab=[str(i) for i in range(10)], kind="multi", seed=seed) | kwargs
+    if not 1 <= most <= 4:
+        raise LabelKitError(
+            f"most={most} is not between 1 and 4, the places of a picture: pass one that is"
+        )
+    dls = digits()
+    g = torch.Generator().manual_seed(seed)
+    made = [
+        _compose(ds, m, list(classes), most, g)
+        for ds, m in ((dls.train_ds, n), (dls.valid_ds, n_valid))
+    ]
+    kwargs = (
+        dict(
+            view_hints=dict(flip=False), vocab=[str(i) for i in range(10)], kind="multi", seed=seed
+        )
+        | kwargs
+    )
     return from_arrays(*made[0], *made[1], **kwargs)
 
 def _compose(ds, n, classes, most, g):
-    x,y = ds.arrays.x[ds.rows].cpu(),ds.arrays.y[ds.rows].cpu()
+    x = ds.arrays.x[ds.rows].cpu()
+    y = ds.arrays.y[ds.rows].cpu()
     rows = torch.isin(y, torch.tensor(classes)).nonzero().flatten()
     if not len(rows): raise LabelKitError(f"classes={classes} names no digit: pass some of 0..9")
     pick = rows[torch.randint(len(rows), (n, 4), generator=g)]
-    rank = torch.rand(n, 4, generator=g).argsort(1)                                   # a random order of the places
+    # a random order of the places
+    rank = torch.rand(n, 4, generator=g).argsort(1)
     taken = rank < torch.randint(1, most+1, (n, 1), generator=g)
     tiles = x[pick]*taken[:,:,None,None,None]
     labels = torch.zeros(n, 10).scatter_reduce_(1, y[pick], taken.float(), "amax")
     return tiles.view(n,2,2,8,8).permute(0,1,3,2,4).reshape(n,1,16,16),labels
 
 # %% ../../nbs/mix/laso.ipynb #9b6c0bb9
-@technique("LaSO", family="mix", year=2019, paper="https://arxiv.org/abs/1902.09811", cost="three small networks on pairs of feature vectors", neutral=dict(weight=0.))
+@technique(
+    "LaSO",
+    family="mix",
+    year=2019,
+    paper="https://arxiv.org/abs/1902.09811",
+    cost="three small networks on pairs of feature vectors",
+    neutral=dict(weight=0.0),
+)
 class LaSO(LabelCallback):
-    """Union, intersection and difference of label sets, computed from the features of pairs of samples
+    """Union, intersection and difference of label sets, computed from the features of pairs of
+    samples
 
-    weight·(classification + reconstruction·(symmetry + wholeness)) of `laso_losses`, each sample with a random partner of its batch. Made for several labels a sample; a single label is a set of
-    one. `combine` gives the features of a result, from which a classifier for new classes can be trained. Raises `LabelKitError` for targets that are not classes. Alfassy et al. 2019,
+    weight·(classification + reconstruction·(symmetry + wholeness)) of `laso_losses`, each sample
+    with a random partner of its batch. Made for several labels a sample; a single label is a set of
+    one. `combine` gives the features of a result, from which a classifier for new classes can be
+    trained. Raises `LabelKitError` for targets that are not classes. Alfassy et al. 2019,
     https://arxiv.org/abs/1902.09811"""
-    order,name = -3,"laso"  # after other mixes: sets are of what the model sees
+    order = -3  # after other mixes: sets are of what the model sees
+    name = "laso"
 
     def __init__(self,
         weight:float=1.,         # of all its losses; 0 turns the technique off
         reconstruction:float=1., # of symmetry and wholeness, beside the classification of results
         hidden:int=128,          # units of the networks' hidden layers
-        joint:bool=False,        # the losses train the model too; else the networks learn beside a model that does not notice
+        # the losses train the model too; else the networks learn beside a model that does not
+        # notice
+        joint:bool=False,
     ):
-        self.weight,self.reconstruction = check_range("weight", weight, 0),check_range("reconstruction", reconstruction, 0)
-        self.hidden,self.joint = int(check_range("hidden", hidden, 1)),joint
+        self.weight = check_range("weight", weight, 0)
+        self.reconstruction = check_range("reconstruction", reconstruction, 0)
+        self.hidden = int(check_range("hidden", hidden, 1))
+        self.joint = joint
 
     def setup(self):
-        if self.weight: self.operations = Auxiliary(SetOperations(head_of(self.learn.model).in_features, self.hidden), self.learn)
+        if self.weight:
+            self.operations = Auxiliary(
+                SetOperations(head_of(self.learn.model).in_features, self.hidden), self.learn
+            )
 
     def before_forward(self, s:Supervision):
         if self.weight == 0: return
-        if s.kind not in ("single", "soft", "multi"): raise LabelKitError(f"targets are of kind {s.kind!r}: LaSO needs labels, one or several a sample")
+        if s.kind not in ("single", "soft", "multi"):
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: LaSO needs labels, one or several a sample"
+            )
         s.want_features()
 
     def after_forward(self, s:Supervision):
         if self.weight == 0 or len(s.x) < 2: return
         shift = int(torch.randint(1, len(s.x), (1,), generator=self.rng))
-        f,head,y = s.features(),head_of(self.learn.model),s.targets.detach()
-        if not self.joint: f,weight,bias = f.detach(),head.weight.detach(),head.bias.detach()
+        f = s.features()
+        head = head_of(self.learn.model)
+        y = s.targets.detach()
+        if not self.joint:
+            f = f.detach()
+            weight = head.weight.detach()
+            bias = head.bias.detach()
         classify = head if self.joint else lambda z: F.linear(z, weight, bias)
-        parts = laso_losses(self.operations.module, classify, f, take_partner(f, shift), y, take_partner(y, shift))
-        for name,value,w in zip(("", ".symmetry", ".whole"), parts, (1., self.reconstruction, self.reconstruction)):
+        parts = laso_losses(
+            self.operations.module, classify, f, take_partner(f, shift), y, take_partner(y, shift)
+        )
+        for name, value, w in zip(
+            ("", ".symmetry", ".whole"), parts, (1.0, self.reconstruction, self.reconstruction)
+        ):
             if w: s.add_loss(self.name+name, value, self.weight*w, auxiliary=not self.joint)
 
     @torch.no_grad()
@@ -130,9 +186,14 @@ class LaSO(LabelCallback):
         a:torch.Tensor, # [B, ...] inputs
         b:torch.Tensor, # [B, ...] inputs
     )->dict: # union, intersection, difference: features [B, D] each
-        "Features of what the pairs have together, in common, and of what `a` has more; classify them with the model's head"
-        if self._learner is None or not self.weight: raise LabelKitError("there are no set operations yet: train first, with a weight above 0")
-        model,was = self.learn.model,self.learn.model.training
+        """Features of what the pairs have together, in common, and of what `a` has more; classify
+        them with the model's head"""
+        if self._learner is None or not self.weight:
+            raise LabelKitError(
+                "there are no set operations yet: train first, with a weight above 0"
+            )
+        model = self.learn.model
+        was = self.learn.model.training
         model.eval()
         try: return self.operations.module(*(with_features(model, o)[1] for o in (a, b)))
         finally: model.train(was)

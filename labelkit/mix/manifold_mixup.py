@@ -20,11 +20,13 @@ def body_layers(
     model:nn.Module # a classifier that ends in a linear layer, plain or wrapped
 )->list[str]: # names, as in `model.named_modules()`, in the order in which they are registered
     "The blocks of a model in front of its head. Raises `LabelKitError` when it has no linear layer"
-    model,res = unwrap(model),[]
+    model = unwrap(model)
+    res = []
     head = head_of(model)
     for name,m in model.named_children():
         if any(o is head for o in m.modules()):
-            if isinstance(m, nn.Sequential) and len(model._modules) == 1: return [f"{name}.{o}" for o in body_layers(m)]
+            if isinstance(m, nn.Sequential) and len(model._modules) == 1:
+                return [f"{name}.{o}" for o in body_layers(m)]
             break
         if isinstance(m, (Normalize, nn.Flatten)): continue
         opened = isinstance(m, (nn.Sequential, nn.ModuleList)) and len(m)
@@ -32,20 +34,31 @@ def body_layers(
     return res
 
 # %% ../../nbs/mix/manifold_mixup.ipynb #ae5661cf
-@technique("ManifoldMixUp", family="mix", year=2019, paper="https://arxiv.org/abs/1806.05236", cost="none", neutral=dict(alpha=0.))
+@technique(
+    "ManifoldMixUp",
+    family="mix",
+    year=2019,
+    paper="https://arxiv.org/abs/1806.05236",
+    cost="none",
+    neutral=dict(alpha=0.0),
+)
 class ManifoldMixUp(MixCallback):
     """Average every sample with a partner at a layer drawn for each batch, and their labels alike
 
-    λ ~ Beta(alpha, alpha), α = 2 as in the authors' code (vikasverma1077/manifold_mixup). Any model, inputs of any shape; targets as in `MixUp`. Raises
-    `LabelKitError` for a layer that the model has not, that gives no tensor with a row for each sample, or that does not run.
-    Verma et al. 2019, https://arxiv.org/abs/1806.05236"""
+    λ ~ Beta(alpha, alpha), α = 2 as in the authors' code (vikasverma1077/manifold_mixup). Any
+    model, inputs of any shape; targets as in `MixUp`. Raises `LabelKitError` for a layer that the
+    model has not, that gives no tensor with a row for each sample, or that does not run. Verma et
+    al. 2019, https://arxiv.org/abs/1806.05236"""
     def __init__(self,
         alpha:float=2.,    # λ ~ Beta(alpha, alpha); 0 turns mixing off
-        layers:list=None,  # names of modules, modules, or "input", among which is drawn; `None` for the input and `body_layers`
+        # names of modules, modules, or "input", among which is drawn; `None` for the input and
+        # `body_layers`
+        layers:list=None,
         **kwargs           # `per_sample`, `p`, `until`, `decoupled` of `MixCallback`
     ):
         super().__init__(alpha, **kwargs)
-        if layers is not None and not len(layers): raise LabelKitError("layers=[] leaves nothing to mix: name a layer, or pass None")
+        if layers is not None and not len(layers):
+            raise LabelKitError("layers=[] leaves nothing to mix: name a layer, or pass None")
         self.layers = layers
 
     def setup(self):
@@ -54,9 +67,17 @@ class ManifoldMixUp(MixCallback):
         def known(o):
             name = names.get(o) if isinstance(o, nn.Module) else o
             if name != "input" and name not in names.values() or name == "":
-                raise LabelKitError(f"layers: {type(model).__name__} has no layer {o!r}: choose from {', '.join(['input', *body_layers(model)])}")
+                raise LabelKitError(
+                    f"layers: {type(model).__name__} has no layer {o!r}: choose from "
+                    f"{', '.join(['input', *body_layers(model)])}"
+                )
             return name
-        self.names = ["input", *body_layers(model)] if self.layers is None else [known(o) for o in self.layers]
+
+        self.names = (
+            ["input", *body_layers(model)]
+            if self.layers is None
+            else [known(o) for o in self.layers]
+        )
 
     def before_forward(self, s:Supervision):
         self.was_mixed = True
@@ -66,23 +87,35 @@ class ManifoldMixUp(MixCallback):
         self.layer = self.names[int(torch.randint(len(self.names), (1,), generator=self.rng))]
         self.was_mixed = self.layer == "input"
         if self.was_mixed: s.x = blend(s.x, take_partner(s.x, partner), lam.to(s.x.device))
-        else: s.hook(unwrap(self.learn.model).get_submodule(self.layer), lambda module,args,out: self.mix_rows(s, out, partner, lam))
+        else:
+            s.hook(
+                unwrap(self.learn.model).get_submodule(self.layer),
+                lambda module, args, out: self.mix_rows(s, out, partner, lam),
+            )
         return lam
 
     def mix_rows(self, s, out, partner, lam):
         "The layer's output with the labeled rows mixed, at its first run in this pass"
         if self.was_mixed: return
-        self.was_mixed,n = True,len(s.x) + sum(map(len, s.requests.values()))
+        self.was_mixed = True
+        n = len(s.x) + sum(map(len, s.requests.values()))
         what = tuple(out.shape) if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
         if not isinstance(out, torch.Tensor) or not out.ndim or len(out) != n:
-            raise LabelKitError(f"layer {self.layer!r} gives {what} for {n} samples: choose layers whose output is a tensor with one row a sample")
+            raise LabelKitError(
+                f"layer {self.layer!r} gives {what} for {n} samples: choose layers whose output is "
+                "a tensor with one row a sample"
+            )
         rows = out[s.rows()]
         mixed = blend(rows, take_partner(rows, partner), lam.to(out.device))
         return mixed if len(rows) == n else torch.cat([mixed, out[len(rows):]])
 
     def after_forward(self, s:Supervision):
         if not self.was_mixed:
-            raise LabelKitError(f"layer {self.layer!r} did not run in the forward pass: pass layers= that the model uses")
+            raise LabelKitError(
+                f"layer {self.layer!r} did not run in the forward pass: pass layers= that the "
+                "model uses"
+            )
         super().after_forward(s)
 
-    was_mixed,layer = True,None
+    was_mixed = True
+    layer = None

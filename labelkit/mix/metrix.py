@@ -18,7 +18,8 @@ from .base import sample_lam
 
 # %% ../../nbs/mix/metrix.ipynb #3b432299
 def mean_nonzero(losses:torch.Tensor)->torch.Tensor:
-    "Mean of the losses above zero, 0 when there is none: the usual average of pairs, most of which are soon solved"
+    """Mean of the losses above zero, 0 when there is none: the usual average of pairs, most of
+    which are soon solved"""
     return losses.sum()/(losses > 0).sum().clamp_min(1)
 
 def metrix_loss(
@@ -27,8 +28,12 @@ def metrix_loss(
     pos_margin:float=0.,   # positives may be this far away
     neg_margin:float=.5,   # negatives should be at least this far away
 )->torch.Tensor: # a scalar
-    "λ·[d−pos_margin]₊ + (1−λ)·[neg_margin−d]₊, each averaged over its non-zero pairs (Metrix, Venkataramanan et al. 2022, https://arxiv.org/abs/2106.04990)"
-    return mean_nonzero(lam*(distance-pos_margin).relu()) + mean_nonzero((1-lam)*(neg_margin-distance).relu())
+    """λ·[d−pos_margin]₊ + (1−λ)·[neg_margin−d]₊, each averaged over its non-zero pairs (Metrix,
+    Venkataramanan et al. 2022, https://arxiv.org/abs/2106.04990)"""
+    return mean_nonzero(lam * (distance - pos_margin).relu()) + mean_nonzero(
+        (1 - lam) * (neg_margin - distance).relu()
+    )
+
 
 def contrastive_loss(
     embeddings:torch.Tensor, # [B, D]
@@ -36,11 +41,15 @@ def contrastive_loss(
     pos_margin:float=0.,     # positives may be this far away
     neg_margin:float=.5,     # negatives should be at least this far away
 )->torch.Tensor: # a scalar
-    "Contrastive loss over all pairs of a batch, of normalised embeddings (Hadsell et al. 2006, https://doi.org/10.1109/CVPR.2006.100)"
+    """Contrastive loss over all pairs of a batch, of normalised embeddings (Hadsell et al. 2006,
+    https://doi.org/10.1109/CVPR.2006.100)"""
     d = _distances(F.normalize(embeddings, dim=1))
     same = labels[:,None] == labels
     pairs = ~torch.eye(len(d), dtype=torch.bool, device=d.device)
-    return mean_nonzero((d-pos_margin).relu()*(same & pairs)) + mean_nonzero((neg_margin-d).relu()*~same)
+    return mean_nonzero((d - pos_margin).relu() * (same & pairs)) + mean_nonzero(
+        (neg_margin - d).relu() * ~same
+    )
+
 
 def _distances(z):
     "Euclidean distances [B, B], with a gradient of zero, not NaN, where two points are one"
@@ -57,9 +66,11 @@ def draw_triples(
     "For every sample that has both in the batch, a random positive and a random negative"
     y = labels.cpu()
     same = y[:,None] == y
-    other,own = ~same,same & ~torch.eye(len(y), dtype=torch.bool)
+    other = ~same
+    own = same & ~torch.eye(len(y), dtype=torch.bool)
     draw = lambda allowed: (torch.rand(allowed.shape, generator=rng)*allowed).argmax(1)
-    positives,negatives = draw(own),draw(other)
+    positives = draw(own)
+    negatives = draw(other)
     anchors = (own.any(1) & other.any(1)).nonzero().flatten()
     return tuple(o.to(labels.device) for o in (anchors, positives[anchors], negatives[anchors]))
 
@@ -76,46 +87,74 @@ def utilization(
     queries:torch.Tensor,  # [Q, D] embeddings of test samples
     examples:torch.Tensor, # [N, D] embeddings of training samples, and of mixes of them
 )->float:
-    "Mean squared distance from a query to the nearest example, both normalised; lower is better (Venkataramanan et al. 2022, https://arxiv.org/abs/2106.04990)"
-    q,x = F.normalize(queries, dim=1),F.normalize(examples, dim=1)
+    """Mean squared distance from a query to the nearest example, both normalised; lower is better
+    (Venkataramanan et al. 2022, https://arxiv.org/abs/2106.04990)"""
+    q = F.normalize(queries, dim=1)
+    x = F.normalize(examples, dim=1)
     return (2-2*q@x.T).clamp_min(0).amin(1).mean().item()
 
 # %% ../../nbs/mix/metrix.ipynb #f91ce5d9
-@technique("Metrix", family="mix", year=2022, paper="https://arxiv.org/abs/2106.04990", needs=("vision",),
-           cost="one more row a sample for mixes of inputs and features, nothing for embeddings", neutral=dict(weight=0.))
+@technique(
+    "Metrix",
+    family="mix",
+    year=2022,
+    paper="https://arxiv.org/abs/2106.04990",
+    needs=("vision",),
+    cost="one more row a sample for mixes of inputs and features, nothing for embeddings",
+    neutral=dict(weight=0.0),
+)
 class Metrix(LabelCallback):
     """Pairs with mixed samples, for metric learning beside the Learner's own loss
 
-    weight·`metrix_loss` of the distances from anchors to mixes λ·positive + (1−λ)·negative (or λ·anchor + (1−λ)·negative in every other batch, by chance), λ ~ Beta(alpha, alpha). Negatives
-    are drawn at random; the official code searches the hardest with another forward pass. Labels that were mixed before count as their larger part. Raises `LabelKitError` without class labels.
+    weight·`metrix_loss` of the distances from anchors to mixes λ·positive + (1−λ)·negative (or
+    λ·anchor + (1−λ)·negative in every other batch, by chance), λ ~ Beta(alpha, alpha). Negatives
+    are drawn at random; the official code searches the hardest with another forward pass. Labels
+    that were mixed before count as their larger part. Raises `LabelKitError` without class labels.
     Venkataramanan et al. 2022, https://arxiv.org/abs/2106.04990"""
     order = -3  # after other mixes: anchors are what the model sees
 
     def __init__(self,
         weight:float=.4,         # of the mixed pairs; 0 turns the technique off
         level:str="embedding",   # what is mixed: "input", "feature" or "embedding"
-        layer=None,              # for "feature": a module of the model or its name; the middle one of the body's, if `None`
+        # for "feature": a module of the model or its name; the middle one of the body's, if `None`
+        layer=None,
         alpha:float=2.,          # λ ~ Beta(alpha, alpha)
         neg_margin:float=.5,     # distance to which negatives are pushed
-        embedding:str="auto",    # "output" of the model, "features" in front of the last layer, or "auto": features when there are as many outputs as classes
+        # "output" of the model, "features" in front of the last layer, or "auto": features when
+        # there are as many outputs as classes
+        embedding:str="auto",
     ):
-        for k,v,known in (("level", level, ("input", "feature", "embedding")), ("embedding", embedding, ("auto", "output", "features"))):
-            if v not in known: raise LabelKitError(f"{k}={v!r} is none of {', '.join(known)}: use one of them")
-        self.weight,self.alpha,self.neg_margin = check_range("weight", weight, 0),check_range("alpha", alpha, 0),check_range("neg_margin", neg_margin, 0, 2)
-        self.level,self.layer,self.embedding = level,layer,embedding
+        for k, v, known in (
+            ("level", level, ("input", "feature", "embedding")),
+            ("embedding", embedding, ("auto", "output", "features")),
+        ):
+            if v not in known:
+                raise LabelKitError(f"{k}={v!r} is none of {', '.join(known)}: use one of them")
+        self.weight = check_range("weight", weight, 0)
+        self.alpha = check_range("alpha", alpha, 0)
+        self.neg_margin = check_range("neg_margin", neg_margin, 0, 2)
+        self.level = level
+        self.layer = layer
+        self.embedding = embedding
 
     def before_forward(self, s:Supervision):
         if self.weight == 0: return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"targets are of kind {s.kind!r}: Metrix needs one class a sample")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(f"targets are of kind {s.kind!r}: Metrix needs one class a sample")
         s.want_features()
         self._lam = sample_lam(self.alpha, 1, self.rng).to(s.x.device)
         self._triples = anchor,positive,negative = draw_triples(s.targets.argmax(1), self.rng)
         self._pair = (positive if torch.rand(1, generator=self.rng) < .5 else anchor),negative
         if self.level == "embedding" or not len(anchor): return
         pos,neg = self._pair
-        mixed = torch.lerp(s.x[neg], s.x[pos], self._lam.to(s.x.dtype)) if self.level == "input" else s.x[pos]
+        mixed = (
+            torch.lerp(s.x[neg], s.x[pos], self._lam.to(s.x.dtype))
+            if self.level == "input"
+            else s.x[pos]
+        )
         s.forward(self.name, mixed)
-        if self.level == "feature": s.hook(self._middle(), lambda module,args,out: self._mix_rows(s, out))
+        if self.level == "feature":
+            s.hook(self._middle(), lambda module,args,out: self._mix_rows(s, out))
 
     def _middle(self):
         "The layer whose output is mixed"
@@ -123,16 +162,30 @@ class Metrix(LabelCallback):
         if isinstance(self.layer, nn.Module): return self.layer
         if self.layer is not None:
             names = dict(model.named_modules())
-            if self.layer not in names: raise LabelKitError(f"layer={self.layer!r} is no module of the model: pass one of {', '.join(list(names)[1:8])}, …")
+            if self.layer not in names:
+                raise LabelKitError(
+                    f"layer={self.layer!r} is no module of the model: pass one of "
+                    f"{', '.join(list(names)[1:8])}, …"
+                )
             return names[self.layer]
         layers = list(getattr(model, "body", model).children())
-        if len(layers) < 2: raise LabelKitError("layer=None finds no middle layer in this model: pass layer=, a module or its name")
+        if len(layers) < 2:
+            raise LabelKitError(
+                "layer=None finds no middle layer in this model: pass layer=, a module or its name"
+            )
         return layers[(len(layers)-1)//2]
 
     def _mix_rows(self, s, out):
         pos,neg = self._pair
-        labeled,rows = out[s.rows()],s.rows(self.name)
-        return torch.cat([out[:rows.start], torch.lerp(labeled[neg], labeled[pos], self._lam.to(out.dtype)), out[rows.stop:]])
+        labeled = out[s.rows()]
+        rows = s.rows(self.name)
+        return torch.cat(
+            [
+                out[: rows.start],
+                torch.lerp(labeled[neg], labeled[pos], self._lam.to(out.dtype)),
+                out[rows.stop :],
+            ]
+        )
 
     def _embed(self, s, name=None):
         output = s.pred if name is None else s.outputs[name]
@@ -141,6 +194,17 @@ class Metrix(LabelCallback):
 
     def after_forward(self, s:Supervision):
         if self.weight == 0 or not len(self._triples[0]): return
-        z,(pos,neg) = self._embed(s),self._pair
-        mixed = F.normalize(torch.lerp(z[neg], z[pos], self._lam), dim=1) if self.level == "embedding" else self._embed(s, self.name)
-        s.add_loss(self.name, metrix_loss(_distance(z[self._triples[0]], mixed), self._lam, neg_margin=self.neg_margin), self.weight)
+        z = self._embed(s)
+        (pos,neg) = self._pair
+        mixed = (
+            F.normalize(torch.lerp(z[neg], z[pos], self._lam), dim=1)
+            if self.level == "embedding"
+            else self._embed(s, self.name)
+        )
+        s.add_loss(
+            self.name,
+            metrix_loss(
+                _distance(z[self._triples[0]], mixed), self._lam, neg_margin=self.neg_margin
+            ),
+            self.weight,
+        )

@@ -21,10 +21,18 @@ def mixup(
     return blend(x, take_partner(x, partner), lam.to(x.device))
 
 # %% ../../nbs/mix/mixup.ipynb #5946918f
-@technique("MixUp", family="mix", year=2018, paper="https://arxiv.org/abs/1710.09412", cost="none", neutral=dict(alpha=0.))
+@technique(
+    "MixUp",
+    family="mix",
+    year=2018,
+    paper="https://arxiv.org/abs/1710.09412",
+    cost="none",
+    neutral=dict(alpha=0.0),
+)
 class MixUp(MixCallback):
     """Average every input with a partner's, and their labels alike
 
-    λ ~ Beta(alpha, alpha) for each batch, as in the authors' code (facebookresearch/mixup-cifar10), or for each sample. Inputs of any shape; class
-    labels, several labels, soft labels, regression and segmentation targets. Zhang et al. 2018, https://arxiv.org/abs/1710.09412"""
+    λ ~ Beta(alpha, alpha) for each batch, as in the authors' code (facebookresearch/mixup-cifar10),
+    or for each sample. Inputs of any shape; class labels, several labels, soft labels, regression
+    and segmentation targets. Zhang et al. 2018, https://arxiv.org/abs/1710.09412"""
     def mix_inputs(self, x, partner, lam): return mixup(x, partner, lam),lam

@@ -19,14 +19,20 @@ def resize_boxes(
     size:tuple,           # (H, W) of the images
     tau:torch.Tensor,     # [n] in 0..1, sides of the small images, as a share of the large one's
     center:torch.Tensor,  # [n, 2] long, (row, column) where the boxes' centres should be
-)->tuple[torch.Tensor, torch.Tensor]: # boxes [n, 4] long (top, left, bottom, right), and the shares [n] that are kept outside
-    """Boxes of `tau` of the sides, one pixel at least, moved to lie inside the image, and the λ of their area
+    # boxes [n, 4] long (top, left, bottom, right), and the shares [n] that are kept outside
+)->tuple[torch.Tensor, torch.Tensor]:
+    """Boxes of `tau` of the sides, one pixel at least, moved to lie inside the image, and the λ of
+    their area
 
     ResizeMix, Qin et al. 2020, https://arxiv.org/abs/2012.11101; JayQine/ResizeMix `getbox_new`"""
-    sides,tau,center = np.array(size),tau.numpy().astype(float),center.numpy()
+    sides = np.array(size)
+    tau = tau.numpy().astype(float)
+    center = center.numpy()
     small = (sides*tau[:,None] + 1e-6).astype(int).clip(1, sides)
     low = np.minimum(np.maximum(center - small//2, 0), sides-small)
-    return torch.from_numpy(np.concatenate([low, low+small], 1)),torch.from_numpy(1 - small.prod(1)/sides.prod()).float()
+    return torch.from_numpy(np.concatenate([low, low + small], 1)), torch.from_numpy(
+        1 - small.prod(1) / sides.prod()
+    ).float()
 
 # %% ../../nbs/mix/resizemix.ipynb #a8a15697
 def resizemix(
@@ -34,35 +40,54 @@ def resizemix(
     partner:int|torch.Tensor, # who is shrunk, see `take_partner`
     boxes:torch.Tensor,       # [B, 4] long, where, inside the image, on the CPU
 )->torch.Tensor: # [B, C, H, W]
-    "`x` with the partners, shrunk by nearest pixels, in the boxes; `x` itself is not changed (Qin et al. 2020, https://arxiv.org/abs/2012.11101)"
-    (B,C,H,W),at = x.shape,boxes.to(x.device)
+    """`x` with the partners, shrunk by nearest pixels, in the boxes; `x` itself is not changed (Qin
+    et al. 2020, https://arxiv.org/abs/2012.11101)"""
+    (B,C,H,W) = x.shape
+    at = boxes.to(x.device)
     def pick(o, rows, cols):
         places = (rows[...,None]*W + cols[...,None,:]).view(-1, 1, rows.shape[-1]*cols.shape[-1])
         return o.flatten(2).gather(2, places.expand(B, C, -1))
     def pixels(n): return torch.arange(n, device=x.device)
     sizes = boxes[:,2:]-boxes[:,:2]
-    if (sizes == sizes[0]).all():  # one size: shrink first, then write the few pixels to their places
+    # one size: shrink first, then write the few pixels to their places
+    if (sizes == sizes[0]).all():
         h,w = sizes[0].tolist()
         small = take_partner(pick(x, pixels(h)*H//h, pixels(w)*W//w), partner)
-        rows,cols = at[:,0,None]+pixels(h),at[:,1,None]+pixels(w)
+        rows = at[:,0,None]+pixels(h)
+        cols = at[:,1,None]+pixels(w)
         res = x.clone(memory_format=torch.contiguous_format)
-        res.view(B, C, -1).scatter_(2, (rows[:,:,None]*W + cols[:,None]).view(B, 1, -1).expand(-1, C, -1), small)
+        res.view(B, C, -1).scatter_(
+            2, (rows[:, :, None] * W + cols[:, None]).view(B, 1, -1).expand(-1, C, -1), small
+        )
         return res
-    def source(low, high, side):  # [B, side]: which row (column) of the partner stands in each of the image's
+    # [B, side]: which row (column) of the partner stands in each of the image's
+    def source(low, high, side):
         return ((pixels(side)-low[:,None])*side // (high-low)[:,None]).clamp(0, side-1)
     top,left,bottom,right = at.unbind(1)
-    moved = pick(take_partner(x, partner), source(top, bottom, H), source(left, right, W)).view_as(x)
+    moved = pick(take_partner(x, partner), source(top, bottom, H), source(left, right, W)).view_as(
+        x
+    )
     keep = box_masks((H,W), at).to(x.dtype)
     return moved.mul_(1-keep).addcmul_(x, keep)
 
 # %% ../../nbs/mix/resizemix.ipynb #08f17a64
-@technique("ResizeMix", family="mix", year=2020, paper="https://arxiv.org/abs/2012.11101", needs=("vision",), cost="none", neutral=dict(p=0.))
+@technique(
+    "ResizeMix",
+    family="mix",
+    year=2020,
+    paper="https://arxiv.org/abs/2012.11101",
+    needs=("vision",),
+    cost="none",
+    neutral=dict(p=0.0),
+)
 class ResizeMix(MixCallback):
     """Paste a shrunken partner; share the label by its area
 
-    Sides of τ ~ U(scope) of the image's, one τ for each batch and one place for each sample, as in the authors' code (JayQine/ResizeMix), or one of both for
-    each sample. Images [B, C, H, W] with class labels, several labels, soft labels or regression targets; segmentation maps are shrunk along, by
-    nearest pixels. Raises `LabelKitError` for inputs that are not images. Qin et al. 2020, https://arxiv.org/abs/2012.11101"""
+    Sides of τ ~ U(scope) of the image's, one τ for each batch and one place for each sample, as in
+    the authors' code (JayQine/ResizeMix), or one of both for each sample. Images [B, C, H, W] with
+    class labels, several labels, soft labels or regression targets; segmentation maps are shrunk
+    along, by nearest pixels. Raises `LabelKitError` for inputs that are not images. Qin et al.
+    2020, https://arxiv.org/abs/2012.11101"""
     needs_images = True
 
     def __init__(self,
@@ -73,7 +98,8 @@ class ResizeMix(MixCallback):
     ):
         super().__init__(1., per_sample, p, **kwargs)
         low,high = (check_range("scope", o, 0, 1) for o in scope)
-        if low > high: raise LabelKitError(f"scope={scope} begins above its end: pass (smallest, largest)")
+        if low > high:
+            raise LabelKitError(f"scope={scope} begins above its end: pass (smallest, largest)")
         self.scope = low,high
 
     def mix_inputs(self, x, partner, lam):

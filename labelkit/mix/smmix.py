@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..core.auxiliary import Auxiliary
 from ..errors import LabelKitError, check_range
 from ..models import head_of, unwrap
-from ..core.supervision import Supervision, soft_target_loss
+from ..core.losses import soft_target_loss
+from ..core.supervision import Supervision
 from ..core.technique import technique
 from .base import MixCallback, blend, take_partner
 
@@ -23,8 +24,11 @@ from .base import MixCallback, blend, take_partner
 def attended_regions(
     attention:torch.Tensor, # [B, h, w], not negative, over the grid of patches
     k:int,                  # side of a region in patches, at most h and w
-)->tuple[torch.Tensor, torch.Tensor]: # [B, 2] long each: (row, column) of the first patch of the least and of the most attended region
-    "Where the k×k regions with the smallest and the largest sum are (SMMix, Chen et al. 2022, https://arxiv.org/abs/2212.12977)"
+    # [B, 2] long each: (row, column) of the first patch of the least and of the most attended
+    # region
+)->tuple[torch.Tensor, torch.Tensor]:
+    """Where the k×k regions with the smallest and the largest sum are (SMMix, Chen et al. 2022,
+    https://arxiv.org/abs/2212.12977)"""
     sums = F.avg_pool2d(attention[:,None].float(), k, 1).flatten(1)
     wide = attention.shape[2]-k+1
     return tuple(torch.stack([i//wide, i % wide], 1) for i in (sums.argmin(1), sums.argmax(1)))
@@ -32,21 +36,33 @@ def attended_regions(
 def smmix(
     x:torch.Tensor,           # [B, C, H, W] images
     partner:int|torch.Tensor, # see `take_partner`
-    least:torch.Tensor,       # [B, 2] long, first patch of the region that is replaced in each image
-    most:torch.Tensor,        # [B, 2] long, first patch of the region that each image gives to others
+    # [B, 2] long, first patch of the region that is replaced in each image
+    least:torch.Tensor,
+    # [B, 2] long, first patch of the region that each image gives to others
+    most:torch.Tensor,
     k:int,                    # side of the regions in patches
     grid:tuple,               # (h, w): how many patches the images have
-)->tuple[torch.Tensor, torch.Tensor]: # mixed images, and [B, h, w] bool, True where the patch is the partner's
-    "The partner's most attended region in place of the own least attended one; `x` itself is not changed (ChenMnZ/SMMix `smmix`)"
-    (B,C,H,W),(h,w) = x.shape,grid
+    # mixed images, and [B, h, w] bool, True where the patch is the partner's
+)->tuple[torch.Tensor, torch.Tensor]:
+    """The partner's most attended region in place of the own least attended one; `x` itself is not
+    changed (ChenMnZ/SMMix `smmix`)"""
+    (B,C,H,W) = x.shape
+    (h,w) = grid
     def places(at, sides, wide):  # [B, n], positions in the flattened image
-        rows,cols = (at[:,i,None]*(n//k) + torch.arange(n, device=x.device) for i,n in enumerate(sides))
+        rows, cols = (
+            at[:, i, None] * (n // k) + torch.arange(n, device=x.device)
+            for i, n in enumerate(sides)
+        )
         return (rows[:,:,None]*wide + cols[:,None]).flatten(1)
     sides = k*(H//h),k*(W//w)
-    give,take = (places(at.to(x.device), sides, W)[:,None].expand(-1, C, -1) for at in (most, least))
+    give, take = (
+        places(at.to(x.device), sides, W)[:, None].expand(-1, C, -1) for at in (most, least)
+    )
     res = x.clone(memory_format=torch.contiguous_format)
     res.view(B, C, -1).scatter_(2, take, take_partner(x.flatten(2).gather(2, give), partner))
-    pasted = torch.zeros(B, h*w, dtype=torch.bool, device=x.device).scatter_(1, places(least.to(x.device), (k,k), w), True)
+    pasted = torch.zeros(B, h * w, dtype=torch.bool, device=x.device).scatter_(
+        1, places(least.to(x.device), (k, k), w), True
+    )
     return res,pasted.view(B, h, w)
 
 # %% ../../nbs/mix/smmix.ipynb #095b7472
@@ -64,37 +80,59 @@ def mixed_consistency_loss(
     other:torch.Tensor,   # [B, C] logits of the partners
     share:torch.Tensor,   # [B] or [1], share of the own images
 )->torch.Tensor: # a scalar, not negative
-    "KL divergence from the answer to the mixed image to the mixed answers; no gradient flows to the unmixed ones (Chen et al. 2022)"
-    return F.kl_div(pred.float().log_softmax(1), blend(own, other, share).detach().float().softmax(1), reduction="batchmean")
+    """KL divergence from the answer to the mixed image to the mixed answers; no gradient flows to
+    the unmixed ones (Chen et al. 2022)"""
+    return F.kl_div(
+        pred.float().log_softmax(1),
+        blend(own, other, share).detach().float().softmax(1),
+        reduction="batchmean",
+    )
 
 # %% ../../nbs/mix/smmix.ipynb #35e79a8e
-@technique("SMMix", family="mix", year=2022, paper="https://arxiv.org/abs/2212.12977", needs=("vision",), neutral=dict(alpha=0.),
-           cost="a forward pass of the unmixed images in half of the batches")
+@technique(
+    "SMMix",
+    family="mix",
+    year=2022,
+    paper="https://arxiv.org/abs/2212.12977",
+    needs=("vision",),
+    neutral=dict(alpha=0.0),
+    cost="a forward pass of the unmixed images in half of the batches",
+)
 class SMMix(MixCallback):
     """Mix by the model's own attention, and teach its tokens; for vision transformers
 
-    Images [B, C, H, W] with one label (or shares of classes) a sample. Raises `LabelKitError` for a model that gives no attention, and for other targets.
-    Chen et al. 2022, https://arxiv.org/abs/2212.12977; ChenMnZ/SMMix"""
-    needs_images,region = True,None
+    Images [B, C, H, W] with one label (or shares of classes) a sample. Raises `LabelKitError` for a
+    model that gives no attention, and for other targets. Chen et al. 2022,
+    https://arxiv.org/abs/2212.12977; ChenMnZ/SMMix"""
+    needs_images = True
+    region = None
     transient = (*MixCallback.transient, "region")
 
     def __init__(self,
-        alpha:float=.8,            # of the MixUp batches, λ ~ Beta(alpha, alpha); 0 turns all mixing off
-        switch:float=.5,           # share of the mixed batches that are mixed by attention; the others by MixUp
-        sides:tuple=(.25,.75),     # the least and the largest side of a region, as a share of the grid's
+        # of the MixUp batches, λ ~ Beta(alpha, alpha); 0 turns all mixing off
+        alpha:float=.8,
+        # share of the mixed batches that are mixed by attention; the others by MixUp
+        switch:float=.5,
+        # the least and the largest side of a region, as a share of the grid's
+        sides:tuple=(.25,.75),
         fine:float=1.,             # weight of the regions' own labels
         consistency:float=1.,      # weight of the consistency with the unmixed answers
-        attention="received",      # what the model is asked for: attention that patches receive, or True for the class token's
+        # what the model is asked for: attention that patches receive, or True for the class token's
+        attention="received",
         **kwargs                   # `p`, `until`, `decoupled`, … of `MixCallback`
     ):
         super().__init__(alpha, **kwargs)
-        self.switch,self.sides = check_range("switch", switch, 0, 1),[check_range("sides", o, 0, 1) for o in sides]
-        self.fine,self.consistency = check_range("fine", fine, 0),check_range("consistency", consistency, 0)
+        self.switch = check_range("switch", switch, 0, 1)
+        self.sides = [check_range("sides", o, 0, 1) for o in sides]
+        self.fine = check_range("fine", fine, 0)
+        self.consistency = check_range("consistency", consistency, 0)
         self.attention = attention
 
     def setup(self):
         model = unwrap(self.learn.model)
-        if "attention" not in inspect.signature(model.forward).parameters or not hasattr(model, "norm"):
+        if "attention" not in inspect.signature(model.forward).parameters or not hasattr(
+            model, "norm"
+        ):
             raise LabelKitError(f"SMMix mixes by attention and {type(model).__name__} gives none: "
                                 "use a model whose forward takes attention=, such as small_vit")
         head = head_of(model)
@@ -115,7 +153,10 @@ class SMMix(MixCallback):
         super().before_forward(s)
 
     def mix(self, s:Supervision, partner, lam):
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"SMMix teaches regions one label each, and the targets are {s.kind!r}: use CutMix")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(
+                f"SMMix teaches regions one label each, and the targets are {s.kind!r}: use CutMix"
+            )
         if torch.rand(1, generator=self.rng) >= self.switch:
             s.x = blend(s.x, take_partner(s.x, partner), lam.to(s.x.device))
             return lam
@@ -125,23 +166,51 @@ class SMMix(MixCallback):
         k = int(torch.randint(low, max(low, high)+1, (1,), generator=self.rng))
         s.x,pasted = smmix(s.x, partner, *attended_regions(maps, k), k, (h,w))
         share = torch.tensor([1-k*k/(h*w)], device=s.x.device)
-        self.region = dict(pasted=pasted, partner=partner, share=share, logits=logits, targets=s.targets, weights=s.weights)
-        s.hook(unwrap(self.learn.model).norm, lambda module,args,out: self.region.update(tokens=out[s.rows(),1:]))
+        self.region = dict(
+            pasted=pasted,
+            partner=partner,
+            share=share,
+            logits=logits,
+            targets=s.targets,
+            weights=s.weights,
+        )
+        s.hook(
+            unwrap(self.learn.model).norm,
+            lambda module, args, out: self.region.update(tokens=out[s.rows(), 1:]),
+        )
         return share
 
     def after_forward(self, s:Supervision):
         super().after_forward(s)
-        r,self.region = self.region,None
+        r = self.region
+        self.region = None
         if r is None: return
         def taught(region, pick):
             weights = None if r["weights"] is None else pick(r["weights"])
-            return soft_target_loss(self.learn.loss_func, self.token_head(region_tokens(r["tokens"], region)).float(), pick(r["targets"]), weights)
-        def other(o): return take_partner(o, r["partner"])
-        s.add_loss("smmix_fine", (taught(~r["pasted"], lambda o: o) + taught(r["pasted"], other))/2, self.fine)
-        s.add_loss("smmix_consistency", mixed_consistency_loss(s.pred, r["logits"], other(r["logits"]), r["share"]), self.consistency)
+            return soft_target_loss(
+                self.learn.loss_func,
+                self.token_head(region_tokens(r["tokens"], region)).float(),
+                pick(r["targets"]),
+                weights,
+            )
 
-    def pair(self, x_a, x_b, lam, generator=None)->tuple: # the mix, the mask (1 where `x_a` is kept), the share
-        "The mix of one pair [C, H, W], for the explorer; the side of the region is √(1−lam) of the grid's"
+        def other(o): return take_partner(o, r["partner"])
+
+        s.add_loss(
+            "smmix_fine",
+            (taught(~r["pasted"], lambda o: o) + taught(r["pasted"], other)) / 2,
+            self.fine,
+        )
+        s.add_loss(
+            "smmix_consistency",
+            mixed_consistency_loss(s.pred, r["logits"], other(r["logits"]), r["share"]),
+            self.consistency,
+        )
+
+    # the mix, the mask (1 where `x_a` is kept), the share
+    def pair(self, x_a, x_b, lam, generator=None)->tuple:
+        """The mix of one pair [C, H, W], for the explorer; the side of the region is √(1−lam) of
+        the grid's"""
         x = torch.stack([x_a, x_b])
         _,maps = self.unmixed(x.to(self.dls.device or "cpu"))
         h,w = maps.shape[1:]

@@ -25,7 +25,8 @@ def above_threshold(
     threshold:float|torch.Tensor, # one number, or [U] one for each sample
     strict:bool=False             # the threshold itself is not enough
 )->torch.Tensor: # [U] bool
-    "Samples whose largest probability is at least `threshold` (FixMatch, Sohn et al. 2020, https://arxiv.org/abs/2001.07685)"
+    """Samples whose largest probability is at least `threshold` (FixMatch, Sohn et al. 2020,
+    https://arxiv.org/abs/2001.07685)"""
     confidence = probs.amax(1)
     return confidence > threshold if strict else confidence >= threshold
 
@@ -33,7 +34,8 @@ def top_k(
     probs:torch.Tensor, # [U, C]
     k:int               # how many to take
 )->torch.Tensor: # [U] bool
-    "The `k` most confident samples (Amini et al., *Self-Training: A Survey*, 2022, https://arxiv.org/abs/2202.12040)"
+    """The `k` most confident samples (Amini et al., *Self-Training: A Survey*, 2022,
+    https://arxiv.org/abs/2202.12040)"""
     mask = torch.zeros(len(probs), dtype=torch.bool, device=probs.device)
     mask[probs.amax(1).topk(min(k, len(probs))).indices] = True
     return mask
@@ -42,7 +44,8 @@ def top_k_per_class(
     probs:torch.Tensor, # [U, C]
     k:int               # how many to take of each class
 )->torch.Tensor: # [U] bool
-    "The `k` most confident samples of each predicted class (all of them where there are fewer), so that no class takes over"
+    """The `k` most confident samples of each predicted class (all of them where there are fewer),
+    so that no class takes over"""
     confidence,label = probs.max(1)
     mask = torch.zeros_like(label, dtype=torch.bool)
     for c in range(probs.shape[1]):
@@ -61,25 +64,31 @@ def above_margin(
 def energy_score(
     logits:torch.Tensor # [U, C]
 )->torch.Tensor: # [U], the lower, the more the sample looks like those trained on
-    "−log Σ exp(logits), the free energy at temperature 1 (Liu et al. 2020, https://arxiv.org/abs/2010.03759)"
+    """−log Σ exp(logits), the free energy at temperature 1 (Liu et al. 2020,
+    https://arxiv.org/abs/2010.03759)"""
     return -logits.logsumexp(1)
 
 def below_energy(
     logits:torch.Tensor, # [U, C]
     threshold:float      # any number, mostly negative
 )->torch.Tensor: # [U] bool
-    "Samples whose energy is below `threshold` (InPL, Yu et al. 2023, https://arxiv.org/abs/2303.07269)"
+    """Samples whose energy is below `threshold` (InPL, Yu et al. 2023,
+    https://arxiv.org/abs/2303.07269)"""
     return energy_score(logits) < threshold
 
 def class_thresholds(
     counts:torch.Tensor,    # [C] how many unlabeled samples have been believed to be of each class
     threshold:float,        # of the class that is learned best, in 0..1
-    unused:int|torch.Tensor=0, # samples that have not been believed yet: the warm-up; 0 leaves it out
-    mapping:str="convex"    # from β to the share of `threshold`: "convex" β/(2−β), "linear" β, or "concave" ln(1+β)/ln 2
+    # samples that have not been believed yet: the warm-up; 0 leaves it out
+    unused:int|torch.Tensor=0,
+    # from β to the share of `threshold`: "convex" β/(2−β), "linear" β, or "concave" ln(1+β)/ln 2
+    mapping:str="convex"
 )->torch.Tensor: # [C] float
-    """A lower threshold for classes of which little has been learned: threshold·M(β) with β = counts/max(counts, unused)
+    """A lower threshold for classes of which little has been learned: threshold·M(β) with β =
+    counts/max(counts, unused)
 
-    With nothing learned at all, every threshold is 0. FlexMatch, Zhang et al. 2021, https://arxiv.org/abs/2110.08263"""
+    With nothing learned at all, every threshold is 0. FlexMatch, Zhang et al. 2021,
+    https://arxiv.org/abs/2110.08263"""
     most = torch.maximum(counts.max(), torch.as_tensor(unused, device=counts.device)).clamp_min(1)
     beta = counts.float()/most
     if mapping == "linear": return threshold*beta
@@ -103,7 +112,8 @@ def align_distribution(
     probs:torch.Tensor, # [U, C] distributions
     mean:torch.Tensor   # [C] what the model has been predicting on average
 )->torch.Tensor: # [U, C] distributions
-    "probs/mean, normalised: less of the classes that are predicted too often (Berthelot et al. 2020, https://arxiv.org/abs/1911.09785, for equally frequent classes)"
+    """probs/mean, normalised: less of the classes that are predicted too often (Berthelot et al.
+    2020, https://arxiv.org/abs/1911.09785, for equally frequent classes)"""
     aligned = probs/mean
     return aligned/aligned.sum(1, keepdim=True)
 
@@ -121,31 +131,40 @@ def kl_consistency(
     target:torch.Tensor,  # [U, C] distributions, without gradient
     mask:torch.Tensor,    # [U] bool or float weights
 )->torch.Tensor: # a scalar
-    "KL(target ‖ softmax(logits)) where `mask` says so, mean over all U samples (UDA, Xie et al. 2019, https://arxiv.org/abs/1904.12848)"
+    """KL(target ‖ softmax(logits)) where `mask` says so, mean over all U samples (UDA, Xie et al.
+    2019, https://arxiv.org/abs/1904.12848)"""
     return (F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)*mask).mean()
 
 # %% ../../nbs/pseudo/base.ipynb #b543e971
 class PseudoLabelCallback(LabelCallback):
-    "Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a technique overrides `select`, and perhaps `target` and `consistency`"
+    """Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a
+    technique overrides `select`, and perhaps `target` and `consistency`"""
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
     order = -6  # before mixes, so that a view is of one image
-    needs,state_names = ("unlabeled",),("ledger",)
-    ledger = None  # what was suggested, how confidently, and accepted or not; made when training begins
+    needs = ("unlabeled",)
+    state_names = ("ledger",)
+    # what was suggested, how confidently, and accepted or not; made when training begins
+    ledger = None
 
     def __init__(self,
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        weak=None,                  # easy view: a view, or any function of images (and a generator); by the data if `None`
+        # easy view: a view, or any function of images (and a generator); by the data if `None`
+        weak=None,
         strong=None,                # hard view, likewise
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
     ):
-        self.weight,self.augment_labeled = check_range("weight", weight, 0),augment_labeled
-        self.weak,self.strong = self._given_views = [None if o is None else as_view(o) for o in (weak, strong)]
+        self.weight = check_range("weight", weight, 0)
+        self.augment_labeled = augment_labeled
+        self.weak, self.strong = self._given_views = [
+            None if o is None else as_view(o) for o in (weak, strong)
+        ]
 
     def setup(self):
         if not all(self._given_views): views = default_views(self.dls)
         self.weak,self.strong = (given or views[i] for i,given in enumerate(self._given_views))
         self.ledger = Ledger.of(self.dls, reasons=self.reasons, columns=self.columns)
-    reasons,columns = ("",),None  # what the ledger's reasons mean; further columns of it: name -> dtype
+    reasons = ("",)  # what the ledger's reasons mean; further columns of it: name -> dtype
+    columns = None
 
     def before_forward(self, s:Supervision):
         if self.weight == 0: return
@@ -161,7 +180,10 @@ class PseudoLabelCallback(LabelCallback):
         "What the strong view is taught"
         return hard_target(logits)
 
-    def consistency(self, strong:torch.Tensor, target:torch.Tensor, mask:torch.Tensor)->torch.Tensor: # a scalar
+    # a scalar
+    def consistency(
+        self, strong: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
         "The unlabeled loss, from the logits of the strong view"
         return consistency_loss(strong, target, mask)
 
@@ -169,16 +191,28 @@ class PseudoLabelCallback(LabelCallback):
         if self.weight == 0: return
         weak,strong = (s.outputs[f"{self.name}.{o}"] for o in ("weak", "strong"))
         with torch.no_grad():
-            target,mask = self.target(weak.detach(), s),self.select(weak.detach(), s)
+            target = self.target(weak.detach(), s)
+            mask = self.select(weak.detach(), s)
             self.note(s, weak.detach().softmax(1), mask)
         s.add_loss(self.name, self.consistency(strong, target, mask), self.weight)
 
     def note(self, s, probs, mask, rows=None, **kwargs):
         "Write a batch into the ledger; `rows` are values [U] of further columns"
         if s.unlabeled_ids is None or self.searching: return
-        ids,(confidence,label) = s.unlabeled_ids.to(probs.device),probs.max(1)
-        ids,label,confidence,accepted,*more = gather_rows(ids, label, confidence, mask > 0, *(rows or {}).values())
-        self.ledger.record(ids, label, confidence, accepted, self.learn.epoch, **dict(zip(rows or {}, more)), **kwargs)
+        ids = s.unlabeled_ids.to(probs.device)
+        (confidence,label) = probs.max(1)
+        ids, label, confidence, accepted, *more = gather_rows(
+            ids, label, confidence, mask > 0, *(rows or {}).values()
+        )
+        self.ledger.record(
+            ids,
+            label,
+            confidence,
+            accepted,
+            self.learn.epoch,
+            **dict(zip(rows or {}, more)),
+            **kwargs,
+        )
 
 # %% ../../nbs/pseudo/base.ipynb #c8735c4e
 class WeakViews(LabelCallback):

@@ -11,14 +11,22 @@ from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #85f85299
-@technique("FixMatch", family="pseudo", year=2020, paper="https://arxiv.org/abs/2001.07685", needs=("unlabeled", "vision"),
-           cost="forward and backward pass over two views of the unlabeled samples", neutral=dict(weight=0.))
+@technique(
+    "FixMatch",
+    family="pseudo",
+    year=2020,
+    paper="https://arxiv.org/abs/2001.07685",
+    needs=("unlabeled", "vision"),
+    cost="forward and backward pass over two views of the unlabeled samples",
+    neutral=dict(weight=0.0),
+)
 class FixMatch(PseudoLabelCallback):
     """Pseudo-label the weak view where the network is confident, and train the strong view on it
 
-    Mean over all unlabeled samples of 1(max p(weak) ≥ threshold)·CE(strong, argmax p(weak)), added to the labeled loss with `weight`.
-    Needs unlabeled samples. The official code evaluates a moving average of the weights; here the trained weights are evaluated.
-    Sohn et al. 2020, https://arxiv.org/abs/2001.07685"""
+    Mean over all unlabeled samples of 1(max p(weak) ≥ threshold)·CE(strong, argmax p(weak)), added
+    to the labeled loss with `weight`. Needs unlabeled samples. The official code evaluates a moving
+    average of the weights; here the trained weights are evaluated. Sohn et al. 2020,
+    https://arxiv.org/abs/2001.07685"""
     def __init__(self,
         threshold:float=.95,        # smallest confidence that is believed
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off

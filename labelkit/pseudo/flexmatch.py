@@ -15,29 +15,43 @@ from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold, class_thresholds
 
 # %% ../../nbs/pseudo/flexmatch.ipynb #34c45e77
-@technique("FlexMatch", family="pseudo", year=2021, paper="https://arxiv.org/abs/2110.08263", needs=("unlabeled", "ids", "vision"),
-           cost="as FixMatch, and one number for each sample", neutral=dict(weight=0.))
+@technique(
+    "FlexMatch",
+    family="pseudo",
+    year=2021,
+    paper="https://arxiv.org/abs/2110.08263",
+    needs=("unlabeled", "ids", "vision"),
+    cost="as FixMatch, and one number for each sample",
+    neutral=dict(weight=0.0),
+)
 class FlexMatch(PseudoLabelCallback):
     """FixMatch with a threshold for each class, by how much of it has been learned
 
-    Mean over all unlabeled samples of 1(max p(weak) ≥ τ_c)·CE(strong, argmax p(weak)) with τ_c of the predicted class, from the learning status
-    *before* the batch; `selected` [n_ids] is that status, `class_threshold` [C] what follows from it. Needs unlabeled samples with ids.
-    Zhang et al. 2021, https://arxiv.org/abs/2110.08263"""
-    needs,state_names = ("unlabeled", "ids"),("ledger", "selected", "class_threshold")
+    Mean over all unlabeled samples of 1(max p(weak) ≥ τ_c)·CE(strong, argmax p(weak)) with τ_c of
+    the predicted class, from the learning status *before* the batch; `selected` [n_ids] is that
+    status, `class_threshold` [C] what follows from it. Needs unlabeled samples with ids. Zhang et
+    al. 2021, https://arxiv.org/abs/2110.08263"""
+    needs = ("unlabeled", "ids")
+    state_names = ("ledger", "selected", "class_threshold")
     selected = class_threshold = None
 
     def __init__(self,
         threshold:float=.95,        # of the class that is learned best, and what counts as learned
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        warmup:bool=True,           # all thresholds are low while most samples have never been believed
-        mapping:str="convex",       # from learning status to threshold: "convex", "linear" or "concave"
+        # all thresholds are low while most samples have never been believed
+        warmup:bool=True,
+        # from learning status to threshold: "convex", "linear" or "concave"
+        mapping:str="convex",
         weak=None,                  # easy view; by the data if `None`
         strong=None,                # hard view; by the data if `None`
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
     ):
         super().__init__(weight, weak, strong, augment_labeled)
-        self.threshold,self.warmup,self.mapping = check_range("threshold", threshold, 0, 1),warmup,mapping
-        class_thresholds(torch.zeros(1), threshold, mapping=mapping)  # names a mapping that is not known
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.warmup = warmup
+        self.mapping = mapping
+        # names a mapping that is not known
+        class_thresholds(torch.zeros(1), threshold, mapping=mapping)
 
     def setup(self):
         super().setup()
@@ -56,6 +70,10 @@ class FlexMatch(PseudoLabelCallback):
     def note(self, s, probs, mask):
         super().note(s, probs, mask, class_threshold=self.class_threshold)
         if self.searching: return
-        ids,label,sure = gather_rows(s.unlabeled_ids.to(probs.device), probs.argmax(1), above_threshold(probs, self.threshold))
+        ids, label, sure = gather_rows(
+            s.unlabeled_ids.to(probs.device),
+            probs.argmax(1),
+            above_threshold(probs, self.threshold),
+        )
         self.selected[ids] = torch.where(sure, label, self.selected[ids])
         self._set_thresholds()

@@ -11,7 +11,8 @@ from fastai.torch_core import no_random, to_device
 
 from ..data.loaders import ArrayDataset
 from ..errors import LabelKitError, check_range
-from ..core.supervision import Supervision, dense_targets, soft_target_loss
+from ..core.losses import dense_targets, soft_target_loss
+from ..core.supervision import Supervision
 from ..core.teachers import Future, VirtualStudent
 from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold
@@ -22,35 +23,52 @@ def draw_batch(
     n:int,               # samples
     rng:torch.Generator, # a CPU generator
 )->tuple: # a batch, inputs first
-    "Any `n` samples of a loader's data; the loader's own order and the global random numbers stay as they were"
-    ds,rows = dl.dataset,torch.randint(len(dl.dataset), (n,), generator=rng)
+    """Any `n` samples of a loader's data; the loader's own order and the global random numbers stay
+    as they were"""
+    ds = dl.dataset
+    rows = torch.randint(len(dl.dataset), (n,), generator=rng)
     if isinstance(ds, ArrayDataset): return ds.arrays.batch(ds.rows[rows.to(ds.rows.device)])
     with no_random(int(torch.randint(2**31, (1,), generator=rng))):
         b = dl.create_batch(dl.before_batch([dl.do_item(i) for i in rows.tolist()]))
         return tuple(dl.after_batch(b if dl.device is None else to_device(b, dl.device)))
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #18a21336
-@technique("FutureSelfTraining", family="pseudo", year=2022, paper="https://arxiv.org/abs/2209.06993", needs=("unlabeled", "vision"),
-           cost="forward and backward pass over a strong view; a teacher's forward and a backward pass for each virtual step",
-           neutral=dict(weight=0.))
+@technique(
+    "FutureSelfTraining",
+    family="pseudo",
+    year=2022,
+    paper="https://arxiv.org/abs/2209.06993",
+    needs=("unlabeled", "vision"),
+    cost="forward and backward pass over a strong view; a teacher's forward and a backward pass "
+         "for each virtual step",
+    neutral=dict(weight=0.0),
+)
 class FutureSelfTraining(PseudoLabelCallback):
-    """Pseudo-labels from a momentum teacher that has followed the student's next steps before they are taken
+    """Pseudo-labels from a momentum teacher that has followed the student's next steps before they
+    are taken
 
-    `deep` virtual steps in a row, or the mean of `wide` virtual students on different batches, move the teacher, whose confident pseudo-labels of the
-    weak view the real step then learns in the strong view. The virtual loss is the labels' and the pseudo-labels', without other techniques' losses.
-    With `deep=0` the teacher follows the student's past, as usual. `teacher` predicts with the averaged weights. Needs unlabeled samples.
-    Du et al. 2022, https://arxiv.org/abs/2209.06993"""
+    `deep` virtual steps in a row, or the mean of `wide` virtual students on different batches, move
+    the teacher, whose confident pseudo-labels of the weak view the real step then learns in the
+    strong view. The virtual loss is the labels' and the pseudo-labels', without other techniques'
+    losses. With `deep=0` the teacher follows the student's past, as usual. `teacher` predicts with
+    the averaged weights. Needs unlabeled samples. Du et al. 2022,
+    https://arxiv.org/abs/2209.06993"""
     state_names = ("teacher", "ledger")
     teacher = _views = None
 
     def __init__(self,
         deep:int=1,                # virtual steps in a row; 0 for an ordinary momentum teacher
-        wide:int=1,                # virtual students of one step each, the first on this batch, the others on further ones
+        # virtual students of one step each, the first on this batch, the others on further ones
+        wide:int=1,
         threshold:float=.95,       # smallest confidence of the teacher that is believed
         weight:float=1.,           # of the unlabeled loss; 0 turns the technique off
-        ema_decay:float=.95,       # share of the teacher that stays at each update; long trainings take .99 to .999
-        variant:str="paper",       # "paper": the teacher follows virtual students only; "official": after each real step the real one too
-        batch_stats:bool=True,     # the teacher normalises by its batch, as the student does; else by running statistics
+        # share of the teacher that stays at each update; long trainings take .99 to .999
+        ema_decay:float=.95,
+        # "paper": the teacher follows virtual students only; "official": after each real step the
+        # real one too
+        variant:str="paper",
+        # the teacher normalises by its batch, as the student does; else by running statistics
+        batch_stats:bool=True,
         weak=None,                 # the teacher's view; by the data if `None`
         strong=None,               # the student's view, likewise
         augment_labeled:bool=True, # show the labeled samples in their weak view too
@@ -58,12 +76,23 @@ class FutureSelfTraining(PseudoLabelCallback):
         super().__init__(weight, weak, strong, augment_labeled)
         for name,value,low in (("deep", deep, 0), ("wide", wide, 1)):
             if int(check_range(name, value, low)) != value:
-                raise LabelKitError(f"{name}={value!r} is not a whole number: pass {name} as a number of steps or students")
+                raise LabelKitError(
+                    f"{name}={value!r} is not a whole number: pass {name} as a number of steps or "
+                    "students"
+                )
         if wide > 1 and deep != 1:
-            raise LabelKitError(f"deep={deep} and wide={wide} were given together: look deep with wide=1, or wide with deep=1")
-        if variant not in ("paper", "official"): raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
-        self.threshold,self.ema_decay = check_range("threshold", threshold, 0, 1),check_range("ema_decay", ema_decay, 0, 1)
-        self.deep,self.wide,self.variant,self.batch_stats = int(deep),int(wide),variant,batch_stats
+            raise LabelKitError(
+                f"deep={deep} and wide={wide} were given together: look deep with wide=1, or wide "
+                "with deep=1"
+            )
+        if variant not in ("paper", "official"):
+            raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.ema_decay = check_range("ema_decay", ema_decay, 0, 1)
+        self.deep = int(deep)
+        self.wide = int(wide)
+        self.variant = variant
+        self.batch_stats = batch_stats
 
     def setup(self):
         super().setup()
@@ -82,30 +111,41 @@ class FutureSelfTraining(PseudoLabelCallback):
         mask = self.select(logits, s)
         self._views = None
         self.note(s, logits.softmax(1), mask)
-        s.add_loss(self.name, self.consistency(s.outputs[self.name], self.target(logits, s), mask), self.weight)
+        s.add_loss(
+            self.name,
+            self.consistency(s.outputs[self.name], self.target(logits, s), mask),
+            self.weight,
+        )
 
     def select(self, logits, s): return above_threshold(logits.softmax(1), self.threshold)
 
     def look_ahead(self, s:Supervision):
         "Move the teacher along the steps that the student would take"
-        model,opt = self.learn.model,self.learn.opt
+        model = self.learn.model
+        opt = self.learn.opt
         scaler = getattr(getattr(self.learn, "mixed_precision", None), "scaler", None)
         scale = 1. if scaler is None else scaler.get_scale()
         weak,strong = self._views
-        first = VirtualStudent(model, opt).step(self.virtual_loss(s, s.pred, s.targets, s.weights, s.outputs[self.name], weak), scale)
+        first = VirtualStudent(model, opt).step(
+            self.virtual_loss(s, s.pred, s.targets, s.weights, s.outputs[self.name], weak), scale
+        )
         if self.wide == 1: self.teacher.update(first)
         for _ in range(self.deep-1):
             pred,unlabeled = first(torch.cat([s.x, strong])).float().split([len(s.x), len(strong)])
-            self.teacher.update(first.step(self.virtual_loss(s, pred, s.targets, s.weights, unlabeled, weak), scale))
+            self.teacher.update(
+                first.step(self.virtual_loss(s, pred, s.targets, s.weights, unlabeled, weak), scale)
+            )
         others = [self.further(s, VirtualStudent(model, opt), scale) for _ in range(self.wide-1)]
         if others: self.teacher.update(first, *others)
 
     def further(self, s, student, scale):
         "A virtual student after one step on a batch of its own"
-        (x,y,*_),(u,*_) = draw_batch(self.dls.train, len(s.x), self.rng),draw_batch(self.dls.unlabeled, len(s.unlabeled), self.rng)
+        (x,y,*_) = draw_batch(self.dls.train, len(s.x), self.rng)
+        (u,*_) = draw_batch(self.dls.unlabeled, len(s.unlabeled), self.rng)
         x,u = (o.as_subclass(torch.Tensor).to(s.x.device) for o in (x, u))
         if self.augment_labeled: x = self.weak(x, self.rng)
-        weak,strong = self.weak(u, self.rng),self.strong(u, self.rng)
+        weak = self.weak(u, self.rng)
+        strong = self.strong(u, self.rng)
         pred,unlabeled = student(torch.cat([x, strong])).float().split([len(x), len(u)])
         student.taken = 1  # its loss is at its own weights
         targets = dense_targets(y.as_subclass(torch.Tensor).to(x.device), s.c, s.kind)
@@ -114,8 +154,13 @@ class FutureSelfTraining(PseudoLabelCallback):
     def virtual_loss(self, s, pred, targets, weights, strong, weak):
         "Labels, and the present teacher's pseudo-labels"
         logits = self.teacher(weak)
-        loss = s.labeled_weight*soft_target_loss(self.learn.loss_func, pred, targets, weights, classes=s.kind in ("single", "soft"))
-        return loss + self.weight*self.consistency(strong, self.target(logits, s), self.select(logits, s))
+        loss = s.labeled_weight * soft_target_loss(
+            self.learn.loss_func, pred, targets, weights, classes=s.kind in ("single", "soft")
+        )
+        return loss + self.weight * self.consistency(
+            strong, self.target(logits, s), self.select(logits, s)
+        )
 
     def after_update(self):
-        if self.weight and (self.variant == "official" or not self.deep): self.teacher.update(self.learn.model)
+        if self.weight and (self.variant == "official" or not self.deep):
+            self.teacher.update(self.learn.model)

@@ -20,25 +20,37 @@ def margin_logits(
     mean:torch.Tensor,   # [C] how often each class is predicted, above 0
     margin:float         # how much that counts; 0 leaves the logits
 )->torch.Tensor: # [U, C]
-    "logits + margin·log(mean): in the loss, rare classes have to win by more (Wang et al. 2022, https://arxiv.org/abs/2201.01490)"
+    """logits + margin·log(mean): in the loss, rare classes have to win by more (Wang et al. 2022,
+    https://arxiv.org/abs/2201.01490)"""
     return logits + margin*mean.log()
 
 # %% ../../nbs/pseudo/inpl.ipynb #adefd432
-@technique("InPL", family="pseudo", year=2023, paper="https://arxiv.org/abs/2303.07269", needs=("unlabeled", "vision"),
-           cost="forward and backward pass over two views of the unlabeled samples", neutral=dict(weight=0.))
+@technique(
+    "InPL",
+    family="pseudo",
+    year=2023,
+    paper="https://arxiv.org/abs/2303.07269",
+    needs=("unlabeled", "vision"),
+    cost="forward and backward pass over two views of the unlabeled samples",
+    neutral=dict(weight=0.0),
+)
 class InPL(PseudoLabelCallback):
-    """FixMatch that believes samples of low energy instead of high confidence, for classes of unequal size
+    """FixMatch that believes samples of low energy instead of high confidence, for classes of
+    unequal size
 
-    Mean over all unlabeled samples of 1(−logsumexp(weak) < energy_threshold)·CE(strong + margin·log q, argmax weak), where q is the running mean of the
-    predictions. The ledger has the `energy` of each sample. Needs unlabeled samples.
-    Yu, Li, Lee 2023, https://arxiv.org/abs/2303.07269"""
-    state_names,columns = ("ledger", "mean"),dict(energy=torch.float)
+    Mean over all unlabeled samples of 1(−logsumexp(weak) < energy_threshold)·CE(strong + margin·log
+    q, argmax weak), where q is the running mean of the predictions. The ledger has the `energy` of
+    each sample. Needs unlabeled samples. Yu, Li, Lee 2023, https://arxiv.org/abs/2303.07269"""
+    state_names = ("ledger", "mean")
+    columns = dict(energy=torch.float)
     mean = None
 
     def __init__(self,
-        energy_threshold:float=-9.5, # a sample is believed below it; not a probability, see "Choosing the threshold"
+        # a sample is believed below it; not a probability, see "Choosing the threshold"
+        energy_threshold:float=-9.5,
         weight:float=1.,             # of the unlabeled loss; 0 turns the technique off
-        margin:float=0.,             # adaptive margin; the authors use 0.5, and 0 for their long-tail results
+        # adaptive margin; the authors use 0.5, and 0 for their long-tail results
+        margin:float=0.,
         ema_decay:float=.999,        # of the mean prediction that the margin is made of
         weak=None,                   # easy view; by the data if `None`
         strong=None,                 # hard view; by the data if `None`
@@ -46,8 +58,11 @@ class InPL(PseudoLabelCallback):
     ):
         super().__init__(weight, weak, strong, augment_labeled)
         if isinstance(energy_threshold, bool) or not isinstance(energy_threshold, (int, float)):
-            raise LabelKitError(f"energy_threshold={energy_threshold!r} is not a number: pass one such as -9.5")
-        self.energy_threshold,self.margin = energy_threshold,check_range("margin", margin, 0)
+            raise LabelKitError(
+                f"energy_threshold={energy_threshold!r} is not a number: pass one such as -9.5"
+            )
+        self.energy_threshold = energy_threshold
+        self.margin = check_range("margin", margin, 0)
         self.ema_decay = check_range("ema_decay", ema_decay, 0, 1)
 
     def setup(self):
@@ -59,9 +74,13 @@ class InPL(PseudoLabelCallback):
         return below_energy(logits, self.energy_threshold)
 
     def consistency(self, strong, target, mask):
-        return consistency_loss(margin_logits(strong, self._used, self.margin) if self.margin else strong, target, mask)
+        return consistency_loss(
+            margin_logits(strong, self._used, self.margin) if self.margin else strong, target, mask
+        )
 
     def note(self, s, probs, mask):
         super().note(s, probs, mask, rows=dict(energy=self._energy))
-        self._used,self._energy = self.mean,None  # this batch's loss takes the mean before it
-        if self.margin and not self.searching: self.mean = self.ema_decay*self.mean + (1-self.ema_decay)*gather_rows(probs)[0].mean(0)
+        self._used = self.mean  # this batch's loss takes the mean before it
+        self._energy = None
+        if self.margin and not self.searching:
+            self.mean = self.ema_decay*self.mean + (1-self.ema_decay)*gather_rows(probs)[0].mean(0)

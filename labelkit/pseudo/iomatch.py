@@ -32,20 +32,28 @@ def one_vs_all_loss(
     targets:torch.Tensor,      # [B, K] distributions
     weights:torch.Tensor=None, # [B] of the samples, 1 each if `None`
 )->torch.Tensor: # a scalar
-    """"This class" for the label's head, and "not this class" for the head that is most wrong about it; the mean over samples of the sum.
+    """"This class" for the label's head, and "not this class" for the head that is most wrong about
+    it; the mean over samples of the sum.
 
-    With mixed targets both count by share. The hardest negative alone: Saito et al. 2021, https://arxiv.org/abs/2105.14148"""
+    With mixed targets both count by share. The hardest negative alone: Saito et al. 2021,
+    https://arxiv.org/abs/2105.14148"""
     out,inside = (-binary.log_softmax(1)).unbind(1)
     loss = (inside*targets).sum(1) + (out*(1-targets)).amax(1)
-    return loss.mean() if weights is None else (loss*weights).sum()/weights.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+    return (
+        loss.mean()
+        if weights is None
+        else (loss * weights).sum() / weights.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+    )
 
 # %% ../../nbs/pseudo/iomatch.ipynb #ddf0908c
 class OpenHeads(nn.Module):
     "A projector, and on it K one-vs-all heads and a classifier of K+1 classes"
     def __init__(self, d, c, width=128):
         super().__init__()
-        self.c,self.projector = c,nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, width))
-        self.binary,self.open = nn.Linear(width, 2*c, bias=False),nn.Linear(width, c+1)
+        self.c = c
+        self.projector = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, width))
+        self.binary = nn.Linear(width, 2*c, bias=False)
+        self.open = nn.Linear(width, c+1)
         for head in (self.binary, self.open): nn.init.xavier_normal_(head.weight)
         nn.init.zeros_(self.open.bias)
 
@@ -55,16 +63,25 @@ class OpenHeads(nn.Module):
         return self.binary(z).view(-1, 2, self.c),self.open(z)
 
 # %% ../../nbs/pseudo/iomatch.ipynb #c445a466
-@technique("IOMatch", family="pseudo", year=2023, paper="https://arxiv.org/abs/2308.13168", needs=("unlabeled", "vision"),
-           cost="forward and backward pass over two views of the unlabeled samples, three small heads", neutral=dict(weight=0.))
+@technique(
+    "IOMatch",
+    family="pseudo",
+    year=2023,
+    paper="https://arxiv.org/abs/2308.13168",
+    needs=("unlabeled", "vision"),
+    cost="forward and backward pass over two views of the unlabeled samples, three small heads",
+    neutral=dict(weight=0.0),
+)
 class IOMatch(PseudoLabelCallback):
     """Unlabeled samples of no known class are one more class, learned by heads of their own
 
-    Adds weight·(closed + open_weight·open + binary_weight·one-vs-all). The classifier learns the strong view of samples with max p ≥ threshold
-    and q_{K+1} < ½, the open-set head that of all with max q ≥ open_threshold, the one-vs-all heads from the labels; all reach the features.
-    `predict_open` and `inlier_score` ask the open-set head. Needs unlabeled samples and a model that ends in a linear layer.
-    Li, Qi, Shi, Gao 2023, https://arxiv.org/abs/2308.13168"""
-    state_names,queue = ("ledger", "means"),128
+    Adds weight·(closed + open_weight·open + binary_weight·one-vs-all). The classifier learns the
+    strong view of samples with max p ≥ threshold and q_{K+1} < ½, the open-set head that of all
+    with max q ≥ open_threshold, the one-vs-all heads from the labels; all reach the features.
+    `predict_open` and `inlier_score` ask the open-set head. Needs unlabeled samples and a model
+    that ends in a linear layer. Li, Qi, Shi, Gao 2023, https://arxiv.org/abs/2308.13168"""
+    state_names = ("ledger", "means")
+    queue = 128
     reasons = ("in a known class", "in none of the known classes")
 
     def __init__(self,
@@ -74,35 +91,51 @@ class IOMatch(PseudoLabelCallback):
         open_weight:float=1.,      # of the open-set head's loss
         binary_weight:float=1.,    # of the one-vs-all heads' loss
         warmup:int=1,              # epochs before the open-set head begins
-        align:bool=True,           # correct the classifier's predictions until all known classes are equally frequent
+        # correct the classifier's predictions until all known classes are equally frequent
+        align:bool=True,
         weak=None,                 # easy view; by the data if `None`
         strong=None,               # hard view; by the data if `None`
         augment_labeled:bool=True, # show the labeled samples in their weak view too
     ):
         super().__init__(weight, weak, strong, augment_labeled)
-        self.threshold,self.open_threshold = check_range("threshold", threshold, 0, 1),check_range("open_threshold", open_threshold, 0, 1)
-        self.open_weight,self.binary_weight = check_range("open_weight", open_weight, 0),check_range("binary_weight", binary_weight, 0)
-        self.warmup,self.align = check_range("warmup", warmup, 0),align
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.open_threshold = check_range("open_threshold", open_threshold, 0, 1)
+        self.open_weight = check_range("open_weight", open_weight, 0)
+        self.binary_weight = check_range("binary_weight", binary_weight, 0)
+        self.warmup = check_range("warmup", warmup, 0)
+        self.align = align
 
     def setup(self):
         super().setup()
-        c,d = n_classes(self.learn),head_of(self.learn.model).in_features
+        c = n_classes(self.learn)
+        d = head_of(self.learn.model).in_features
         self.heads = Auxiliary(OpenHeads(d, c), self.learn)
-        self.means = torch.zeros(0, c, device=self.dls.device or "cpu")  # mean predictions of the last batches
+        # mean predictions of the last batches
+        self.means = torch.zeros(0, c, device=self.dls.device or "cpu")
 
     def before_forward(self, s:Supervision):
-        if s.kind != "single": raise LabelKitError(f"targets are of kind {s.kind!r}: IOMatch needs one class number for each sample")
+        if s.kind != "single":
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: IOMatch needs one class number for each sample"
+            )
         if self.weight: s.want_features()
         super().before_forward(s)
 
     def after_forward(self, s:Supervision):
         if self.weight == 0: return
         parts = [s.features(o) for o in (None, f"{self.name}.weak", f"{self.name}.strong")]
-        binary,open_ = (o.float().split([len(p) for p in parts]) for o in self.heads(torch.cat(parts)))
+        binary, open_ = (
+            o.float().split([len(p) for p in parts]) for o in self.heads(torch.cat(parts))
+        )
         p = self._aligned(s.outputs[f"{self.name}.weak"].detach().softmax(1))
-        self._p,self._q = p,open_targets(p, binary[1].detach())
+        self._p = p
+        self._q = open_targets(p, binary[1].detach())
         super().after_forward(s)  # the closed loss, with `target` and `select`
-        s.add_loss(f"{self.name}.binary", one_vs_all_loss(binary[0], s.targets, s.weights), self.weight*self.binary_weight)
+        s.add_loss(
+            f"{self.name}.binary",
+            one_vs_all_loss(binary[0], s.targets, s.weights),
+            self.weight * self.binary_weight,
+        )
         if self.learn.epoch >= self.warmup:
             loss = consistency_loss(open_[2], self._q, self._q.amax(1) >= self.open_threshold)
             s.add_loss(f"{self.name}.open", loss, self.weight*self.open_weight)
@@ -126,11 +159,22 @@ class IOMatch(PseudoLabelCallback):
     def predict_open(self,
         x:torch.Tensor # [N, ...] inputs as the model takes them
     )->torch.Tensor: # [N, K+1] distributions, the last class is "none of them"
-        "What the open-set head says, in evaluation mode. Raises `LabelKitError` before training, and after unpickling (the heads are not saved)"
+        """What the open-set head says, in evaluation mode. Raises `LabelKitError` before training,
+        and after unpickling (the heads are not saved)"""
         heads = getattr(getattr(self, "heads", None), "module", None)
-        if heads is None: raise LabelKitError("IOMatch has no heads yet, or they were left out of a pickle: train with it first")
-        model,device = self.learn.model,next(heads.parameters()).device
-        with evaluating(model, heads): return torch.cat([heads(with_features(model, o.to(device))[1].float())[1].softmax(1) for o in x.split(512)])
+        if heads is None:
+            raise LabelKitError(
+                "IOMatch has no heads yet, or they were left out of a pickle: train with it first"
+            )
+        model = self.learn.model
+        device = next(heads.parameters()).device
+        with evaluating(model, heads):
+            return torch.cat(
+                [
+                    heads(with_features(model, o.to(device))[1].float())[1].softmax(1)
+                    for o in x.split(512)
+                ]
+            )
 
     def inlier_score(self,
         x:torch.Tensor # [N, ...]

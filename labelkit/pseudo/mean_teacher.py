@@ -21,41 +21,60 @@ from .base import PseudoLabelCallback, ramp_up
 def agreement_loss(
     student:torch.Tensor, # [N, C] logits, with gradient
     teacher:torch.Tensor, # [N, C] logits, taken as they are
-    loss:str="mse",       # "mse": mean over classes of the squared difference of probabilities; "kl": KL(teacher ‖ student)
+    # "mse": mean over classes of the squared difference of probabilities; "kl": KL(teacher ‖
+    # student)
+    loss:str="mse",
 )->torch.Tensor: # a scalar, mean over the N samples
-    "How far the student's distribution is from the teacher's. Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780"
+    """How far the student's distribution is from the teacher's. Tarvainen & Valpola 2017,
+    https://arxiv.org/abs/1703.01780"""
     target = teacher.detach().softmax(1)
     if loss == "mse": return F.mse_loss(student.softmax(1), target)
     if loss == "kl": return F.kl_div(student.log_softmax(1), target, reduction="batchmean")
     raise LabelKitError(f"loss={loss!r} is not known: use 'mse' or 'kl'")
 
 # %% ../../nbs/pseudo/mean_teacher.ipynb #e3f2bcf2
-@technique("MeanTeacher", family="pseudo", year=2017, paper="https://arxiv.org/abs/1703.01780", needs=("unlabeled", "vision"),
-           cost="forward and backward pass over one view, forward pass over another, a second set of weights", neutral=dict(weight=0.))
+@technique(
+    "MeanTeacher",
+    family="pseudo",
+    year=2017,
+    paper="https://arxiv.org/abs/1703.01780",
+    needs=("unlabeled", "vision"),
+    cost="forward and backward pass over one view, forward pass over another, a second set of "
+         "weights",
+    neutral=dict(weight=0.0),
+)
 class MeanTeacher(PseudoLabelCallback):
     """Agree with a running average of the own weights, on another view of the same sample
 
-    The student sees the strong view, the teacher the weak one; `weight`·ramp_up·agreement_loss over unlabeled and (as in the paper) labeled samples
-    is added to the labeled loss. `teacher` predicts with the averaged weights. Needs unlabeled samples.
-    Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780"""
+    The student sees the strong view, the teacher the weak one; `weight`·ramp_up·agreement_loss over
+    unlabeled and (as in the paper) labeled samples is added to the labeled loss. `teacher` predicts
+    with the averaged weights. Needs unlabeled samples. Tarvainen & Valpola 2017,
+    https://arxiv.org/abs/1703.01780"""
     state_names = ("teacher", "ledger")
     teacher = _teacher_x = None
 
     def __init__(self,
         weight:float=50.,           # of the agreement after the ramp; 0 turns the technique off
-        ema_decay:float=.95,        # share of the teacher that stays at each step; long trainings take .99 to .999
+        # share of the teacher that stays at each step; long trainings take .99 to .999
+        ema_decay:float=.95,
         loss:str="mse",             # "mse", or "kl" with a weight of 1 to 10
-        ramp:float=.25,             # share of the training in which the weight grows to its full size
+        # share of the training in which the weight grows to its full size
+        ramp:float=.25,
         unlabeled_only:bool=False,  # leave the labeled samples out of the agreement
-        batch_stats:bool=True,      # the teacher normalises by its batch, as the student does; else by running statistics
+        # the teacher normalises by its batch, as the student does; else by running statistics
+        batch_stats:bool=True,
         weak=None,                  # the teacher's view; by the data if `None`
         strong=None,                # the student's view, likewise
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
     ):
         super().__init__(weight, weak, strong, augment_labeled)
-        self.ema_decay,self.ramp = check_range("ema_decay", ema_decay, 0, 1),check_range("ramp", ramp, 0, 1)
-        if loss not in ("mse", "kl"): raise LabelKitError(f"loss={loss!r} is not known: use 'mse' or 'kl'")
-        self.loss,self.unlabeled_only,self.batch_stats = loss,unlabeled_only,batch_stats
+        self.ema_decay = check_range("ema_decay", ema_decay, 0, 1)
+        self.ramp = check_range("ramp", ramp, 0, 1)
+        if loss not in ("mse", "kl"):
+            raise LabelKitError(f"loss={loss!r} is not known: use 'mse' or 'kl'")
+        self.loss = loss
+        self.unlabeled_only = unlabeled_only
+        self.batch_stats = batch_stats
 
     def setup(self):
         super().setup()
@@ -70,9 +89,14 @@ class MeanTeacher(PseudoLabelCallback):
 
     def after_forward(self, s:Supervision):
         if self.weight == 0: return
-        logits,self._teacher_x = self.teacher(self._teacher_x),None
+        logits = self.teacher(self._teacher_x)
+        self._teacher_x = None
         t = self.learn.pct_train/self.ramp if self.ramp else 1.
-        s.add_loss(self.name, agreement_loss(s.outputs[self.name], logits, self.loss), self.weight*ramp_up(t))
+        s.add_loss(
+            self.name,
+            agreement_loss(s.outputs[self.name], logits, self.loss),
+            self.weight * ramp_up(t),
+        )
         probs = logits[-len(s.unlabeled):].softmax(1)
         self.note(s, probs, torch.ones(len(probs), dtype=torch.bool, device=probs.device))
 
@@ -82,7 +106,8 @@ class MeanTeacher(PseudoLabelCallback):
     @contextmanager
     def averaged(self):
         "Within this context `learn.model` is the teacher: for `get_preds`, `show_results`, …"
-        if self.teacher is None or self.teacher.model is None: raise LabelKitError("MeanTeacher has no teacher yet: train with it first")
+        if self.teacher is None or self.teacher.model is None:
+            raise LabelKitError("MeanTeacher has no teacher yet: train with it first")
         student = self.learn.model
         self.learn.model = self.teacher.to(next(student.parameters()).device).model
         try: yield self.learn

@@ -12,46 +12,82 @@ from ..errors import LabelKitError, check_range
 from ..core.predict import predict_unlabeled, round_epochs
 from ..core.supervision import Supervision
 from ..core.technique import technique
-from .base import PseudoLabelCallback, above_margin, above_threshold, consistency_loss, top_k, top_k_per_class
+from labelkit.pseudo.base import (
+    PseudoLabelCallback,
+    above_margin,
+    above_threshold,
+    consistency_loss,
+    top_k,
+    top_k_per_class,
+)
 
 # %% ../../nbs/pseudo/self_training.ipynb #90d76030
-_policies = dict(threshold=lambda cb,probs: above_threshold(probs, cb.threshold), margin=lambda cb,probs: above_margin(probs, cb.margin),
-                 topk=lambda cb,probs: cb.surest(probs))
+_policies = dict(
+    threshold=lambda cb, probs: above_threshold(probs, cb.threshold),
+    margin=lambda cb, probs: above_margin(probs, cb.margin),
+    topk=lambda cb, probs: cb.surest(probs),
+)
 
 # %% ../../nbs/pseudo/self_training.ipynb #1e9ee591
-@technique("SelfTraining", family="pseudo", year=2022, paper="https://arxiv.org/abs/2202.12040", needs=("unlabeled", "ids", "vision"),
-           cost="forward and backward pass over the unlabeled samples, a prediction of all of them in each round", neutral=dict(weight=0.))
+@technique(
+    "SelfTraining",
+    family="pseudo",
+    year=2022,
+    paper="https://arxiv.org/abs/2202.12040",
+    needs=("unlabeled", "ids", "vision"),
+    cost="forward and backward pass over the unlabeled samples, a prediction of all of them in "
+         "each round",
+    neutral=dict(weight=0.0),
+)
 class SelfTraining(PseudoLabelCallback):
-    """In rounds, pseudo-label the unlabeled samples that are predicted surest, and train on them until the next round
+    """In rounds, pseudo-label the unlabeled samples that are predicted surest, and train on them
+    until the next round
 
-    At the beginning of each round's epoch (`round_epochs`) all unlabeled samples are predicted without augmentation and selected by `select`; from
-    then on consistency_loss to the stored pseudo-labels is added with `weight`. Needs unlabeled samples with ids.
-    Survey: Amini et al. 2022, https://arxiv.org/abs/2202.12040; first: Scudder 1965, https://doi.org/10.1109/TIT.1965.1053799"""
+    At the beginning of each round's epoch (`round_epochs`) all unlabeled samples are predicted
+    without augmentation and selected by `select`; from then on consistency_loss to the stored
+    pseudo-labels is added with `weight`. Needs unlabeled samples with ids. Survey: Amini et al.
+    2022, https://arxiv.org/abs/2202.12040; first: Scudder 1965,
+    https://doi.org/10.1109/TIT.1965.1053799"""
     needs = ("unlabeled", "ids")
     pseudo_label = soft_label = None
 
     def __init__(self,
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        select="threshold",         # "threshold", "topk", "margin", or a function of probabilities [U, C] that returns a mask [U]
+        # "threshold", "topk", "margin", or a function of probabilities [U, C] that returns a mask
+        # [U]
+        select="threshold",
         threshold:float=.7,         # smallest confidence, for "threshold"
-        k:float=.5,                 # how many, for "topk": a number (int) or a share of all unlabeled samples (float)
+        # how many, for "topk": a number (int) or a share of all unlabeled samples (float)
+        k:float=.5,
         margin:float=.5,            # smallest lead of the best class over the second, for "margin"
         per_class:bool=False,       # for "topk": take equally many of each predicted class
         warmup:float=.3,            # share of the training before the first round
         rounds:int=5,               # how many rounds
         every:int=None,             # epochs between rounds, instead of `rounds`
         hard:bool=True,             # train on the best class; else on the predicted distribution
-        view=None,                  # view of the pseudo-labeled samples in training; the weak one of the data if `None`
+        # view of the pseudo-labeled samples in training; the weak one of the data if `None`
+        view=None,
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
     ):
         super().__init__(weight, view, view, augment_labeled)
         if not callable(select) and select not in _policies:
-            raise LabelKitError(f"select={select!r} is not known: use {', '.join(map(repr, _policies))}, or a function of probabilities")
-        self.select,self.per_class,self.hard,self.view = select,per_class,hard,view
-        self.threshold,self.margin,self.warmup = check_range("threshold", threshold, 0, 1),check_range("margin", margin, 0, 1),check_range("warmup", warmup, 0, 1)
+            raise LabelKitError(
+                f"select={select!r} is not known: use {', '.join(map(repr, _policies))}, or a "
+                "function of probabilities"
+            )
+        self.select = select
+        self.per_class = per_class
+        self.hard = hard
+        self.view = view
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.margin = check_range("margin", margin, 0, 1)
+        self.warmup = check_range("warmup", warmup, 0, 1)
         self.k = check_range("k", k, 0, 1) if isinstance(k, float) else check_range("k", k, 1)
-        self.rounds,self.every = int(check_range("rounds", rounds, 1)),None if every is None else int(check_range("every", every, 1))
-        self.state_names = ("pseudo_label", "ledger") if hard else ("pseudo_label", "soft_label", "ledger")
+        self.rounds = int(check_range("rounds", rounds, 1))
+        self.every = None if every is None else int(check_range("every", every, 1))
+        self.state_names = (
+            ("pseudo_label", "ledger") if hard else ("pseudo_label", "soft_label", "ledger")
+        )
 
     def setup(self):
         super().setup()
@@ -62,11 +98,17 @@ class SelfTraining(PseudoLabelCallback):
     def surest(self, probs):
         "The top `k`, overall or by class"
         k = self.k if isinstance(self.k, int) else round(self.k*len(probs))
-        return top_k_per_class(probs, max(k//probs.shape[1], 1)) if self.per_class else top_k(probs, k)
+        return (
+            top_k_per_class(probs, max(k // probs.shape[1], 1))
+            if self.per_class
+            else top_k(probs, k)
+        )
 
     def before_train(self):
         super().before_train()
-        due = self.learn.epoch in round_epochs(self.learn.n_epoch, self.warmup, self.rounds, self.every)
+        due = self.learn.epoch in round_epochs(
+            self.learn.n_epoch, self.warmup, self.rounds, self.every
+        )
         if due and self.weight and not self.searching: self.relabel()
 
     def relabel(self):
@@ -89,6 +131,7 @@ class SelfTraining(PseudoLabelCallback):
     def after_forward(self, s:Supervision):
         if self.name not in s.outputs: return
         logits = s.outputs[self.name]
-        if self.hard: target = torch.zeros_like(logits).scatter_(1, self._label.clamp_min(0)[:,None], 1.)
+        if self.hard:
+            target = torch.zeros_like(logits).scatter_(1, self._label.clamp_min(0)[:,None], 1.)
         else: target = self.soft_label[s.unlabeled_ids.to(self.soft_label.device)]
         s.add_loss(self.name, consistency_loss(logits, target, self._label >= 0), self.weight)

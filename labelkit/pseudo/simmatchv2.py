@@ -20,7 +20,12 @@ from ..models import head_of
 from ..core.supervision import Supervision, n_classes
 from ..core.teachers import EMA
 from ..core.technique import technique
-from .base import PseudoLabelCallback, above_threshold, align_distribution, consistency_loss
+from labelkit.pseudo.base import (
+    PseudoLabelCallback,
+    above_threshold,
+    align_distribution,
+    consistency_loss,
+)
 
 # %% ../../nbs/pseudo/simmatchv2.ipynb #c69958c1
 _far = -1e9  # similarity of what is not there
@@ -35,45 +40,68 @@ def propagated_labels(
     alpha:float=.1,             # share that comes from neighbours, in 0..1, 1 excluded
     known:torch.Tensor=None,    # [L] bool: rows of the bank that hold something
 )->torch.Tensor: # [U, C] distributions
-    """Row 0 of (1−α)(I−αA)⁻¹[probs; labels of the neighbours], A the edges among a sample and its `k` nearest labeled samples
+    """Row 0 of (1−α)(I−αA)⁻¹[probs; labels of the neighbours], A the edges among a sample and its
+    `k` nearest labeled samples
 
     Zheng et al. 2023, https://arxiv.org/abs/2308.06692"""
-    absent = bank.new_zeros(len(bank)) if known is None else bank.new_zeros(len(bank)).masked_fill_(~known, _far)
-    sim,k = features@bank.T/temperature,min(k, len(bank))
-    own,others = (_walk_all if len(bank) == k else _walk_nearest)(sim, bank, absent, k, temperature, alpha)
+    absent = (
+        bank.new_zeros(len(bank))
+        if known is None
+        else bank.new_zeros(len(bank)).masked_fill_(~known, _far)
+    )
+    sim = features@bank.T/temperature
+    k = min(k, len(bank))
+    own, others = (_walk_all if len(bank) == k else _walk_nearest)(
+        sim, bank, absent, k, temperature, alpha
+    )
     res = own[:,None]*probs + others@labels
     return res/res.sum(1, keepdim=True)  # is 1 already, unless there was no neighbour
 
 def _walk(first, back, total, times, alpha):
-    "Sum of ever longer walks from the sample: how often it is at home [U], and at each neighbour [U, k]"
-    own,v = torch.ones_like(first[:,0]),alpha*first
+    """Sum of ever longer walks from the sample: how often it is at home [U], and at each neighbour
+    [U, k]"""
+    own = torch.ones_like(first[:,0])
+    v = alpha*first
     for _ in range(math.ceil(math.log(1e-6)/math.log(alpha))-1 if alpha > 0 else 0):
         out = v/total
         own,v = 1 + alpha*(out*back).sum(1),alpha*(own[:,None]*first + times(out))
     return own,v
 
 def _walk_all(sim, bank, absent, k, t, alpha):
-    "Every labeled sample is a neighbour: edges between them are the same for all, but for what goes back to the sample"
+    """Every labeled sample is a neighbour: edges between them are the same for all, but for what
+    goes back to the sample"""
     between = (bank@bank.T/t + absent).fill_diagonal_(_far)
-    top = torch.maximum(between.amax(1), sim.amax(0))            # so that exponentials have a fair size
-    between,back = (between-top[:,None]).exp(),(sim-top).exp()  # [L, L], and [U, L] from labeled ones to the sample
+    # so that exponentials have a fair size
+    top = torch.maximum(between.amax(1), sim.amax(0))
+    between = (between-top[:,None]).exp()  # [L, L], and [U, L] from labeled ones to the sample
+    back = (sim-top).exp()
     total = (between.sum(1) + back).clamp_min(torch.finfo(sim.dtype).tiny)
     return _walk((sim+absent).softmax(1)*(absent == 0), back, total, lambda out: out@between, alpha)
 
 def _walk_nearest(sim, bank, absent, k, t, alpha):
     "Each sample has neighbours of its own, with the edges between them"
     near,at = (sim+absent).topk(k, dim=1, sorted=False)  # [U, k]
-    rows,missing = bank[at],absent[at]
-    back,scale = near-missing,1/t
-    top = scale if t >= .03 else None                    # no similarity is above 1/t, and none so far below that it would vanish
+    rows = bank[at]
+    missing = absent[at]
+    back = near-missing
+    scale = 1/t
+    # no similarity is above 1/t, and none so far below that it would vanish
+    top = scale if t >= .03 else None
     between = torch.baddbmm((missing - (top or 0))[:,None], rows, rows.transpose(1, 2), alpha=scale)
     between.diagonal(dim1=1, dim2=2).fill_(_far)
     if top is None:
         top = torch.maximum(between.amax(2), back)
         between -= top[:,:,None]
-    between,back = between.exp_(),(back-top).exp()
+    between = between.exp_()
+    back = (back-top).exp()
     total = between.sum(2) + back
-    own,v = _walk(near.softmax(1)*(missing == 0), back, total, lambda out: torch.bmm(out[:,None], between)[:,0], alpha)
+    own, v = _walk(
+        near.softmax(1) * (missing == 0),
+        back,
+        total,
+        lambda out: torch.bmm(out[:, None], between)[:, 0],
+        alpha,
+    )
     return own,torch.zeros_like(sim).scatter_(1, at, v)
 
 def edges(
@@ -98,13 +126,15 @@ def node_edge_loss(
     labels:torch.Tensor, # [N, C] labels of the bank
     target:torch.Tensor  # [U, C] distributions, without gradient
 )->torch.Tensor: # a scalar
-    "Cross-entropy of the labels that arrive over the strong view's edges to `target`, mean over samples"
+    """Cross-entropy of the labels that arrive over the strong view's edges to `target`, mean over
+    samples"""
     arrived = (strong.exp()@labels).clamp_min(torch.finfo(strong.dtype).tiny)
     return -(target*arrived.log()).sum(1).mean()
 
 # %% ../../nbs/pseudo/simmatchv2.ipynb #1e4a086a
 class Bank:
-    "Latest features and labels of samples, each at the place of its id; a bank smaller than the data holds every n-th sample"
+    """Latest features and labels of samples, each at the place of its id; a bank smaller than the
+    data holds every n-th sample"""
     def __init__(self,
         ids:torch.Tensor,  # [N] long, the samples it is for
         n_ids:int,         # ids are 0..n_ids-1
@@ -117,7 +147,8 @@ class Bank:
         keep = ids[torch.arange(n)*len(ids)//n].to(device)
         self.place = torch.full((n_ids,), n, device=device)  # the last row takes what is not kept
         self.place[keep] = torch.arange(n, device=device)
-        self._features,self._labels = torch.zeros(n+1, d, device=device),torch.zeros(n+1, c, device=device)
+        self._features = torch.zeros(n+1, d, device=device)
+        self._labels = torch.zeros(n+1, c, device=device)
         self._known = torch.zeros(n+1, dtype=torch.bool, device=device)
 
     @property
@@ -131,9 +162,15 @@ class Bank:
         "Replace the rows of `ids` [n], from all processes"
         ids,features,labels = gather_rows(ids.to(self.place.device), features, labels)
         at = self.place[ids]
-        self._features[at],self._labels[at],self._known[at] = features,labels,True
+        self._features[at] = features
+        self._labels[at] = labels
+        self._known[at] = True
 
-    def state_dict(self)->dict: return dict(features=self._features.clone(), labels=self._labels.clone(), known=self._known.clone())
+    def state_dict(self)->dict:
+        return dict(
+            features=self._features.clone(), labels=self._labels.clone(), known=self._known.clone()
+        )
+
     def load_state_dict(self, state:dict):
         for k,v in state.items(): getattr(self, f"_{k}").copy_(v)
 
@@ -149,7 +186,9 @@ def normalize_features(
     "Put a layer norm before the last linear layer. Raises `LabelKitError` when the model has none"
     head = head_of(model)
     (parent,name), = [(m, k) for m in model.modules() for k,o in m.named_children() if o is head]
-    setattr(parent, name, nn.Sequential(nn.LayerNorm(head.in_features), head).to(head.weight.device))
+    setattr(
+        parent, name, nn.Sequential(nn.LayerNorm(head.in_features), head).to(head.weight.device)
+    )
     return model
 
 # %% ../../nbs/pseudo/simmatchv2.ipynb #3cc2516c
@@ -162,22 +201,34 @@ class Projector(nn.Module):
     def forward(self, features): return F.normalize(self.layers(features).float())
 
 # %% ../../nbs/pseudo/simmatchv2.ipynb #fd5addd1
-@technique("SimMatchV2", family="pseudo", year=2023, paper="https://arxiv.org/abs/2308.06692", needs=("unlabeled", "ids", "vision"),
-           cost="a pass of a teacher over labeled and unlabeled samples, a pass over strong views, two banks of features", neutral=dict(weight=0.))
+@technique(
+    "SimMatchV2",
+    family="pseudo",
+    year=2023,
+    paper="https://arxiv.org/abs/2308.06692",
+    needs=("unlabeled", "ids", "vision"),
+    cost="a pass of a teacher over labeled and unlabeled samples, a pass over strong views, two "
+         "banks of features",
+    neutral=dict(weight=0.0),
+)
 class SimMatchV2(PseudoLabelCallback):
-    """Agreement of labels and of similarities between weak and strong views, over a graph of labeled and unlabeled samples
+    """Agreement of labels and of similarities between weak and strong views, over a graph of
+    labeled and unlabeled samples
 
-    Adds weight·(node_weight·node–node + edge_weight·(edge–edge + node–edge)), each a mean over all unlabeled samples; the node loss is the cross-entropy to the
-    propagated label where the teacher's aligned prediction is at least `threshold`. Needs unlabeled samples with ids and a model that ends in a
-    linear layer. Zheng et al. 2023, https://arxiv.org/abs/2308.06692"""
-    needs,state_names = ("unlabeled", "ids"),("ledger", "teacher", "teacher_projector", "labeled", "unlabeled", "mean")
+    Adds weight·(node_weight·node–node + edge_weight·(edge–edge + node–edge)), each a mean over all
+    unlabeled samples; the node loss is the cross-entropy to the propagated label where the
+    teacher's aligned prediction is at least `threshold`. Needs unlabeled samples with ids and a
+    model that ends in a linear layer. Zheng et al. 2023, https://arxiv.org/abs/2308.06692"""
+    needs = ("unlabeled", "ids")
+    state_names = ("ledger", "teacher", "teacher_projector", "labeled", "unlabeled", "mean")
     teacher = teacher_projector = projector = labeled = unlabeled = mean = None
 
     def __init__(self,
         threshold:float=.7,         # smallest aligned confidence for the node loss
         weight:float=1.,            # of everything that is added; 0 turns the technique off
         node_weight:float=10.,      # of node–node
-        edge_weight:float=10.,      # of edge–edge and of node–edge; the authors take 5 with many labels
+        # of edge–edge and of node–edge; the authors take 5 with many labels
+        edge_weight:float=10.,
         temperature:float=.1,       # of the edges
         alpha:float=.1,             # share of a label that comes from neighbours, below 1
         k:int=128,                  # labeled neighbours of a sample
@@ -191,47 +242,92 @@ class SimMatchV2(PseudoLabelCallback):
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
     ):
         super().__init__(weight, weak, strong, augment_labeled)
-        for name,value,*span in (("threshold", threshold, 0, 1), ("node_weight", node_weight, 0), ("edge_weight", edge_weight, 0), ("alpha", alpha, 0, .99),
-                                 ("temperature", temperature, 1e-3), ("k", k, 1), ("align_decay", align_decay, 0, 1), ("dim", dim, 1), ("bank", bank, 1),
-                                 ("ema_decay", ema_decay, 0, 1), ("views", views, 1)): setattr(self, name, check_range(name, value, *span))
+        for name, value, *span in (
+            ("threshold", threshold, 0, 1),
+            ("node_weight", node_weight, 0),
+            ("edge_weight", edge_weight, 0),
+            ("alpha", alpha, 0, 0.99),
+            ("temperature", temperature, 1e-3),
+            ("k", k, 1),
+            ("align_decay", align_decay, 0, 1),
+            ("dim", dim, 1),
+            ("bank", bank, 1),
+            ("ema_decay", ema_decay, 0, 1),
+            ("views", views, 1),
+        ):
+            setattr(self, name, check_range(name, value, *span))
 
     def setup(self):
         super().setup()
         if self.weight == 0: return
-        model,d,c,device = self.learn.model,head_of(self.learn.model).in_features,n_classes(self.learn),self.dls.device or "cpu"
+        model = self.learn.model
+        d = head_of(self.learn.model).in_features
+        c = n_classes(self.learn)
+        device = self.dls.device or "cpu"
         self.projector = Auxiliary(Projector(d, self.dim), self.learn)
-        self.teacher,self.teacher_projector = EMA(model, self.ema_decay, batch_stats=True),EMA(self.projector.module, self.ema_decay)
+        self.teacher = EMA(model, self.ema_decay, batch_stats=True)
+        self.teacher_projector = EMA(self.projector.module, self.ema_decay)
         self.labeled = Bank(_ids(self.dls.train), self.ledger.n_ids, self.dim, c, device=device)
-        self.unlabeled = Bank(_ids(self.dls.unlabeled), self.ledger.n_ids, self.dim, c, self.bank, device)
+        self.unlabeled = Bank(
+            _ids(self.dls.unlabeled), self.ledger.n_ids, self.dim, c, self.bank, device
+        )
         self.mean = torch.full((c,), 1/c, device=device)
 
     def before_forward(self, s:Supervision):
         if self.weight == 0: return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"targets are of kind {s.kind!r}: SimMatchV2 needs classes that exclude each other")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: SimMatchV2 needs classes that exclude each other"
+            )
         s.want_features()
         if self.augment_labeled: s.x = self.weak(s.x, self.rng)
         self._seen = torch.cat([s.x, self.weak(s.unlabeled, self.rng)]),s.targets
-        s.forward(self.name, torch.cat([self.strong(s.unlabeled, self.rng) for _ in range(self.views)]))
+        s.forward(
+            self.name, torch.cat([self.strong(s.unlabeled, self.rng) for _ in range(self.views)])
+        )
 
     def after_forward(self, s:Supervision):
         if self.weight == 0: return
         with torch.autocast(s.pred.device.type, enabled=False): self._agree(s)
 
     def _agree(self, s):
-        (x,labels),self._seen,u = self._seen,None,self.unlabeled
+        (x,labels) = self._seen
+        self._seen = None
+        u = self.unlabeled
         logits,f = self.teacher(x, features=True)
-        f,raw = self.teacher_projector(f),logits[len(s.x):].softmax(1)
+        f = self.teacher_projector(f)
+        raw = logits[len(s.x):].softmax(1)
         with torch.no_grad():
             probs = align_distribution(raw, self.mean)
-            target = propagated_labels(f[len(s.x):], probs, self.labeled.features, self.labeled.labels, self.k, self.temperature, self.alpha, self.labeled.known)
-            mask,weak_edges = above_threshold(probs, self.threshold),edges(f[len(s.x):], u.features, self.temperature, u.known)
+            target = propagated_labels(
+                f[len(s.x) :],
+                probs,
+                self.labeled.features,
+                self.labeled.labels,
+                self.k,
+                self.temperature,
+                self.alpha,
+                self.labeled.known,
+            )
+            mask = above_threshold(probs, self.threshold)
+            weak_edges = edges(f[len(s.x):], u.features, self.temperature, u.known)
             self.note(s, probs, mask)
         again = lambda t: t.repeat(self.views, *[1]*(t.ndim-1))
-        strong = edges(self.projector(s.features(self.name)), u.features.clone(), self.temperature, u.known)
+        strong = edges(
+            self.projector(s.features(self.name)), u.features.clone(), self.temperature, u.known
+        )
         begun = u.known.any()  # in the first batch there is nobody to be similar to
-        losses = dict(node=consistency_loss(s.outputs[self.name], again(target), again(mask)), edge_edge=edge_edge_loss(strong, again(weak_edges))*begun,
-                      node_edge=node_edge_loss(strong, u.labels.clone(), again(probs))*begun)
-        for k,v in losses.items(): s.add_loss(f"{self.name}.{k}", v, self.weight*(self.node_weight if k == "node" else self.edge_weight))
+        losses = dict(
+            node=consistency_loss(s.outputs[self.name], again(target), again(mask)),
+            edge_edge=edge_edge_loss(strong, again(weak_edges)) * begun,
+            node_edge=node_edge_loss(strong, u.labels.clone(), again(probs)) * begun,
+        )
+        for k,v in losses.items():
+            s.add_loss(
+                f"{self.name}.{k}",
+                v,
+                self.weight * (self.node_weight if k == "node" else self.edge_weight),
+            )
         if self.searching: return
         self.labeled.write(s.ids, f[:len(s.x)], labels)
         u.write(s.unlabeled_ids, f[len(s.x):], probs)
@@ -243,4 +339,5 @@ class SimMatchV2(PseudoLabelCallback):
         self.teacher_projector.update(self.projector.module)
 
     def __getstate__(self):
-        return super().__getstate__() | dict(labeled=None, unlabeled=None, _seen=None)  # as large as the data, and made anew
+        # as large as the data, and made anew
+        return super().__getstate__() | dict(labeled=None, unlabeled=None, _seen=None)

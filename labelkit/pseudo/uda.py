@@ -16,15 +16,22 @@ from ..core.technique import technique
 from .base import PseudoLabelCallback, above_threshold, kl_consistency, sharpen
 
 # %% ../../nbs/pseudo/uda.ipynb #fcd7821e
-_schedules = dict(linear=lambda t: t, log=lambda t: 1-math.exp(-5*t), exp=lambda t: math.exp(5*(t-1)))
+_schedules = dict(
+    linear=lambda t: t, log=lambda t: 1 - math.exp(-5 * t), exp=lambda t: math.exp(5 * (t - 1))
+)
+
 
 def tsa_threshold(
     t:float,       # share of the training that is over, 0..1
     c:int,         # number of classes
     schedule:str   # "linear", "log" or "exp"
 )->float: # from 1/c to 1
-    "η: a labeled sample counts while its class has at most this probability. Xie et al. 2019, https://arxiv.org/abs/1904.12848"
-    if schedule not in _schedules: raise LabelKitError(f"tsa={schedule!r} is not known: use 'linear', 'log' or 'exp', or None to leave it out")
+    """η: a labeled sample counts while its class has at most this probability. Xie et al. 2019,
+    https://arxiv.org/abs/1904.12848"""
+    if schedule not in _schedules:
+        raise LabelKitError(
+            f"tsa={schedule!r} is not known: use 'linear', 'log' or 'exp', or None to leave it out"
+        )
     return _schedules[schedule](t)*(1-1/c) + 1/c
 
 def tsa_keep(
@@ -32,35 +39,54 @@ def tsa_keep(
     targets:torch.Tensor, # [B, C] one-hot, or distributions
     threshold:float       # η
 )->torch.Tensor: # [B] bool
-    "Labeled samples that are not yet learned: the probability of what they are taught is at most `threshold`"
+    """Labeled samples that are not yet learned: the probability of what they are taught is at most
+    `threshold`"""
     return (logits.detach().softmax(1)*targets).sum(1) <= threshold
 
 # %% ../../nbs/pseudo/uda.ipynb #942606b3
-@technique("UDA", family="pseudo", year=2019, paper="https://arxiv.org/abs/1904.12848", needs=("unlabeled", "vision"),
-           cost="forward and backward pass over two views of the unlabeled samples", neutral=dict(weight=0.))
+@technique(
+    "UDA",
+    family="pseudo",
+    year=2019,
+    paper="https://arxiv.org/abs/1904.12848",
+    needs=("unlabeled", "vision"),
+    cost="forward and backward pass over two views of the unlabeled samples",
+    neutral=dict(weight=0.0),
+)
 class UDA(PseudoLabelCallback):
-    """Draw the strong view towards the sharpened prediction of a confident weak view, and leave learned labels out for a while
+    """Draw the strong view towards the sharpened prediction of a confident weak view, and leave
+    learned labels out for a while
 
-    Mean over all unlabeled samples of 1(max p(weak) > threshold)·KL(softmax(weak/temperature) ‖ strong), added to the labeled loss with `weight`; with `tsa`
-    the labeled loss is that of samples whose class has a probability of at most η. Needs unlabeled samples. Xie et al. 2019, https://arxiv.org/abs/1904.12848"""
+    Mean over all unlabeled samples of 1(max p(weak) > threshold)·KL(softmax(weak/temperature) ‖
+    strong), added to the labeled loss with `weight`; with `tsa` the labeled loss is that of samples
+    whose class has a probability of at most η. Needs unlabeled samples. Xie et al. 2019,
+    https://arxiv.org/abs/1904.12848"""
     def __init__(self,
         threshold:float=.8,         # a sample is believed above this confidence
         temperature:float=.4,       # of the target, above 0; below 1 sharpens
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        tsa:str=None,               # training-signal annealing: "linear", "log" or "exp"; `None`: all labels, always
+        # training-signal annealing: "linear", "log" or "exp"; `None`: all labels, always
+        tsa:str=None,
         weak=None,                  # easy view; by the data if `None`
         strong=None,                # hard view; by the data if `None`
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
     ):
         super().__init__(weight, weak, strong, augment_labeled)
-        self.threshold,self.temperature,self.tsa = check_range("threshold", threshold, 0, 1),check_range("temperature", temperature, 1e-3),tsa
+        self.threshold = check_range("threshold", threshold, 0, 1)
+        self.temperature = check_range("temperature", temperature, 1e-3)
+        self.tsa = tsa
         if tsa is not None: tsa_threshold(0., 2, tsa)  # names a schedule that is not known
 
-    def select(self, logits, s): return above_threshold(logits.softmax(1), self.threshold, strict=True)
+    def select(self, logits, s):
+        return above_threshold(logits.softmax(1), self.threshold, strict=True)
     def target(self, logits, s): return sharpen(logits, self.temperature)
     def consistency(self, strong, target, mask): return kl_consistency(strong, target, mask)
 
     def after_forward(self, s:Supervision):
         super().after_forward(s)
         if self.weight == 0 or self.tsa is None: return
-        s.weigh(tsa_keep(s.pred, s.targets, tsa_threshold(self.learn.pct_train, s.c, self.tsa)).to(s.pred.dtype))
+        s.weigh(
+            tsa_keep(s.pred, s.targets, tsa_threshold(self.learn.pct_train, s.c, self.tsa)).to(
+                s.pred.dtype
+            )
+        )

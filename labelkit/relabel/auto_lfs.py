@@ -20,43 +20,57 @@ class Components:
     def __init__(self,
         x:torch.Tensor,         # [N, ...] samples to measure them on
         components:int=16,      # how many; fewer where there are fewer samples or features
-        features:Callable=None, # function of a batch that returns [B, D]; the flattened samples if `None`
+        # function of a batch that returns [B, D]; the flattened samples if `None`
+        features:Callable=None,
     ):
-        self.features,self.components = features,int(check_range("components", components, 1))
+        self.features = features
+        self.components = int(check_range("components", components, 1))
         f = self._raw(x).cpu().double()  # not every device knows doubles
         mean = f.mean(0)
         values,vectors = torch.linalg.eigh((f-mean).T @ (f-mean)/max(len(f)-1, 1))
         k = min(self.components, int((values > 1e-8*values[-1].clamp_min(1e-12)).sum()))
-        if k == 0: raise LabelKitError(f"features of the {len(x)} samples are all the same: pass others with features=")
-        # an eigenvector's sign is arbitrary: the largest entry is positive, so that every machine makes the same functions
+        if k == 0:
+            raise LabelKitError(
+                f"features of the {len(x)} samples are all the same: pass others with features="
+            )
+        # an eigenvector's sign is arbitrary: the largest entry is positive, so that every machine
+        # makes the same functions
         vectors = vectors[:, -k:].flip(1)
         vectors = vectors*vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
-        self.mean,self.basis = (o.float().to(x.device) for o in (mean, vectors/values[-k:].flip(0).sqrt()))
+        self.mean, self.basis = (
+            o.float().to(x.device) for o in (mean, vectors / values[-k:].flip(0).sqrt())
+        )
         self._last = None,None
 
     @torch.no_grad()
     def _raw(self, x):
         if self.features is None: return x.detach().flatten(1).float()
         f = torch.as_tensor(self.features(x)).detach().float()
-        if f.ndim != 2 or len(f) != len(x): raise LabelKitError(f"features gave shape {tuple(f.shape)} for {len(x)} samples: return [B, D]")
+        if f.ndim != 2 or len(f) != len(x):
+            raise LabelKitError(
+                f"features gave shape {tuple(f.shape)} for {len(x)} samples: return [B, D]"
+            )
         return f
 
     def __call__(self,
         x:torch.Tensor # [B, ...]
     )->torch.Tensor: # float [B, k]
         "The components of a batch; the last batch's are kept, as many functions ask for the same"
-        if self._last[0] is not x: self._last = x,(self._raw(x).to(self.mean.device)-self.mean) @ self.basis
+        if self._last[0] is not x:
+            self._last = x,(self._raw(x).to(self.mean.device)-self.mean) @ self.basis
         return self._last[1]
 
     def __getstate__(self): return self.__dict__ | dict(_last=(None, None))
 
 # %% ../../nbs/relabel/auto_lfs.ipynb #85d96156
 def tune_beta(
-    probs:torch.Tensor, # [K, n, C] what K candidates predict for n labeled samples they were not fitted on
+    # [K, n, C] what K candidates predict for n labeled samples they were not fitted on
+    probs:torch.Tensor,
     y:torch.Tensor,     # long [n]
     grid=tuple(i/20 for i in range(1, 20)), # confidences below which a candidate may abstain
 )->tuple: # β [K], votes [K, n] with −1 = abstains, F1 [K]
-    "The abstain threshold of largest F1 for each candidate, as Snuba does (Varma, Ré 2018, https://doi.org/10.14778/3291264.3291268)"
+    """The abstain threshold of largest F1 for each candidate, as Snuba does (Varma, Ré 2018,
+    https://doi.org/10.14778/3291264.3291268)"""
     confidence,label = probs.max(2)
     beta = torch.tensor(grid, device=probs.device)
     votes = confidence[:,None] >= beta[:,None]  # [K, B, n]
@@ -70,13 +84,16 @@ def choose_lfs(
     y:torch.Tensor,     # long [n]
     n_lfs:int,          # how many to choose
 )->list[int]: # in the order of choice
-    """Greedily the candidate with the largest F1 + Jaccard index of what it labels rightly and what is not settled yet.
+    """Greedily the candidate with the largest F1 + Jaccard index of what it labels rightly and what
+    is not settled yet.
 
-    Settled is a sample to which the chosen ones give more right votes than wrong ones. Snuba takes what is not *covered*; where candidates seldom
-    abstain that says little."""
-    said,right = votes >= 0,votes == y
+    Settled is a sample to which the chosen ones give more right votes than wrong ones. Snuba takes
+    what is not *covered*; where candidates seldom abstain that says little."""
+    said = votes >= 0
+    right = votes == y
     f1 = 2*right.sum(1)/(said.sum(1)+len(y))
-    balance,chosen = torch.zeros(len(y), device=votes.device),[]
+    balance = torch.zeros(len(y), device=votes.device)
+    chosen = []
     for _ in range(min(n_lfs, len(votes))):
         open_ = balance <= 0
         jaccard = (right & open_).sum(1)/(right | open_).sum(1).clamp_min(1)
@@ -88,16 +105,21 @@ def choose_lfs(
 
 # %% ../../nbs/relabel/auto_lfs.ipynb #5567ff4b
 def _knn(a, b, y, c, k, same=False):
-    "Class shares among the `k` nearest of `b` [K, n, d] for each of `a` [K, N, d], nearer ones count more"
+    """Class shares among the `k` nearest of `b` [K, n, d] for each of `a` [K, N, d], nearer ones
+    count more"""
     dist = torch.cdist(a, b)
     if same: dist = dist + torch.eye(a.shape[1], device=a.device)*1e9  # not its own neighbour
     near,at = dist.topk(min(k, b.shape[1]-same), dim=2, largest=False)
     w = 1/(near+.1)
-    return torch.zeros(*dist.shape[:2], c, device=a.device).scatter_add_(2, y[at], w)/w.sum(2, keepdim=True)
+    return torch.zeros(*dist.shape[:2], c, device=a.device).scatter_add_(2, y[at], w) / w.sum(
+        2, keepdim=True
+    )
+
 
 def _softmax_regression(f, y, w, c, steps=60, lr=.5, decay=.01):
     "Weights [K, d+1, C] of K regressions on `f` [K, n, d], samples weighted by `w` [K, n]"
-    f,t = F.pad(f, (0, 1), value=1.),F.one_hot(y, c).float()
+    f = F.pad(f, (0, 1), value=1.)
+    t = F.one_hot(y, c).float()
     w = w[...,None]/w.sum(1)[:,None,None].clamp_min(1)
     theta = velocity = f.new_zeros(len(f), f.shape[2], c)
     for _ in range(steps):
@@ -108,14 +130,26 @@ def _softmax_regression(f, y, w, c, steps=60, lr=.5, decay=.01):
 
 class _Small:
     "A small classifier on few components that abstains below `beta`"
-    def __init__(self, embed, dims, beta, predict): self.embed,self.dims,self.beta,self.predict = embed,dims,beta,predict
+    def __init__(self, embed, dims, beta, predict):
+        self.embed = embed
+        self.dims = dims
+        self.beta = beta
+        self.predict = predict
     def __call__(self, x):
         confidence,label = self.predict(self.embed(x)[:,self.dims][None])[0].max(1)
         return label.where(confidence >= self.beta, -1)
 
 class _Neighbours:
-    def __init__(self, f, y, c, k): self.f,self.y,self.c,self.k = f,y,c,k
-    def __call__(self, a): return torch.cat([_knn(o, self.f[None], self.y, self.c, self.k) for o in a.split(4096, 1)], 1)
+    def __init__(self, f, y, c, k):
+        self.f = f
+        self.y = y
+        self.c = c
+        self.k = k
+    def __call__(self, a):
+        return torch.cat(
+            [_knn(o, self.f[None], self.y, self.c, self.k) for o in a.split(4096, 1)], 1
+        )
+
 
 class _Regression:
     def __init__(self, theta): self.theta = theta
@@ -126,10 +160,15 @@ def _start(x, y, unlabeled, c, features, components, seed):
     "What every method begins with: checked labels, their components, and a generator"
     y = torch.as_tensor(y)
     if y.ndim != 1 or y.is_floating_point() or len(y) != len(x) or len(y) < 2 or int(y.min()) < 0:
-        raise LabelKitError(f"y has shape {tuple(y.shape)} and type {y.dtype} for {len(x)} labeled samples: "
-                            "pass one class number for each, at least two")
+        raise LabelKitError(
+            f"y has shape {tuple(y.shape)} and type {y.dtype} for {len(x)} labeled samples: "
+            "pass one class number for each, at least two"
+        )
     c = int(y.max())+1 if c is None else c
-    if int(y.max()) >= c: raise LabelKitError(f"y has the class {int(y.max())}, outside the {c} classes 0..{c-1}: pass another c")
+    if int(y.max()) >= c:
+        raise LabelKitError(
+            f"y has the class {int(y.max())}, outside the {c} classes 0..{c - 1}: pass another c"
+        )
     all_ = x if unlabeled is None or not len(unlabeled) else torch.cat([x, unlabeled[:20_000]])
     embed = features if isinstance(features, Components) else Components(all_, components, features)
     g = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -138,7 +177,12 @@ def _start(x, y, unlabeled, c, features, components, seed):
 def _subsets(d, size, n, g):
     "`n` random subsets [n, size] of d features, the first ones among the components more often"
     size = min(size, d)
-    return torch.multinomial((1/(1+torch.arange(d)/8.)).expand(n, d), size, generator=g).sort(1).values
+    return (
+        torch.multinomial((1 / (1 + torch.arange(d) / 8.0)).expand(n, d), size, generator=g)
+        .sort(1)
+        .values
+    )
+
 
 def snuba_lfs(
     x:torch.Tensor,             # [n, ...] labeled samples
@@ -154,13 +198,19 @@ def snuba_lfs(
     components:int=16,          # principal components of them
     seed=0,                     # whole number or `torch.Generator`
 )->list[LabelingFunction]:
-    """Small classifiers that vote only where they are confident, chosen for accuracy and for what the others have not settled.
+    """Small classifiers that vote only where they are confident, chosen for accuracy and for what
+    the others have not settled.
 
-    After Snuba (Varma, Ré 2018, https://doi.org/10.14778/3291264.3291268), which is binary, synthesises anew on uncovered samples in
-    each round and judges on the samples it fitted; this one has all classes and candidates at once, and judges out of fold."""
-    if bad := [k for k in kinds if k not in ("knn", "softmax")]: raise LabelKitError(f"kinds has {bad[0]!r}: use 'knn' and 'softmax'")
+    After Snuba (Varma, Ré 2018, https://doi.org/10.14778/3291264.3291268), which is binary,
+    synthesises anew on uncovered samples in each round and judges on the samples it fitted; this
+    one has all classes and candidates at once, and judges out of fold."""
+    if bad := [k for k in kinds if k not in ("knn", "softmax")]:
+        raise LabelKitError(f"kinds has {bad[0]!r}: use 'knn' and 'softmax'")
     y,c,embed,_,g = _start(x, y, unlabeled, c, features, components, seed)
-    f,out,names,votes = embed(x),[],[],[]
+    f = embed(x)
+    out = []
+    names = []
+    votes = []
     for kind in kinds:
         dims = _subsets(f.shape[1], size, candidates, g).to(x.device)
         part = f[:,dims].transpose(0, 1)  # [K, n, d]
@@ -175,14 +225,26 @@ def snuba_lfs(
         beta,v,_ = tune_beta(probs, y)
         votes.append(v)
         for i in range(candidates):
-            predict = _Neighbours(part[i], y, c, neighbours) if kind == "knn" else _Regression(theta[i:i+1])
+            predict = (
+                _Neighbours(part[i], y, c, neighbours)
+                if kind == "knn"
+                else _Regression(theta[i : i + 1])
+            )
             out.append(_Small(embed, dims[i], beta[i], predict))
-            names.append(f"{'k-NN' if kind == 'knn' else 'softmax'} on {', '.join(map(str, dims[i].tolist()))}")
+            names.append(
+                f"{'k-NN' if kind == 'knn' else 'softmax'} on "
+                f"{', '.join(map(str, dims[i].tolist()))}"
+            )
     return [LabelingFunction(out[i], names[i]) for i in choose_lfs(torch.cat(votes), y, n_lfs)]
 
 # %% ../../nbs/relabel/auto_lfs.ipynb #7fc7b2bb
 class _Stump:
-    def __init__(self, embed, dim, cut, above, k): self.embed,self.dim,self.cut,self.above,self.k = embed,dim,cut,above,k
+    def __init__(self, embed, dim, cut, above, k):
+        self.embed = embed
+        self.dim = dim
+        self.cut = cut
+        self.above = above
+        self.k = k
     def __call__(self, x):
         f = self.embed(x)[:,self.dim]
         return torch.where((f > self.cut) == self.above, self.k, -1)
@@ -198,10 +260,12 @@ def stump_lfs(
     components:int=16,          # principal components of them
     seed=0,                     # not used: nothing is drawn
 )->list[LabelingFunction]:
-    """For each class the thresholds on single features that are right most often; each votes for its class or abstains.
+    """For each class the thresholds on single features that are right most often; each votes for
+    its class or abstains.
 
-    The functions and the ranking by expected accuracy follow Interactive Weak Supervision (Boecking et al. 2021,
-    https://arxiv.org/abs/2012.06046), which asks an expert whether a function is useful; here the labels answer."""
+    The functions and the ranking by expected accuracy follow Interactive Weak Supervision (Boecking
+    et al. 2021, https://arxiv.org/abs/2012.06046), which asks an expert whether a function is
+    useful; here the labels answer."""
     y,c,embed,_,_ = _start(x, y, unlabeled, c, features, components, seed)
     f = embed(x)
     ordered = f.sort(0).values
@@ -210,7 +274,8 @@ def stump_lfs(
     of_class = F.one_hot(y, c).float()
     score = []
     for side in (above, 1-above):
-        right,said = torch.einsum("nc,ntd->ctd", of_class, side),side.sum(0)
+        right = torch.einsum("nc,ntd->ctd", of_class, side)
+        said = side.sum(0)
         score.append(((right+1)/(said+2)).where(said >= votes, -1.))
     score = torch.stack(score, 1)  # [C, 2, T, D]
     best,at = score.flatten(1, 2).max(1)  # [C, D]: the best cut and side of each feature
@@ -228,7 +293,11 @@ def _affinity(f, prototypes): return F.normalize(f, dim=-1) @ F.normalize(protot
 
 class _Clusters:
     def __init__(self, embed, dims, prototypes, centres, of):
-        self.embed,self.dims,self.prototypes,self.centres,self.of = embed,dims,prototypes,centres,of
+        self.embed = embed
+        self.dims = dims
+        self.prototypes = prototypes
+        self.centres = centres
+        self.of = of
     def __call__(self, x):
         affinity = _affinity(self.embed(x)[:,self.dims], self.prototypes)
         return self.of[torch.cdist(affinity, self.centres).argmin(1)]
@@ -241,18 +310,22 @@ def affinity_lfs(
     n_lfs:int=5,                # how many functions
     clusters:int=3,             # for each class
     size:int=10,                # features each looks at
-    purity:float=.6,            # smallest share of a cluster's labeled samples in one class; below, it abstains
+    # smallest share of a cluster's labeled samples in one class; below, it abstains
+    purity:float=.6,
     features=None,              # function of a batch that returns [B, D]; pixels if `None`
     components:int=16,          # principal components of them
     seed=0,                     # whole number or `torch.Generator`
 )->list[LabelingFunction]:
-    """*k*-means over affinities to the labeled samples; clusters are named by the labeled samples in them.
+    """*k*-means over affinities to the labeled samples; clusters are named by the labeled samples
+    in them.
 
-    Affinity coding as in GOGGLES (Das et al. 2020, https://arxiv.org/abs/1903.04552), which takes prototypes inside a pretrained network and a hierarchical
-    mixture in the place of *k*-means."""
+    Affinity coding as in GOGGLES (Das et al. 2020, https://arxiv.org/abs/1903.04552), which takes
+    prototypes inside a pretrained network and a hierarchical mixture in the place of *k*-means."""
     y,c,embed,all_,g = _start(x, y, unlabeled, c, features, components, seed)
     check_range("purity", purity, 0, 1)
-    f,k,out = embed(all_[:5000+len(x)]),min(clusters*c, len(x)),[]
+    f = embed(all_[:5000+len(x)])
+    k = min(clusters*c, len(x))
+    out = []
     of_class = F.one_hot(y, c).float()
     for dims in _subsets(f.shape[1], size, n_lfs, g).to(x.device):
         a = _affinity(f[:,dims], f[:len(x),dims])
@@ -260,7 +333,11 @@ def affinity_lfs(
         for _ in range(15):
             near = torch.cdist(a, centres).argmin(1)
             size_of = torch.bincount(near, minlength=k)[:,None]
-            centres = torch.where(size_of > 0, torch.zeros_like(centres).index_add_(0, near, a)/size_of.clamp_min(1), centres)
+            centres = torch.where(
+                size_of > 0,
+                torch.zeros_like(centres).index_add_(0, near, a) / size_of.clamp_min(1),
+                centres,
+            )
         near = torch.cdist(a[:len(x)], centres).argmin(1)
         counts = torch.zeros(k, c, device=x.device).index_add_(0, near, of_class)
         share,label = (counts/counts.sum(1, keepdim=True).clamp_min(1)).max(1)
@@ -275,11 +352,13 @@ def auto_lfs(
     y:torch.Tensor,             # long [n], their classes
     unlabeled:torch.Tensor=None,# [U, ...] samples without a label
     c:int=None,                 # number of classes
-    methods=(snuba_lfs, stump_lfs, affinity_lfs), # whose functions to take; any with the same arguments
+    # whose functions to take; any with the same arguments
+    methods=(snuba_lfs, stump_lfs, affinity_lfs),
     features=None,              # function of a batch that returns [B, D]; pixels if `None`
     components:int=16,          # principal components of them
     seed=0,                     # whole number or `torch.Generator`
 )->list[LabelingFunction]:
-    "Labeling functions made from labeled samples by several methods, in the manner of AutoWS-Bench-101 (Roberts et al. 2022, https://arxiv.org/abs/2208.14362)"
+    """Labeling functions made from labeled samples by several methods, in the manner of
+    AutoWS-Bench-101 (Roberts et al. 2022, https://arxiv.org/abs/2208.14362)"""
     y,c,embed,_,g = _start(x, y, unlabeled, c, features, components, seed)
     return [f for m in methods for f in m(x, y, unlabeled, c, features=embed, seed=g)]

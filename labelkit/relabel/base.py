@@ -25,19 +25,31 @@ from ..models import unwrap
 def sample_ids(dl)->torch.Tensor: # [n] long on the CPU
     "Ids of the samples of a training loader, in the order of its data set"
     ds = dl.dataset
-    return ds.rows.cpu() if isinstance(ds, ArrayDataset) else torch.arange(len(ds)) + getattr(dl, "first_id", 0)
+    return (
+        ds.rows.cpu()
+        if isinstance(ds, ArrayDataset)
+        else torch.arange(len(ds)) + getattr(dl, "first_id", 0)
+    )
+
 
 def given_labels(
     dls # `DataLoaders` of labelkit, or your own after `label_dls`
 )->tuple: # ids [n] long, labels [n] long (below 0: none), both on the CPU
-    "Ids and given labels of the training samples, in the order of the data set. Raises `LabelKitError` when a target is not one class number"
+    """Ids and given labels of the training samples, in the order of the data set. Raises
+    `LabelKitError` when a target is not one class number"""
     ds = dls.train.dataset
     if isinstance(ds, ArrayDataset): y = ds.arrays.y[ds.rows].cpu()
     else:
         # fastai's data sets keep the targets in a list of their own: no image needs to be opened
-        get = (lambda i: ds.tls[-1][i]) if len(getattr(ds, "tls", ())) > 1 else (lambda i: ds[i][-1])
+        get = (
+            (lambda i: ds.tls[-1][i]) if len(getattr(ds, "tls", ())) > 1 else (lambda i: ds[i][-1])
+        )
         first = torch.as_tensor(get(0))
-        y = first[None] if first.ndim or first.is_floating_point() else torch.tensor([int(get(i)) for i in range(len(ds))])
+        y = (
+            first[None]
+            if first.ndim or first.is_floating_point()
+            else torch.tensor([int(get(i)) for i in range(len(ds))])
+        )
     if y.ndim != 1 or y.is_floating_point():
         raise LabelKitError(f"dls has targets of shape {tuple(y.shape[1:])} and type {y.dtype}: "
                             "re-labeling needs one class number for each sample")
@@ -49,12 +61,15 @@ def stratified_folds(
     folds:int,           # how many
     rng:torch.Generator, # a CPU generator
 )->torch.Tensor: # [n] long, fold of each sample
-    "Deal samples into folds, each class evenly. Raises `LabelKitError` when a class has samples, but fewer than there are folds"
+    """Deal samples into folds, each class evenly. Raises `LabelKitError` when a class has samples,
+    but fewer than there are folds"""
     counts = torch.bincount(y)
     few = ((counts > 0) & (counts < folds)).nonzero().flatten().tolist()
     if few:
-        raise LabelKitError(f"folds={folds}, and class {few[0]} has only {int(counts[few[0]])} labeled samples: "
-                            "use fewer folds (at least 2), pass pred_probs=, or label more")
+        raise LabelKitError(
+            f"folds={folds}, and class {few[0]} has only {int(counts[few[0]])} labeled samples: "
+            "use fewer folds (at least 2), pass pred_probs=, or label more"
+        )
     order = torch.randperm(len(y), generator=rng)
     order = order[y[order].argsort(stable=True)]
     fold = torch.empty_like(y)
@@ -65,7 +80,8 @@ def stratified_folds(
 def fresh_copy(
     model:torch.nn.Module # any model; it stays as it is
 )->torch.nn.Module: # with weights drawn from PyTorch's stream
-    "A copy whose layers are initialised anew; modules without `reset_parameters` keep their weights"
+    """A copy whose layers are initialised anew; modules without `reset_parameters` keep their
+    weights"""
     new = deepcopy(unwrap(model))
     for m in new.modules():
         reset = getattr(m, "reset_parameters", None) or getattr(m, "_reset_parameters", None)
@@ -74,8 +90,12 @@ def fresh_copy(
 
 # %% ../../nbs/relabel/base.ipynb #ccf03bdc
 class _Rows:
-    "Some rows of a data set; `split_idx` tells fastai's random transforms whether to act (0) or not (1)"
-    def __init__(self, dataset, rows, split_idx): self.dataset,self.rows,self.split_idx = dataset,rows,split_idx
+    """Some rows of a data set; `split_idx` tells fastai's random transforms whether to act (0) or
+    not (1)"""
+    def __init__(self, dataset, rows, split_idx):
+        self.dataset = dataset
+        self.rows = rows
+        self.split_idx = split_idx
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.dataset[self.rows[i]]
 
@@ -87,17 +107,28 @@ def load_rows(
 ):
     "Batches of the training samples at `rows`, as tuples; the loader's own order does not move"
     ds = dl.dataset
-    if isinstance(ds, ArrayDataset): batches = (ds.arrays.batch(ds.rows[o]) for o in rows.to(ds.rows.device).split(bs))
-    else: batches = dl.new(dataset=_Rows(ds, rows.tolist(), 0 if augment else 1), bs=bs, shuffle=False, drop_last=False)
-    for b in batches: yield tuple(o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o for o in b)
+    if isinstance(ds, ArrayDataset):
+        batches = (ds.arrays.batch(ds.rows[o]) for o in rows.to(ds.rows.device).split(bs))
+    else:
+        batches = dl.new(
+            dataset=_Rows(ds, rows.tolist(), 0 if augment else 1),
+            bs=bs,
+            shuffle=False,
+            drop_last=False,
+        )
+    for b in batches:
+        yield tuple(o.as_subclass(torch.Tensor) if isinstance(o, torch.Tensor) else o for o in b)
 
 # %% ../../nbs/relabel/base.ipynb #313406e3
 def _train(model, dl, rows, loss_func, steps, lr, rng, step):
     "Adam; the learning rate rises and falls as half a sine"
-    opt,bs = Adam([p for p in model.parameters() if p.requires_grad], lr=lr, wd=.01),max(dl.bs, 2)
+    opt = Adam([p for p in model.parameters() if p.requires_grad], lr=lr, wd=.01)
+    bs = max(dl.bs, 2)
     done = 0
     while done < steps:
-        for *xb,yb in load_rows(dl, rows[torch.randperm(len(rows), generator=rng)], bs, augment=True):
+        for *xb, yb in load_rows(
+            dl, rows[torch.randperm(len(rows), generator=rng)], bs, augment=True
+        ):
             if done == steps: break
             if len(yb) == 1 < len(rows): continue  # batch norm has nothing to measure
             opt.set_hyper("lr", lr*sin(pi*(done+.5)/steps))
@@ -109,7 +140,11 @@ def _train(model, dl, rows, loss_func, steps, lr, rng, step):
 
 def _predict(model, dl, rows):
     model.eval()
-    with torch.no_grad(): return torch.cat([model(*xb).float().softmax(1).cpu() for *xb,_ in load_rows(dl, rows, 4*dl.bs)])
+    with torch.no_grad():
+        return torch.cat(
+            [model(*xb).float().softmax(1).cpu() for *xb, _ in load_rows(dl, rows, 4 * dl.bs)]
+        )
+
 
 def out_of_fold(
     dl,             # training loader
@@ -122,7 +157,8 @@ def out_of_fold(
     seed:int=0,     # decides folds, weights and order
     step=lambda total: None, # called with the number of steps in all, before each
 )->torch.Tensor: # [n, C] distributions on the CPU; rows that were left out are zero
-    "Probabilities of each sample by a model that has not seen its label. Global random states and `dl` stay as they were"
+    """Probabilities of each sample by a model that has not seen its label. Global random states and
+    `dl` stay as they were"""
     known = (y >= 0).nonzero().flatten()
     g = torch.Generator().manual_seed(seed)
     fold = stratified_folds(y[known], folds, g)
@@ -137,37 +173,56 @@ def out_of_fold(
             if not p.isfinite().all():
                 parts = zip(sample_ids(dl)[known].split(4*dl.bs), load_rows(dl, known, 4*dl.bs))
                 bad = [i for ids,(x,*_) in parts for i in bad_rows(x, ids)]
-                if bad: raise LabelKitError(f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove them")
-                raise LabelKitError(f"lr={lr} made a model of the cross-validation diverge: use a smaller one")
+                if bad:
+                    raise LabelKitError(
+                        f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or "
+                        "remove them"
+                    )
+                raise LabelKitError(
+                    f"lr={lr} made a model of the cross-validation diverge: use a smaller one"
+                )
             if probs is None: probs = torch.zeros(len(y), p.shape[1])
             probs[held_out] = p
     return probs
 
 # %% ../../nbs/relabel/base.ipynb #40c9fabf
 class RelabelCallback(LabelCallback):
-    "New targets and weights by sample id; a technique overrides `find`, which calls `set_targets` and `set_weights`"
-    order,needs = -8,("ids",)
+    """New targets and weights by sample id; a technique overrides `find`, which calls `set_targets`
+    and `set_weights`"""
+    order = -8
+    needs = ("ids",)
     state_names = ("ledger", "slot", "new_targets", "new_weights", "relabels", "reweights", "found")
-    reasons,columns,kinds = ("",),{},("single",)
+    reasons = ("",)
+    columns = {}
+    kinds = ("single",)
     found = relabels = reweights = False
 
     def setup(self):
         if not isinstance(self.dls.train, DataLoader):
-            raise LabelKitError(f"dls.train is a {type(self.dls.train).__module__} loader: {type(self).__name__} follows single samples, "
-                                "for which it needs fastai's DataLoader and `label_dls(dls)`")
+            raise LabelKitError(
+                f"dls.train is a {type(self.dls.train).__module__} loader: {type(self).__name__} "
+                "follows single samples, "
+                "for which it needs fastai's DataLoader and `label_dls(dls)`"
+            )
         self.found = self.relabels = self.reweights = False
         device = self.dls.device or "cpu"
         self.ledger = Ledger.of(self.dls, reasons=self.reasons, columns=self.columns)
-        self.slot = torch.full((self.ledger.n_ids,), -1, device=device)  # row of `new_targets` of each sample, -1 for none
-        self.new_targets,self.new_weights = torch.zeros(0, 1, device=device),torch.ones(self.ledger.n_ids, device=device)
+        # row of `new_targets` of each sample, -1 for none
+        self.slot = torch.full((self.ledger.n_ids,), -1, device=device)
+        self.new_targets = torch.zeros(0, 1, device=device)
+        self.new_weights = torch.ones(self.ledger.n_ids, device=device)
         self.read_labels()
 
     def read_labels(self):
-        "Which samples are judged (`rows`, places in the data set; `ids`) and their labels; a technique for other targets overrides it, and `kinds`"
+        """Which samples are judged (`rows`, places in the data set; `ids`) and their labels; a
+        technique for other targets overrides it, and `kinds`"""
         ids,self.given = given_labels(self.dls)
         self.rows = (self.given >= 0).nonzero().flatten()
-        self.ids,self.labels = ids[self.rows],self.given[self.rows]
-        self.ledger.given[self.ids.to(self.ledger.given.device)] = self.labels.to(self.ledger.given.device)
+        self.ids = ids[self.rows]
+        self.labels = self.given[self.rows]
+        self.ledger.given[self.ids.to(self.ledger.given.device)] = self.labels.to(
+            self.ledger.given.device
+        )
 
     def find(self): raise NotImplementedError("a re-labeling technique overrides find")
 
@@ -178,7 +233,8 @@ class RelabelCallback(LabelCallback):
 
     @property
     def due(self)->bool:
-        "Whether the labels are to be judged before this epoch: once, unless a technique has several rounds"
+        """Whether the labels are to be judged before this epoch: once, unless a technique has
+        several rounds"""
         return not self.found
 
     def before_train(self):
@@ -198,7 +254,8 @@ class RelabelCallback(LabelCallback):
         device = self.slot.device
         self.slot.fill_(-1)
         self.slot[ids.to(device)] = torch.arange(len(ids), device=device)
-        self.new_targets,self.relabels = targets.float().to(device),len(ids) > 0
+        self.new_targets = targets.float().to(device)
+        self.relabels = len(ids) > 0
 
     def set_weights(self,
         ids:torch.Tensor,     # [k] long
@@ -213,16 +270,27 @@ class RelabelCallback(LabelCallback):
     def before_forward(self, s:Supervision):
         if self.off: return
         if s.ids is None:
-            raise LabelKitError(f"{type(self).__name__} follows single samples and the training loader gives no ids: "
-                                "use fastai's DataLoader and `label_dls(dls)`")
+            raise LabelKitError(
+                f"{type(self).__name__} follows single samples and the training loader gives no "
+                "ids: "
+                "use fastai's DataLoader and `label_dls(dls)`"
+            )
         if s.kind not in self.kinds:
-            raise LabelKitError(f"targets are of kind {s.kind!r}: {type(self).__name__} needs one class number for each sample")
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: {type(self).__name__} needs one class number for "
+                "each sample"
+            )
         ids = s.ids.to(self.slot.device)
         if self.relabels:
             if self.new_targets.shape[1] != s.c:
-                raise LabelKitError(f"new targets have {self.new_targets.shape[1]} classes and the data {s.c}: make them agree")
+                raise LabelKitError(
+                    f"new targets have {self.new_targets.shape[1]} classes and the data {s.c}: "
+                    "make them agree"
+                )
             slot = self.slot[ids]
-            s.targets = torch.where((slot >= 0)[:,None], self.new_targets[slot.clamp_min(0)], s.targets)
+            s.targets = torch.where(
+                (slot >= 0)[:, None], self.new_targets[slot.clamp_min(0)], s.targets
+            )
         if self.reweights: s.weigh(self.new_weights[ids])
 
     def counter(self, title:str):
@@ -234,7 +302,8 @@ class RelabelCallback(LabelCallback):
             if shown is None: return
             if bar is None:
                 bar = progress_bar(range(total), parent=getattr(shown, "mbar", None), leave=False)
-                bar.n,bar.comment = 0,title
+                bar.n = 0
+                bar.comment = title
                 bar.update(0)
             bar.n += 1
             bar.update(bar.n)

@@ -17,7 +17,8 @@ from ..processes import gather_rows
 from ..errors import LabelKitError, check_range
 from ..storage.ledger import Ledger
 from ..models import unwrap
-from ..core.supervision import LabelCallback, Supervision, soft_target_loss
+from ..core.losses import soft_target_loss
+from ..core.supervision import LabelCallback, Supervision
 from ..core.teachers import Ensemble, evaluating
 from ..core.technique import technique
 from .base import fresh_copy
@@ -44,32 +45,60 @@ def small_loss(
     return mask
 
 # %% ../../nbs/relabel/co_teaching.ipynb #e12893c5
-@technique("CoTeaching", family="relabel", year=2018, paper="https://arxiv.org/abs/1804.06872", needs=("ids",),
-           cost="a second network: forward and backward pass over the labeled samples, weights and optimiser state", neutral=dict(noise_rate=0.))
+@technique(
+    "CoTeaching",
+    family="relabel",
+    year=2018,
+    paper="https://arxiv.org/abs/1804.06872",
+    needs=("ids",),
+    cost="a second network: forward and backward pass over the labeled samples, weights and "
+         "optimiser state",
+    neutral=dict(noise_rate=0.0),
+)
 class CoTeaching(LabelCallback):
-    """Two networks, each learning from the samples of a batch in which the other has the smallest losses
+    """Two networks, each learning from the samples of a batch in which the other has the smallest
+    losses
 
-    The share that is left out grows over `ramp` to `noise_rate`. Samples are ranked by cross-entropy with the targets at hand, soft and mixed
-    ones included, and learned with the learner's own loss. The second network is `peer`; `predict` averages both. Han, Yao, Yu, Niu, Xu, Hu, Tsang, Sugiyama 2018,
-    https://arxiv.org/abs/1804.06872"""
-    order,needs,state_names,reasons = -8,("ids",),("ledger",),("small loss", "left out: large loss")
+    The share that is left out grows over `ramp` to `noise_rate`. Samples are ranked by
+    cross-entropy with the targets at hand, soft and mixed ones included, and learned with the
+    learner's own loss. The second network is `peer`; `predict` averages both. Han, Yao, Yu, Niu,
+    Xu, Hu, Tsang, Sugiyama 2018, https://arxiv.org/abs/1804.06872"""
+    order = -8
+    needs = ("ids",)
+    state_names = ("ledger",)
+    reasons = ("small loss", "left out: large loss")
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
 
     def __init__(self,
-        noise_rate:float=.2,   # share of wrong labels, estimated or known; 0 turns the technique off
-        ramp:float=10,         # epochs in which the forget rate grows to it; below 1: that share of the training
-        variant:str="paper",   # "official": as the authors' code, which divides a loss that is a mean already by the number of kept samples again
-        ranking:str="train",   # "train": by the losses that are learned from; "eval": by those in evaluation mode, one more forward pass each
-        peer_fn:Callable=None, # function without arguments that makes the second network; a newly initialised copy of the model if `None`
+        # share of wrong labels, estimated or known; 0 turns the technique off
+        noise_rate:float=.2,
+        # epochs in which the forget rate grows to it; below 1: that share of the training
+        ramp:float=10,
+        # "official": as the authors' code, which divides a loss that is a mean already by the
+        # number of kept samples again
+        variant:str="paper",
+        # "train": by the losses that are learned from; "eval": by those in evaluation mode, one
+        # more forward pass each
+        ranking:str="train",
+        # function without arguments that makes the second network; a newly initialised copy of the
+        # model if `None`
+        peer_fn:Callable=None,
     ):
-        self.noise_rate,self.ramp = check_range("noise_rate", noise_rate, 0, 1),check_range("ramp", ramp, 0)
-        if variant not in ("paper", "official"): raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
-        if ranking not in ("train", "eval"): raise LabelKitError(f"ranking={ranking!r} is not known: use 'train' or 'eval'")
-        self.variant,self.ranking,self.peer_fn = variant,ranking,peer_fn
+        self.noise_rate = check_range("noise_rate", noise_rate, 0, 1)
+        self.ramp = check_range("ramp", ramp, 0)
+        if variant not in ("paper", "official"):
+            raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
+        if ranking not in ("train", "eval"):
+            raise LabelKitError(f"ranking={ranking!r} is not known: use 'train' or 'eval'")
+        self.variant = variant
+        self.ranking = ranking
+        self.peer_fn = peer_fn
 
     def setup(self):
         self.ledger = Ledger.of(self.dls, reasons=self.reasons)
-        self.peer = Auxiliary(fresh_copy(self.learn.model) if self.peer_fn is None else self.peer_fn(), self.learn)
+        self.peer = Auxiliary(
+            fresh_copy(self.learn.model) if self.peer_fn is None else self.peer_fn(), self.learn
+        )
 
     @property
     def rate(self)->float:
@@ -79,14 +108,21 @@ class CoTeaching(LabelCallback):
 
     def before_forward(self, s:Supervision):
         if s.kind not in ("single", "soft"):
-            raise LabelKitError(f"targets are of kind {s.kind!r}: CoTeaching needs classes, one label or a distribution a sample")
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: CoTeaching needs classes, one label or a "
+                "distribution a sample"
+            )
 
     def after_forward(self, s:Supervision):
         if self.noise_rate == 0 or self.searching: return
-        pred,rate = self._ask_peer(s),self.rate
+        pred = self._ask_peer(s)
+        rate = self.rate
         logits = (s.pred, pred) if self.ranking == "train" else self._evaluate(s.x)
-        mine,its = (F.cross_entropy(o.detach().float(), s.targets, reduction="none") for o in logits)
-        for_me,for_it = small_loss(its, rate),small_loss(mine, rate)
+        mine, its = (
+            F.cross_entropy(o.detach().float(), s.targets, reduction="none") for o in logits
+        )
+        for_me = small_loss(its, rate)
+        for_it = small_loss(mine, rate)
         self._note(s, pred, for_me)
         share = 1/for_me.sum() if self.variant == "official" else 1.
         weights = for_it.float() if s.weights is None else s.weights*for_it
@@ -97,20 +133,26 @@ class CoTeaching(LabelCallback):
 
     def _ask_peer(self, s):
         # what is hooked into the model (features dropped or mixed) is hooked into its copy as well
-        names,twins = {m: k for k,m in unwrap(self.learn.model).named_modules()},dict(self.peer.module.named_modules())
+        names = {m: k for k,m in unwrap(self.learn.model).named_modules()}
+        twins = dict(self.peer.module.named_modules())
         found = [(twins[names[m]], fn, before) for m,fn,before in s.hooks if names.get(m) in twins]
-        handles = [(m.register_forward_pre_hook if before else m.register_forward_hook)(fn) for m,fn,before in found]
+        handles = [
+            (m.register_forward_pre_hook if before else m.register_forward_hook)(fn)
+            for m, fn, before in found
+        ]
         try:
             with self._own_numbers(): return self.peer(s.x).float()
         finally:
             for h in handles: h.remove()
 
     def _evaluate(self, x):
-        with evaluating(unwrap(self.learn.model), self.peer.module) as nets: return [net(x) for net in nets]
+        with evaluating(unwrap(self.learn.model), self.peer.module) as nets:
+            return [net(x) for net in nets]
 
     @contextmanager
     def _own_numbers(self):
-        "PyTorch's global random numbers come from the technique's own inside, and go on as if nothing had been drawn"
+        """PyTorch's global random numbers come from the technique's own inside, and go on as if
+        nothing had been drawn"""
         device = torch.device(self.dls.device or "cpu")
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.rng)))
@@ -126,10 +168,17 @@ class CoTeaching(LabelCallback):
         x:torch.Tensor,   # [N, ...] inputs as the model takes them
         both:bool=True,   # the mean of both networks; the learner's model alone with `False`
     )->torch.Tensor: # [N, C] distributions
-        "What the trained networks say, in evaluation mode. Raises `LabelKitError` before training, and after unpickling (the peer is not saved)"
+        """What the trained networks say, in evaluation mode. Raises `LabelKitError` before
+        training, and after unpickling (the peer is not saved)"""
         peer = getattr(getattr(self, "peer", None), "module", None)
-        if peer is None: raise LabelKitError("CoTeaching has no second network yet, or it was left out of a pickle: train with it first")
+        if peer is None:
+            raise LabelKitError(
+                "CoTeaching has no second network yet, or it was left out of a pickle: train with "
+                "it first"
+            )
         teacher = Ensemble([self.learn.model, peer] if both else [self.learn.model])
-        return torch.cat([teacher(o.to(next(peer.parameters()).device)) for o in x.split(512)]).softmax(1)
+        return torch.cat(
+            [teacher(o.to(next(peer.parameters()).device)) for o in x.split(512)]
+        ).softmax(1)
 
     def __getstate__(self): return super().__getstate__() | dict(peer_fn=None)

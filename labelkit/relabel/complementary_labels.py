@@ -21,27 +21,41 @@ _EPS = 1e-6
 def uniform_transition(
     c:int # number of classes
 )->torch.Tensor: # [C, C], row: true class, column: complementary label
-    "Every wrong class is named equally often (Ishida et al. 2017, https://arxiv.org/abs/1705.07541)"
+    """Every wrong class is named equally often (Ishida et al. 2017,
+    https://arxiv.org/abs/1705.07541)"""
     return (1-torch.eye(c))/(c-1)
 
 def check_transition(
     transition, # [C, C]: chance of each complementary label (column) for each true class (row)
     c:int,      # number of classes
 )->torch.Tensor: # [C, C] float
-    "`transition` as a tensor. Raises `LabelKitError` when a row is no distribution or the size is wrong"
+    """`transition` as a tensor. Raises `LabelKitError` when a row is no distribution or the size is
+    wrong"""
     t = torch.as_tensor(transition).float()
-    if t.shape != (c, c): raise LabelKitError(f"transition has shape {tuple(t.shape)}: pass [{c}, {c}], from true class to complementary label")
+    if t.shape != (c, c):
+        raise LabelKitError(
+            f"transition has shape {tuple(t.shape)}: pass [{c}, {c}], from true class to "
+            "complementary label"
+        )
     bad = ((t < 0).any(1) | ((t.sum(1)-1).abs() > 1e-3)).nonzero().flatten().tolist()
-    if bad: raise LabelKitError(f"transition: row {bad[0]} is not a distribution (no value below 0, sum 1): divide each row by its sum")
+    if bad:
+        raise LabelKitError(
+            f"transition: row {bad[0]} is not a distribution (no value below 0, sum 1): divide "
+            "each row by its sum"
+        )
     return t
 
 def invert_transition(
     transition:torch.Tensor # [C, C]
 )->torch.Tensor: # [C, C]
-    "The inverse, by which a loss of true classes becomes one of complementary labels. Raises `LabelKitError` where labels cannot tell the classes apart"
+    """The inverse, by which a loss of true classes becomes one of complementary labels. Raises
+    `LabelKitError` where labels cannot tell the classes apart"""
     inv,info = torch.linalg.inv_ex(transition.double())
     if info or not inv.isfinite().all() or inv.abs().max() > 1e6:
-        raise LabelKitError("transition has no usable inverse: two mixtures of classes give the same complementary labels; use loss='scl-nl', or another matrix")
+        raise LabelKitError(
+            "transition has no usable inverse: two mixtures of classes give the same complementary "
+            "labels; use loss='scl-nl', or another matrix"
+        )
     return inv.to(transition.dtype)
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #50b43c0c
@@ -53,7 +67,8 @@ def pc_loss(
     logits:torch.Tensor, # [B, C]
     comp:torch.Tensor,   # [B, C] float, complementary labels: one-hot, mixed or weighted rows
 )->torch.Tensor: # a scalar
-    "Pairwise comparison: Σⱼ σ(f_ȳ − fⱼ) over the other classes (Ishida et al. 2017, https://arxiv.org/abs/1705.07541, up to constants)"
+    """Pairwise comparison: Σⱼ σ(f_ȳ − fⱼ) over the other classes (Ishida et al. 2017,
+    https://arxiv.org/abs/1705.07541, up to constants)"""
     return _mean((logits[:,:,None]-logits[:,None]).sigmoid().sum(2) - .5, comp)
 
 def scl_loss(
@@ -70,7 +85,8 @@ def forward_corrected_loss(
     comp:torch.Tensor,       # [B, C]
     transition:torch.Tensor, # [C, C], rows: true classes
 )->torch.Tensor: # a scalar
-    "−log (pT)_ȳ: likelihood of the complementary labels (Yu et al. 2018, https://arxiv.org/abs/1711.09535)"
+    """−log (pT)_ȳ: likelihood of the complementary labels (Yu et al. 2018,
+    https://arxiv.org/abs/1711.09535)"""
     return _mean(-(logits.softmax(1)@transition + _EPS).log(), comp)
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #330d16c7
@@ -78,16 +94,22 @@ def ure_loss(
     logits:torch.Tensor,     # [B, C]
     comp:torch.Tensor,       # [B, C]
     transition:torch.Tensor, # [C, C], rows: true classes; with an inverse
-    priors:torch.Tensor=None,# [C] share of each complementary label in the data; that of the batch if `None`
-    kind:str="nn",           # "nn": parts below 0 count 0; "ga": if there are any, they alone are raised; "free": as it is
-    variant:str="official",  # "official": a part for each ordinary class; "libcll": for each complementary label
+    # [C] share of each complementary label in the data; that of the batch if `None`
+    priors:torch.Tensor=None,
+    # "nn": parts below 0 count 0; "ga": if there are any, they alone are raised; "free": as it is
+    kind:str="nn",
+    # "official": a part for each ordinary class; "libcll": for each complementary label
+    variant:str="official",
     inverse:torch.Tensor=None, # [C, C] of `transition`, where it is known already
 )->torch.Tensor: # a scalar
-    """Unbiased estimate of cross-entropy, corrected (Ishida et al. 2019, https://arxiv.org/abs/1810.04327).
+    """Unbiased estimate of cross-entropy, corrected (Ishida et al. 2019,
+    https://arxiv.org/abs/1810.04327).
 
-    The authors' demo of "ga" weighs the parts by label counts while it ascends; here they have equal weight throughout, as in libcll."""
+    The authors' demo of "ga" weighs the parts by label counts while it ascends; here they have
+    equal weight throughout, as in libcll."""
     n = comp.sum(0)
-    means = comp.T@-F.log_softmax(logits, 1)/n.clamp_min(torch.finfo(comp.dtype).tiny)[:,None]  # row j, column k: loss of k where the label is j
+    # row j, column k: loss of k where the label is j
+    means = comp.T@-F.log_softmax(logits, 1)/n.clamp_min(torch.finfo(comp.dtype).tiny)[:,None]
     inverse = invert_transition(transition) if inverse is None else inverse
     parts = (priors if priors is not None else n/n.sum())[:,None]*inverse*means
     parts = parts.sum(0 if variant == "official" else 1)
@@ -100,7 +122,8 @@ def dm_loss(
     logits:torch.Tensor, # [B, C]
     comp:torch.Tensor,   # [B, C]
 )->torch.Tensor: # a scalar
-    "Discriminative model q = softmax(1−p): −(1 + (1−p_ȳ)/(K−1))·log q_ȳ (Gao & Zhang 2021, https://proceedings.mlr.press/v139/gao21d.html)"
+    """Discriminative model q = softmax(1−p): −(1 + (1−p_ȳ)/(K−1))·log q_ȳ (Gao & Zhang 2021,
+    https://proceedings.mlr.press/v139/gao21d.html)"""
     away = 1-logits.softmax(1)
     return _mean(-(1+away/(logits.shape[1]-1))*(away.softmax(1)+_EPS).log(), comp)
 
@@ -108,7 +131,8 @@ def op_loss(
     logits:torch.Tensor, # [B, C]
     comp:torch.Tensor,   # [B, C]
 )->torch.Tensor: # a scalar
-    "Order-preserving: −log softmax(−f)_ȳ, weighted as libcll does (Liu et al. 2023, https://proceedings.mlr.press/v206/liu23g.html)"
+    """Order-preserving: −log softmax(−f)_ȳ, weighted as libcll does (Liu et al. 2023,
+    https://proceedings.mlr.press/v206/liu23g.html)"""
     q = (-logits).softmax(1) + 1e-18
     weight = logits.softmax(1)*(1/q+1).softmax(1) + _EPS
     return _mean(-weight*q.log(), comp)
@@ -116,30 +140,45 @@ def op_loss(
 def cpe_loss(
     logits:torch.Tensor,          # [B, C]
     comp:torch.Tensor,            # [B, C]
-    transition:torch.Tensor=None, # [C, C]: the logits are of true classes ("F"); `None`: of complementary labels ("I")
+    # [C, C]: the logits are of true classes ("F"); `None`: of complementary labels ("I")
+    transition:torch.Tensor=None,
 )->torch.Tensor: # a scalar
-    "Complementary probability estimates (Lin & Lin 2023, https://arxiv.org/abs/2209.09500); predict with `cpe_decode`"
-    return forward_corrected_loss(logits, comp, transition) if transition is not None else _mean(-F.log_softmax(logits, 1), comp)
+    """Complementary probability estimates (Lin & Lin 2023, https://arxiv.org/abs/2209.09500);
+    predict with `cpe_decode`"""
+    return (
+        forward_corrected_loss(logits, comp, transition)
+        if transition is not None
+        else _mean(-F.log_softmax(logits, 1), comp)
+    )
+
 
 def cpe_decode(
     logits:torch.Tensor,     # [N, C] of true classes ("F") or of complementary labels ("I")
     transition:torch.Tensor, # [C, C]
     kind:str="i",            # "i" or "f", as trained
 )->torch.Tensor: # [N] long
-    "The class whose row of `transition` is nearest (sum of absolute differences) to the predicted complementary probabilities"
+    """The class whose row of `transition` is nearest (sum of absolute differences) to the predicted
+    complementary probabilities"""
     q = logits.softmax(1)
     return torch.cdist(q if kind == "i" else q@transition, transition, p=1).argmin(1)
 
 def mcl_loss(
     logits:torch.Tensor, # [B, C]
     comp:torch.Tensor,   # [B, C]; with `sets`, 1 for every class of a sample's set
-    kind:str="log",      # "mae": 1−q; "exp": exp(−q); "log": −log q, where q is the probability outside the set
-    sets:bool=False,     # whether a row is a set of several complementary labels rather than a distribution over single ones
+    # "mae": 1−q; "exp": exp(−q); "log": −log q, where q is the probability outside the set
+    kind:str="log",
+    # whether a row is a set of several complementary labels rather than a distribution over single
+    # ones
+    sets:bool=False,
 )->torch.Tensor: # a scalar
-    "Several complementary labels: (2K−2)/|set| times a bounded loss or an upper bound (Feng et al. 2020, https://arxiv.org/abs/1912.12927)"
-    p,c = logits.softmax(1),logits.shape[1]
+    """Several complementary labels: (2K−2)/|set| times a bounded loss or an upper bound (Feng et
+    al. 2020, https://arxiv.org/abs/1912.12927)"""
+    p = logits.softmax(1)
+    c = logits.shape[1]
     inside = (p*comp).sum(1) if sets else p
-    loss = dict(mae=lambda o: o, exp=lambda o: (o-1).exp(), log=lambda o: -(1-o+_EPS).log())[kind](inside)
+    loss = dict(mae=lambda o: o, exp=lambda o: (o - 1).exp(), log=lambda o: -(1 - o + _EPS).log())[
+        kind
+    ](inside)
     return (2*c-2)*((loss/comp.sum(1)).mean() if sets else _mean(loss, comp))
 
 def scarce_loss(
@@ -147,15 +186,19 @@ def scarce_loss(
     comp:torch.Tensor,        # [B, C]
     priors:torch.Tensor=None, # [C] share of each *true* class; equal ones if `None`
 )->torch.Tensor: # a scalar
-    "One against the rest from negative and unlabeled samples, absolute correction (SCARCE, Wang et al. 2024, https://arxiv.org/abs/2311.15502)"
-    n,w = comp.sum(0).clamp_min(torch.finfo(comp.dtype).tiny),comp.sum(1, keepdim=True)
+    """One against the rest from negative and unlabeled samples, absolute correction (SCARCE, Wang
+    et al. 2024, https://arxiv.org/abs/2311.15502)"""
+    n = comp.sum(0).clamp_min(torch.finfo(comp.dtype).tiny)
+    w = comp.sum(1, keepdim=True)
     absent = 1 - (1/logits.shape[1] if priors is None else priors)
-    yes,no = F.softplus(-logits),F.softplus(logits)
+    yes = F.softplus(-logits)
+    no = F.softplus(logits)
     positive = (w*yes).sum(0)/w.sum() - absent*(comp*yes).sum(0)/n
     return (absent*(comp*no).sum(0)/n).sum() + positive.abs().sum()
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #d7d94434
-#: name -> function of (logits [B, C], complementary rows [B, C], the callback: its `transition`, `inverse`, `priors`)
+# : name -> function of (logits [B, C], complementary rows [B, C], the callback: its `transition`,
+# `inverse`, `priors`)
 complementary_losses = {
     "forward": lambda f,t,cb: forward_corrected_loss(f, t, cb.transition),
     "scl-nl": lambda f,t,cb: scl_loss(f, t, "nl"),
@@ -179,10 +222,15 @@ def complementary_scores(
     comp:torch.Tensor,            # [N] long, complementary labels
     transition:torch.Tensor=None, # [C, C]; uniform if `None`
 )->torch.Tensor: # [N]
-    "A number for each sample whose expectation is 1 if the prediction is right and 0 if not; it may be far outside 0…1"
+    """A number for each sample whose expectation is 1 if the prediction is right and 0 if not; it
+    may be far outside 0…1"""
     guess = preds.argmax(1) if preds.ndim == 2 else preds
     if transition is None:
-        if preds.ndim == 1: raise LabelKitError("transition is missing and preds are class numbers: pass transition=uniform_transition(number of classes)")
+        if preds.ndim == 1:
+            raise LabelKitError(
+                "transition is missing and preds are class numbers: pass "
+                "transition=uniform_transition(number of classes)"
+            )
         transition = uniform_transition(preds.shape[1])
     return invert_transition(transition).to(guess.device)[comp, guess]
 
@@ -191,37 +239,70 @@ def complementary_accuracy(
     comp:torch.Tensor,            # [N] long, complementary labels
     transition:torch.Tensor=None, # [C, C]; uniform if `None`
 )->torch.Tensor: # a scalar
-    "Unbiased estimate of the accuracy from complementary labels alone (Ishida et al. 2019); a fastai metric where validation has such labels"
+    """Unbiased estimate of the accuracy from complementary labels alone (Ishida et al. 2019); a
+    fastai metric where validation has such labels"""
     return complementary_scores(preds, comp, transition).mean()
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #cd0a7824
-@technique("ComplementaryLabels", family="relabel", year=2017, paper="https://arxiv.org/abs/1705.07541", cost="none", neutral=dict(weight=0.))
+@technique(
+    "ComplementaryLabels",
+    family="relabel",
+    year=2017,
+    paper="https://arxiv.org/abs/1705.07541",
+    cost="none",
+    neutral=dict(weight=0.0),
+)
 class ComplementaryLabels(LabelCallback):
-    """Read each label as a class that the sample is not, and replace the loss by one for such labels
+    """Read each label as a class that the sample is not, and replace the loss by one for such
+    labels
 
-    `loss` names one of `complementary_losses`. `transition` [C, C] says how likely a true class (row) is given each complementary label (column):
-    that of the data where they know it, else uniform. Ishida et al. 2017, https://arxiv.org/abs/1705.07541, and the sources of the losses."""
+    `loss` names one of `complementary_losses`. `transition` [C, C] says how likely a true class
+    (row) is given each complementary label (column): that of the data where they know it, else
+    uniform. Ishida et al. 2017, https://arxiv.org/abs/1705.07541, and the sources of the losses."""
     order = -8
     def __init__(self,
-        loss:str="forward",      # one of `complementary_losses`, or your own function of (logits, rows, callback)
-        transition=None,         # [C, C] from true class to complementary label; by the data, or uniform, if `None`
-        weight:float=1.,         # of the loss; 0 turns the technique off, and the labels are read as ordinary ones
+        # one of `complementary_losses`, or your own function of (logits, rows, callback)
+        loss:str="forward",
+        # [C, C] from true class to complementary label; by the data, or uniform, if `None`
+        transition=None,
+        # of the loss; 0 turns the technique off, and the labels are read as ordinary ones
+        weight:float=1.,
         variant:str="official",  # of "ure-nn" and "ure-ga": "official" or "libcll"
     ):
         if not callable(loss) and loss not in complementary_losses:
-            raise LabelKitError(f"loss={loss!r} is none of {', '.join(complementary_losses)}: use one of them, or pass a function")
-        if variant not in ("official", "libcll"): raise LabelKitError(f"variant={variant!r} is neither 'official' nor 'libcll': use one of them")
-        self.loss,self.given_transition,self.variant = loss,transition,variant
+            raise LabelKitError(
+                f"loss={loss!r} is none of {', '.join(complementary_losses)}: use one of them, or "
+                "pass a function"
+            )
+        if variant not in ("official", "libcll"):
+            raise LabelKitError(
+                f"variant={variant!r} is neither 'official' nor 'libcll': use one of them"
+            )
+        self.loss = loss
+        self.given_transition = transition
+        self.variant = variant
         self.weight = check_range("weight", weight, 0)
         self.transition = self.inverse = self.priors = None
 
     def prepare(self, s):
-        "Matrices on the device, and the shares of the complementary labels where the data tell them"
-        t = self.given_transition if self.given_transition is not None else getattr(self.dls, "transition", None)
-        self.transition = (uniform_transition(s.c) if t is None else check_transition(t, s.c)).to(s.x.device)
+        """Matrices on the device, and the shares of the complementary labels where the data tell
+        them"""
+        t = (
+            self.given_transition
+            if self.given_transition is not None
+            else getattr(self.dls, "transition", None)
+        )
+        self.transition = (uniform_transition(s.c) if t is None else check_transition(t, s.c)).to(
+            s.x.device
+        )
         if self.loss in ("ure-nn", "ure-ga"): self.inverse = invert_transition(self.transition)
         given = getattr(self.dls, "given", None)
-        if isinstance(given, torch.Tensor) and not given.is_floating_point() and given.ndim == 1 and (known := given[given >= 0]).numel():
+        if (
+            isinstance(given, torch.Tensor)
+            and not given.is_floating_point()
+            and given.ndim == 1
+            and (known := given[given >= 0]).numel()
+        ):
             self.priors = (torch.bincount(known, minlength=s.c)/len(known)).to(s.x.device)
 
     def setup(self): self.transition = self.inverse = self.priors = None
@@ -229,7 +310,10 @@ class ComplementaryLabels(LabelCallback):
     def after_forward(self, s:Supervision):
         if self.weight == 0: return
         if s.kind not in ("single", "soft"):
-            raise LabelKitError(f"targets are of kind {s.kind!r}: ComplementaryLabels needs one complementary class, or a distribution over them, for each sample")
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: ComplementaryLabels needs one complementary "
+                "class, or a distribution over them, for each sample"
+            )
         if self.transition is None: self.prepare(s)
         rows = s.targets if s.weights is None else s.targets*s.weights[:,None]
         loss = self.loss if callable(self.loss) else complementary_losses[self.loss]

@@ -16,46 +16,78 @@ from ..core.technique import technique
 from .base import RelabelCallback, fresh_copy, out_of_fold
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #ee391368
-_filters = ("prune_by_noise_rate", "prune_by_class", "both", "confident_learning", "predicted_neq_given",
-            "low_normalized_margin", "low_self_confidence")
+_filters = (
+    "prune_by_noise_rate",
+    "prune_by_class",
+    "both",
+    "confident_learning",
+    "predicted_neq_given",
+    "low_normalized_margin",
+    "low_self_confidence",
+)
 
 def confident_learning(
     labels:torch.Tensor, # [n] long, given labels in 0..C-1
     probs:torch.Tensor,  # [n, C] out-of-fold probabilities
     filter_by:str="prune_by_noise_rate", # which of cleanlab's rules flags a sample
-)->dict: # `thresholds` [C], `counts` and `joint` [C, C], `trust` [C]; by sample [n] `flagged`, `label_quality`, `suggested_label`, `confidence`
-    """Confident learning by cleanlab (Northcutt, Jiang, Chuang 2021, https://arxiv.org/abs/1911.00068).
+    # `thresholds` [C], `counts` and `joint` [C, C], `trust` [C]; by sample [n] `flagged`,
+    # `label_quality`, `suggested_label`, `confidence`
+)->dict:
+    """Confident learning by cleanlab (Northcutt, Jiang, Chuang 2021,
+    https://arxiv.org/abs/1911.00068).
 
-    `counts` is the confident joint, and `joint` the distribution of given and true labels after its calibration to the label counts; `trust` is
-    the estimate of p(given k | true k), `label_quality` the probability of the given label; the suggestion is the likeliest other class."""
+    `counts` is the confident joint, and `joint` the distribution of given and true labels after its
+    calibration to the label counts; `trust` is the estimate of p(given k | true k), `label_quality`
+    the probability of the given label; the suggestion is the likeliest other class."""
     import numpy as np
     from cleanlab import count, filter as issues, rank
-    y,p = labels.cpu().numpy(),probs.detach().cpu().double().numpy()
+    y = labels.cpu().numpy()
+    p = probs.detach().cpu().double().numpy()
     counts,calibrated = (count.compute_confident_joint(y, p, calibrate=o) for o in (False, True))
-    with np.errstate(divide="ignore", invalid="ignore"): noise = count.estimate_latent(calibrated, y)[1]
-    found = dict(thresholds=count.get_confident_thresholds(y, p), joint=count.estimate_joint(y, p, confident_joint=calibrated),
-                 trust=noise.diagonal().copy(), label_quality=rank.get_label_quality_scores(y, p, method="self_confidence"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise = count.estimate_latent(calibrated, y)[1]
+    found = dict(
+        thresholds=count.get_confident_thresholds(y, p),
+        joint=count.estimate_joint(y, p, confident_joint=calibrated),
+        trust=noise.diagonal().copy(),
+        label_quality=rank.get_label_quality_scores(y, p, method="self_confidence"),
+    )
     found = {k: torch.as_tensor(v).float() for k,v in found.items()}
     flagged = torch.as_tensor(issues.find_label_issues(y, p, filter_by=filter_by, n_jobs=1))
     others = probs.detach().cpu().float().scatter(1, labels.cpu()[:,None], -1.)
     confidence,suggested = others.max(1)
-    return found | dict(counts=torch.as_tensor(counts), flagged=flagged, suggested_label=suggested, confidence=confidence)
+    return found | dict(
+        counts=torch.as_tensor(counts),
+        flagged=flagged,
+        suggested_label=suggested,
+        confidence=confidence,
+    )
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #80506778
-_reasons = ("not flagged", "another class reaches its threshold, the given one does not", "both reach their thresholds, the other is likelier",
-           "neither reaches its threshold", "the given class reaches its threshold, but another is likelier")
+_reasons = (
+    "not flagged",
+    "another class reaches its threshold, the given one does not",
+    "both reach their thresholds, the other is likelier",
+    "neither reaches its threshold",
+    "the given class reaches its threshold, but another is likelier",
+)
 _severity_of = torch.tensor([0, 3, 2, 1, 1])
 _severities = ("none", "low", "medium", "high")
 
 def reason_of(
-    given_reaches:torch.Tensor,     # [n] bool, probability of the given label is at least its class's threshold
+    # [n] bool, probability of the given label is at least its class's threshold
+    given_reaches:torch.Tensor,
     suggested_reaches:torch.Tensor, # [n] bool, likewise for the suggested one
 )->torch.Tensor: # [n] long
     "Number of the reason for flagged samples, 1 to 4"
-    return torch.where(given_reaches, torch.where(suggested_reaches, 2, 4), torch.where(suggested_reaches, 1, 3))
+    return torch.where(
+        given_reaches, torch.where(suggested_reaches, 2, 4), torch.where(suggested_reaches, 1, 3)
+    )
+
 
 def explain_flag(
-    given:str, p_given:float, t_given:float,       # name, probability and class threshold of the given label
+    # name, probability and class threshold of the given label
+    given:str, p_given:float, t_given:float,
     suggested:str, p_suggested:float, t_suggested:float, # the same of the suggested one
 )->str:
     "The reason for a flag, with its numbers"
@@ -70,85 +102,158 @@ def check_probs(
     n_ids:int,        # N
     c:int,            # C
 )->torch.Tensor: # [n, C] float on the CPU
-    "The rows `ids`. Raises `LabelKitError` for a wrong shape, values that are not finite, and rows that are no distribution"
+    """The rows `ids`. Raises `LabelKitError` for a wrong shape, values that are not finite, and
+    rows that are no distribution"""
     p = torch.as_tensor(pred_probs).detach().cpu().float()
     if tuple(p.shape) != (n_ids, c):
-        raise LabelKitError(f"pred_probs has shape {tuple(p.shape)}: pass [{n_ids}, {c}], a row for each sample id and a column for each class")
+        raise LabelKitError(
+            f"pred_probs has shape {tuple(p.shape)}: pass [{n_ids}, {c}], a row for each sample id "
+            "and a column for each class"
+        )
     p = p[ids]
-    no_number,no_distribution = ~p.isfinite().all(1),(p < 0).any(1) | ((p.sum(1)-1).abs() > 1e-3)
-    for bad,what in ((no_number, "is not finite"), (no_distribution, "is not a distribution (no value below 0, sum 1)")):
+    no_number = ~p.isfinite().all(1)
+    no_distribution = (p < 0).any(1) | ((p.sum(1)-1).abs() > 1e-3)
+    for bad, what in (
+        (no_number, "is not finite"),
+        (no_distribution, "is not a distribution (no value below 0, sum 1)"),
+    ):
         if bad.any():
-            raise LabelKitError(f"pred_probs of sample {int(ids[bad][0])} {what}: pass probabilities after softmax, for every labeled sample")
+            raise LabelKitError(
+                f"pred_probs of sample {int(ids[bad][0])} {what}: pass probabilities after "
+                "softmax, for every labeled sample"
+            )
     return p
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #3d8805a1
-@technique("ConfidentRelabel", family="relabel", year=2021, paper="https://arxiv.org/abs/1911.00068", needs=("ids",),
-           cost="before the first epoch, folds-1 times the given number of epochs", neutral=dict(share=0.))
+@technique(
+    "ConfidentRelabel",
+    family="relabel",
+    year=2021,
+    paper="https://arxiv.org/abs/1911.00068",
+    needs=("ids",),
+    cost="before the first epoch, folds-1 times the given number of epochs",
+    neutral=dict(share=0.0),
+)
 class ConfidentRelabel(RelabelCallback):
     """Find wrong labels by confident learning, and prune, re-weight or relabel these samples
 
-    Out-of-fold probabilities by stratified cross-validation with newly initialised copies of the model, cleanlab's statistics, and a suggested
-    label, severity and reason for every flag. One class label a sample; samples without a label are left alone. Northcutt, Jiang, Chuang 2021,
+    Out-of-fold probabilities by stratified cross-validation with newly initialised copies of the
+    model, cleanlab's statistics, and a suggested label, severity and reason for every flag. One
+    class label a sample; samples without a label are left alone. Northcutt, Jiang, Chuang 2021,
     https://arxiv.org/abs/1911.00068"""
-    reasons,columns = _reasons,dict(label_quality=torch.float, severity=torch.long, flagged=torch.bool)
+    reasons = _reasons
+    columns = dict(label_quality=torch.float, severity=torch.long, flagged=torch.bool)
     state_names = (*RelabelCallback.state_names, "thresholds", "counts", "joint")
     explorer = "labelkit.explore.review:Review"
 
     def __init__(self,
-        action:str="prune",      # "prune": without flagged samples; "reweight": see `weighting`; "relabel": with the suggested label
-        weighting:str="quality", # of "reweight": flagged samples count their label quality, or "class": not at all, and the others 1/p(given k | true k)
-        soft:bool=False,         # relabel with the whole predicted distribution instead of its best other class
-        share:float=1.,          # of the labeled samples that may be touched, worst first; 0 turns the technique off
+        # "prune": without flagged samples; "reweight": see `weighting`; "relabel": with the
+        # suggested label
+        action:str="prune",
+        # of "reweight": flagged samples count their label quality, or "class": not at all, and the
+        # others 1/p(given k | true k)
+        weighting:str="quality",
+        # relabel with the whole predicted distribution instead of its best other class
+        soft:bool=False,
+        # of the labeled samples that may be touched, worst first; 0 turns the technique off
+        share:float=1.,
         folds:int=4,             # of the cross-validation; no class may have fewer samples
         epochs:int=5,            # of training each fold's model
         lr:float=5e-3,           # largest learning rate there
-        model_fn:Callable=None,  # function without arguments that makes a fold's model; the learner's, newly initialised, if `None`
-        pred_probs=None,         # [N, C] your own out-of-fold probabilities by sample id, instead of the cross-validation
-        filter_by:str="prune_by_noise_rate", # cleanlab's rule for flags, such as "confident_learning" or "both"
+        # function without arguments that makes a fold's model; the learner's, newly initialised, if
+        # `None`
+        model_fn:Callable=None,
+        # [N, C] your own out-of-fold probabilities by sample id, instead of the cross-validation
+        pred_probs=None,
+        # cleanlab's rule for flags, such as "confident_learning" or "both"
+        filter_by:str="prune_by_noise_rate",
     ):
-        known_values = dict(action=("prune", "reweight", "relabel"), weighting=("quality", "class"), filter_by=_filters)
+        known_values = dict(
+            action=("prune", "reweight", "relabel"),
+            weighting=("quality", "class"),
+            filter_by=_filters,
+        )
         for (name,known),value in zip(known_values.items(), (action, weighting, filter_by)):
-            if value not in known: raise LabelKitError(f"{name}={value!r} is none of {', '.join(known)}: use one of them")
-        self.action,self.weighting,self.soft,self.filter_by = action,weighting,soft,filter_by
-        self.share,self.lr = check_range("share", share, 0, 1),check_range("lr", lr, 0)
-        self.folds,self.epochs = int(check_range("folds", folds, 2)),int(check_range("epochs", epochs, 1))
-        self.model_fn,self.pred_probs = model_fn,pred_probs
+            if value not in known:
+                raise LabelKitError(
+                    f"{name}={value!r} is none of {', '.join(known)}: use one of them"
+                )
+        self.action = action
+        self.weighting = weighting
+        self.soft = soft
+        self.filter_by = filter_by
+        self.share = check_range("share", share, 0, 1)
+        self.lr = check_range("lr", lr, 0)
+        self.folds = int(check_range("folds", folds, 2))
+        self.epochs = int(check_range("epochs", epochs, 1))
+        self.model_fn = model_fn
+        self.pred_probs = pred_probs
 
     @property
     def off(self): return self.share == 0
 
     def setup(self):
         super().setup()
-        self.thresholds,self.counts,self.joint = torch.zeros(1),torch.zeros(1,1).long(),torch.zeros(1,1)
+        self.thresholds = torch.zeros(1)
+        self.counts = torch.zeros(1,1).long()
+        self.joint = torch.zeros(1,1)
 
     def find(self):
         if self.pred_probs is None: probs = self.cross_validate()
-        else: probs = check_probs(self.pred_probs, self.ids, self.ledger.n_ids, n_classes(self.learn))
+        else:
+            probs = check_probs(self.pred_probs, self.ids, self.ledger.n_ids, n_classes(self.learn))
         found = confident_learning(self.labels, probs, self.filter_by)
-        self.thresholds,self.counts,self.joint = (found[k] for k in ("thresholds", "counts", "joint"))
+        self.thresholds, self.counts, self.joint = (
+            found[k] for k in ("thresholds", "counts", "joint")
+        )
         reaches = lambda p,label: p >= self.thresholds[label]-1e-6
-        reason = reason_of(reaches(found["label_quality"], self.labels), reaches(found["confidence"], found["suggested_label"]))
+        reason = reason_of(
+            reaches(found["label_quality"], self.labels),
+            reaches(found["confidence"], found["suggested_label"]),
+        )
         reason = reason*found["flagged"]
         severity = _severity_of[reason]
         margin = found["confidence"] - found["label_quality"]
-        worst = (found["flagged"]*(severity + 2 + margin)).argsort(descending=True, stable=True)  # unflagged last
+        # unflagged last
+        worst = (found["flagged"]*(severity + 2 + margin)).argsort(descending=True, stable=True)
         worst = worst[:min(int(found["flagged"].sum()), int(self.share*len(worst)))]
         self.act(worst, found, probs)
         touched = torch.zeros_like(found["flagged"])
         touched[worst] = True
         device = self.ledger.columns["epoch"].device
-        rows = dict(suggested_label=torch.where(found["flagged"], found["suggested_label"], self.labels),
-                    confidence=torch.where(found["flagged"], found["confidence"], found["label_quality"]), accepted=touched,
-                    reason=reason, label_quality=found["label_quality"], severity=severity, flagged=found["flagged"])
-        self.ledger.record(self.ids, epoch=self.learn.epoch, **{k: v.to(device) for k,v in rows.items()})
+        rows = dict(
+            suggested_label=torch.where(found["flagged"], found["suggested_label"], self.labels),
+            confidence=torch.where(found["flagged"], found["confidence"], found["label_quality"]),
+            accepted=touched,
+            reason=reason,
+            label_quality=found["label_quality"],
+            severity=severity,
+            flagged=found["flagged"],
+        )
+        self.ledger.record(
+            self.ids, epoch=self.learn.epoch, **{k: v.to(device) for k, v in rows.items()}
+        )
 
     def cross_validate(self)->torch.Tensor: # [n, C]
         "Probabilities of the labeled samples by models that did not see them"
         device = self.dls.device or "cpu"
-        make = (lambda: fresh_copy(self.learn.model)) if self.model_fn is None else (lambda: self.model_fn().to(device))
+        make = (
+            (lambda: fresh_copy(self.learn.model))
+            if self.model_fn is None
+            else (lambda: self.model_fn().to(device))
+        )
         seed = int(torch.randint(2**31, (1,), generator=self.rng))
-        probs = out_of_fold(self.dls.train, self.given, make, self.loss_func, self.folds, self.epochs, self.lr, seed,
-                            self.counter("cross-validation"))
+        probs = out_of_fold(
+            self.dls.train,
+            self.given,
+            make,
+            self.loss_func,
+            self.folds,
+            self.epochs,
+            self.lr,
+            seed,
+            self.counter("cross-validation"),
+        )
         return probs[self.rows]
 
     def act(self, worst, found, probs):
@@ -160,25 +265,42 @@ class ConfidentRelabel(RelabelCallback):
         elif self.action == "prune": self.set_weights(ids, torch.zeros(len(ids)))
         elif self.weighting == "quality": self.set_weights(ids, found["label_quality"][worst])
         elif len(ids):
-            weights = 1/found["trust"][self.labels].nan_to_num(1.).clamp(.01)  # as cleanlab weighs what is left
+            # as cleanlab weighs what is left
+            weights = 1/found["trust"][self.labels].nan_to_num(1.).clamp(.01)
             weights[worst] = 0.
             self.set_weights(self.ids, weights)
 
     def issues(self):
-        "A pandas row for each flagged sample, worst first: given and suggested label, confidence, label quality, severity and the reason in words"
-        if not self.found: raise LabelKitError("no labels were judged yet: call fit first, with share above 0")
+        """A pandas row for each flagged sample, worst first: given and suggested label, confidence,
+        label quality, severity and the reason in words"""
+        if not self.found:
+            raise LabelKitError("no labels were judged yet: call fit first, with share above 0")
         import pandas as pd
         f = self.ledger.frame()
         f = f[f.flagged].assign(margin=lambda o: o.confidence-o.label_quality)
-        f = f.sort_values(["severity", "margin"], ascending=False, kind="stable").reset_index(drop=True)
+        f = f.sort_values(["severity", "margin"], ascending=False, kind="stable").reset_index(
+            drop=True
+        )
         name = lambda i: i if self.ledger.vocab is None else self.ledger.vocab[i]
         t = self.thresholds.tolist()
-        words = [explain_flag(name(g), q, t[g], name(s), c, t[s]) for g,q,s,c in zip(f.given_label, f.label_quality, f.suggested_label, f.confidence)]
-        out = dict(id=f.id, given_label=f.given_label.map(name), suggested_label=f.suggested_label.map(name), confidence=f.confidence,
-                   label_quality=f.label_quality, severity=[_severities[i] for i in f.severity], reason=words, touched=f.accepted)
+        words = [
+            explain_flag(name(g), q, t[g], name(s), c, t[s])
+            for g, q, s, c in zip(f.given_label, f.label_quality, f.suggested_label, f.confidence)
+        ]
+        out = dict(
+            id=f.id,
+            given_label=f.given_label.map(name),
+            suggested_label=f.suggested_label.map(name),
+            confidence=f.confidence,
+            label_quality=f.label_quality,
+            severity=[_severities[i] for i in f.severity],
+            reason=words,
+            touched=f.accepted,
+        )
         if "true_label" in f: out["true_label"] = f.true_label.map(name)
         return pd.DataFrame(out)
 
     def __getstate__(self):
         state = super().__getstate__()
-        return state | dict(model_fn=None, pred_probs=None) if self.found else state  # their work is done
+        # their work is done
+        return state | dict(model_fn=None, pred_probs=None) if self.found else state

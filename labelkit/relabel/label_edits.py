@@ -28,20 +28,31 @@ def edited_targets(
     return torch.lerp(F.one_hot(given, c).float(), F.one_hot(label, c).float(), trust)
 
 # %% ../../nbs/relabel/label_edits.ipynb #e71c246d
-@technique("LabelEdits", family="relabel", year=2021, paper="https://arxiv.org/abs/2103.14749", needs=("ids",),
-           cost="reading the log once a fit, beside the people's time", neutral=dict(trust=0.))
+@technique(
+    "LabelEdits",
+    family="relabel",
+    year=2021,
+    paper="https://arxiv.org/abs/2103.14749",
+    needs=("ids",),
+    cost="reading the log once a fit, beside the people's time",
+    neutral=dict(trust=0.0),
+)
 class LabelEdits(RelabelCallback):
     """Train with the labels of a `LabelLog`: corrected ones are learned, removed ones count nothing
 
-    One class label a sample. Raises `LabelKitError` for the log of other data. Reviewing what a program has flagged: Northcutt, Athalye, Mueller
-    2021, https://arxiv.org/abs/2103.14749"""
+    One class label a sample. Raises `LabelKitError` for the log of other data. Reviewing what a
+    program has flagged: Northcutt, Athalye, Mueller 2021, https://arxiv.org/abs/2103.14749"""
     reasons = ("not reviewed", "kept in review", "corrected in review", "label removed in review")
     explorer = "labelkit.explore.review:Review"
 
     def __init__(self,
         log=None,       # a `LabelLog`, or the path of one; `None` for no edits
-        trust:float=1., # how far an edit is believed; what is left stays with the given label, and 0 turns the technique off
-    ): self.log,self.trust = log,check_range("trust", trust, 0, 1)
+        # how far an edit is believed; what is left stays with the given label, and 0 turns the
+        # technique off
+        trust:float=1.,
+    ):
+        self.log = log
+        self.trust = check_range("trust", trust, 0, 1)
 
     @property
     def off(self): return self.trust == 0 or self.log is None
@@ -49,30 +60,58 @@ class LabelEdits(RelabelCallback):
     def setup(self):
         super().setup()
         if self.off: return
-        vocab,c = getattr(self.dls, "vocab", None),n_classes(self.learn)
+        vocab = getattr(self.dls, "vocab", None)
+        c = n_classes(self.learn)
         if isinstance(self.log, (str, Path)):
-            if not Path(self.log).is_file(): raise LabelKitError(f"log={str(self.log)!r} is no file: pass a LabelLog, or its path")
+            if not Path(self.log).is_file():
+                raise LabelKitError(
+                    f"log={str(self.log)!r} is no file: pass a LabelLog, or its path"
+                )
             self.log = LabelLog(self.log)
         known = [str(o) for o in (self.log.vocab if vocab is None or len(vocab) != c else vocab)]
         if known != self.log.vocab or len(known) != c:
-            raise LabelKitError(f"log has {len(self.log.vocab)} classes ({', '.join(self.log.vocab)[:60]}), which are not the {c} of dls, in their order: "
-                                "open it with the data, LabelLog(path, dls)")
-        if len(self.log) <= int(self.ids.max()) or not torch.equal(self.log.given[self.ids], self.labels):
-            raise LabelKitError(f"log is of {len(self.log)} samples with other given labels than dls has: pass the log of these data")
+            raise LabelKitError(
+                f"log has {len(self.log.vocab)} classes ({', '.join(self.log.vocab)[:60]}), which "
+                f"are not the {c} of dls, in their order: "
+                "open it with the data, LabelLog(path, dls)"
+            )
+        if len(self.log) <= int(self.ids.max()) or not torch.equal(
+            self.log.given[self.ids], self.labels
+        ):
+            raise LabelKitError(
+                f"log is of {len(self.log)} samples with other given labels than dls has: pass the "
+                "log of these data"
+            )
 
     def before_train(self):
-        if self.learn.epoch == 0 and not self.searching: self.found = False  # a new fit reads the log again
+        # a new fit reads the log again
+        if self.learn.epoch == 0 and not self.searching: self.found = False
         super().before_train()
 
     def find(self):
         edited = torch.zeros(len(self.log), dtype=torch.bool)
         edited[list(self.log.standing())] = True
         now = self.log.labels()[self.ids]
-        changed,gone = now != self.labels,now < 0
+        changed = now != self.labels
+        gone = now < 0
         new = changed & ~gone
-        self.set_targets(self.ids[new], edited_targets(self.labels[new], now[new], n_classes(self.learn), self.trust))
+        self.set_targets(
+            self.ids[new],
+            edited_targets(self.labels[new], now[new], n_classes(self.learn), self.trust),
+        )
         self.set_weights(self.ids[gone], torch.full((int(gone.sum()),), 1-self.trust))
         reason = edited[self.ids].long() + changed + gone
         device = self.ledger.columns["epoch"].device
-        self.ledger.record(*(o.to(device) for o in (self.ids, torch.where(gone, self.labels, now), torch.full(now.shape, self.trust), changed)),
-                           epoch=self.learn.epoch, reason=reason.to(device))
+        self.ledger.record(
+            *(
+                o.to(device)
+                for o in (
+                    self.ids,
+                    torch.where(gone, self.labels, now),
+                    torch.full(now.shape, self.trust),
+                    changed,
+                )
+            ),
+            epoch=self.learn.epoch,
+            reason=reason.to(device),
+        )

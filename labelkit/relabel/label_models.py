@@ -23,13 +23,18 @@ class LabelingFunction:
     def __init__(self,
         fn:Callable,   # takes samples [B, ...], returns whole numbers [B]
         name:str=None, # what it is called in tables; the function's own name if `None`
-    ): self.fn,self.name = fn,name or getattr(fn, "__name__", type(fn).__name__)
+    ):
+        self.fn = fn
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
     def __call__(self, x):
         votes = torch.as_tensor(self.fn(x))
         if votes.shape != (len(x),) or votes.is_floating_point() or votes.is_complex():
-            raise LabelKitError(f"labeling function {self.name!r} gave shape {tuple(votes.shape)} and type {votes.dtype} for {len(x)} samples: "
-                                "return one whole number for each, -1 to abstain")
+            raise LabelKitError(
+                f"labeling function {self.name!r} gave shape {tuple(votes.shape)} and type "
+                f"{votes.dtype} for {len(x)} samples: "
+                "return one whole number for each, -1 to abstain"
+            )
         return votes.long()
 
     def __repr__(self): return f"LabelingFunction({self.name!r})"
@@ -38,7 +43,8 @@ def labeling_function(
     fn:Callable=None, # the function, when used without brackets
     name:str=None,    # what it is called in tables
 ):
-    "Decorator that makes a `LabelingFunction`: `@labeling_function` or `@labeling_function(name=...)`"
+    """Decorator that makes a `LabelingFunction`: `@labeling_function` or
+    `@labeling_function(name=...)`"""
     return LabelingFunction(fn, name) if fn is not None else lambda f: LabelingFunction(f, name)
 
 # %% ../../nbs/relabel/label_models.ipynb #3d0d88d5
@@ -48,13 +54,20 @@ def apply_lfs(
     bs:int=4096,         # samples in one call
     progress:bool=None,  # show a bar; `None`: when it takes longer than two seconds
 )->torch.Tensor: # votes, long [N, m], −1 = abstains
-    "Every function's vote on every sample. Raises `LabelKitError` that names a function whose answer is no vote"
+    """Every function's vote on every sample. Raises `LabelKitError` that names a function whose
+    answer is no vote"""
     lfs = [f if isinstance(f, LabelingFunction) else LabelingFunction(f) for f in lfs]
-    if not lfs or not len(x): raise LabelKitError(f"lfs has {len(lfs)} functions and x {len(x)} samples: pass at least one of each")
+    if not lfs or not len(x):
+        raise LabelKitError(
+            f"lfs has {len(lfs)} functions and x {len(x)} samples: pass at least one of each"
+        )
     out = torch.full((len(x), len(lfs)), -1)
-    starts,bar,begin = range(0, len(x), check_range("bs", bs, 1)),None,perf_counter()
+    starts = range(0, len(x), check_range("bs", bs, 1))
+    bar = None
+    begin = perf_counter()
     for n,i in enumerate(starts):
-        batch = x[i:i+bs]  # one object for all functions, so that features can be kept from one to the next
+        # one object for all functions, so that features can be kept from one to the next
+        batch = x[i:i+bs]
         for j,f in enumerate(lfs): out[i:i+bs, j] = f(batch)
         if bar is None and (progress or (progress is None and perf_counter()-begin > 2)):
             bar = progress_bar(range(len(starts)), leave=False)
@@ -62,7 +75,10 @@ def apply_lfs(
         if bar is not None: bar.update(n+1)
     if (low := out.amin(0)).min() < -1:
         j = int(low.argmin())
-        raise LabelKitError(f"labeling function {lfs[j].name!r} voted {int(low[j])}: votes are classes from 0, or -1 to abstain")
+        raise LabelKitError(
+            f"labeling function {lfs[j].name!r} voted {int(low[j])}: votes are classes from 0, or "
+            "-1 to abstain"
+        )
     return out
 
 # %% ../../nbs/relabel/label_models.ipynb #7619c23c
@@ -70,15 +86,24 @@ def check_votes(
     votes,      # [N, m] whole numbers
     c:int=None, # number of classes; largest vote + 1 if `None`
 )->tuple: # votes as long [N, m], c
-    "Votes as a tensor and the number of classes. Raises `LabelKitError` for anything that is not a matrix of votes"
+    """Votes as a tensor and the number of classes. Raises `LabelKitError` for anything that is not
+    a matrix of votes"""
     votes = torch.as_tensor(votes)
     if votes.ndim != 2 or votes.is_floating_point() or not votes.numel():
         raise LabelKitError(f"votes has shape {tuple(votes.shape)} and type {votes.dtype}: "
                             "pass whole numbers [samples, labeling functions], -1 to abstain")
-    low,high = int(votes.min()),int(votes.max())
+    low = int(votes.min())
+    high = int(votes.max())
     if low < -1 or (c is not None and high >= c):
-        raise LabelKitError(f"votes go from {low} to {high}: pass classes 0..{'C' if c is None else c}-1, or -1 to abstain")
-    if c is None and high < 0: raise LabelKitError("votes: every function abstains on every sample, so c, the number of classes, is not known: pass c")
+        raise LabelKitError(
+            f"votes go from {low} to {high}: pass classes 0..{'C' if c is None else c}-1, or -1 to "
+            "abstain"
+        )
+    if c is None and high < 0:
+        raise LabelKitError(
+            "votes: every function abstains on every sample, so c, the number of classes, is not "
+            "known: pass c"
+        )
     return votes.long(),max(high+1, 2) if c is None else c
 
 def vote_counts(
@@ -87,7 +112,8 @@ def vote_counts(
 )->torch.Tensor: # float [N, C]
     "How many votes each class got"
     counts = torch.zeros(len(votes), c+1, device=votes.device)
-    return counts.scatter_add_(1, votes % (c+1), counts.new_ones(1).expand(votes.shape))[:,:c]  # -1 falls into the last column
+    # -1 falls into the last column
+    return counts.scatter_add_(1, votes % (c+1), counts.new_ones(1).expand(votes.shape))[:,:c]
 
 def lf_analysis(
     votes,           # long [N, m], −1 = abstains
@@ -95,26 +121,50 @@ def lf_analysis(
     names:list=None, # of the labeling functions
     c:int=None,      # number of classes
 ):
-    """A pandas row for each labeling function: polarity (classes it votes for), shares of all samples for coverage, overlap and conflict.
+    """A pandas row for each labeling function: polarity (classes it votes for), shares of all
+    samples for coverage, overlap and conflict.
 
-    With `y` also how many votes were right and wrong and the empirical accuracy of its votes, NaN where it has none. Terms as in Ratner et al. 2017,
-    https://arxiv.org/abs/1711.10160"""
+    With `y` also how many votes were right and wrong and the empirical accuracy of its votes, NaN
+    where it has none. Terms as in Ratner et al. 2017, https://arxiv.org/abs/1711.10160"""
     import pandas as pd
     votes,c = check_votes(votes, c)
     n,m = votes.shape
-    names = [f"LF {j}" for j in range(m)] if names is None else [getattr(o, "name", str(o)) for o in names]
-    if len(names) != m: raise LabelKitError(f"names has {len(names)} entries for {m} labeling functions: pass one for each")
-    said,counts = votes >= 0,vote_counts(votes, c)
-    total,same = counts.sum(1, keepdim=True),counts.gather(1, votes.clamp_min(0))
+    names = (
+        [f"LF {j}" for j in range(m)]
+        if names is None
+        else [getattr(o, "name", str(o)) for o in names]
+    )
+    if len(names) != m:
+        raise LabelKitError(
+            f"names has {len(names)} entries for {m} labeling functions: pass one for each"
+        )
+    said = votes >= 0
+    counts = vote_counts(votes, c)
+    total = counts.sum(1, keepdim=True)
+    same = counts.gather(1, votes.clamp_min(0))
     share = lambda mask: mask.float().mean(0).cpu().numpy()
-    out = dict(polarity=[torch.unique(v[v >= 0]).tolist() for v in votes.T], coverage=share(said), overlap=share(said & (total > 1)),
-               conflict=share(said & (total > same)))
+    out = dict(
+        polarity=[torch.unique(v[v >= 0]).tolist() for v in votes.T],
+        coverage=share(said),
+        overlap=share(said & (total > 1)),
+        conflict=share(said & (total > same)),
+    )
     if y is not None:
         y = torch.as_tensor(y, device=votes.device)
-        if y.shape != (n,): raise LabelKitError(f"y has shape {tuple(y.shape)} for {n} samples: pass one label for each, -1 where unknown")
-        judged,right = said & (y >= 0)[:,None],said & (votes == y[:,None])
-        right,judged = right.sum(0).cpu().numpy(),judged.sum(0).cpu().numpy()
-        out |= dict(right=right, wrong=judged-right, accuracy=pd.Series(right/judged.clip(1)).where(judged > 0).to_numpy())
+        if y.shape != (n,):
+            raise LabelKitError(
+                f"y has shape {tuple(y.shape)} for {n} samples: pass one label for each, -1 where "
+                "unknown"
+            )
+        judged = said & (y >= 0)[:,None]
+        right = said & (votes == y[:,None])
+        right = right.sum(0).cpu().numpy()
+        judged = judged.sum(0).cpu().numpy()
+        out |= dict(
+            right=right,
+            wrong=judged - right,
+            accuracy=pd.Series(right / judged.clip(1)).where(judged > 0).to_numpy(),
+        )
     return pd.DataFrame(out, index=pd.Index(names, name="labeling function"))
 
 # %% ../../nbs/relabel/label_models.ipynb #8e92e8d3
@@ -122,11 +172,15 @@ def _check_prior(prior):
     if prior is None: return None
     p = torch.as_tensor(prior).double()
     if p.ndim != 1 or not (p > 0).all() or abs(float(p.sum())-1) > 1e-3:
-        raise LabelKitError(f"prior={p.tolist()} is no distribution over the classes: pass one share above 0 for each, with sum 1")
+        raise LabelKitError(
+            f"prior={p.tolist()} is no distribution over the classes: pass one share above 0 for "
+            "each, with sum 1"
+        )
     return p/p.sum()
 
 class LabelModel:
-    "What label models share: `fit(votes)`, `predict_proba(votes)`, and their state. Votes are long [N, m], −1 where a function abstains"
+    """What label models share: `fit(votes)`, `predict_proba(votes)`, and their state. Votes are
+    long [N, m], −1 where a function abstains"""
     state_names = ("c", "m", "class_prior")
     c = m = class_prior = None
 
@@ -141,42 +195,63 @@ class LabelModel:
         "Learn from the votes alone; returns the model. Fitting again begins anew"
         votes,c = check_votes(votes, c if c is not None or self.prior is None else len(self.prior))
         if self.prior is not None and len(self.prior) != c:
-            raise LabelKitError(f"prior has {len(self.prior)} entries for {c} classes: pass one for each")
-        self.c,self.m = c,votes.shape[1]
-        self.class_prior = torch.full((c,), 1/c, dtype=torch.double) if self.prior is None else self.prior.clone()
+            raise LabelKitError(
+                f"prior has {len(self.prior)} entries for {c} classes: pass one for each"
+            )
+        self.c = c
+        self.m = votes.shape[1]
+        self.class_prior = (
+            torch.full((c,), 1 / c, dtype=torch.double)
+            if self.prior is None
+            else self.prior.clone()
+        )
         self._fit(votes.cpu())
         return self
 
     def predict_proba(self,
         votes # long [N, m] of the functions that were fitted
     )->torch.Tensor: # float [N, C], rows sum to one, on the device of `votes`
-        "Distribution over the classes for each row of votes. Raises `LabelKitError` before `fit` and for another number of functions"
-        if self.c is None: raise LabelKitError(f"{type(self).__name__} was not fitted: call fit(votes) first")
+        """Distribution over the classes for each row of votes. Raises `LabelKitError` before `fit`
+        and for another number of functions"""
+        if self.c is None:
+            raise LabelKitError(f"{type(self).__name__} was not fitted: call fit(votes) first")
         votes,_ = check_votes(votes, self.c)
         if votes.shape[1] != self.m:
-            raise LabelKitError(f"votes has {votes.shape[1]} columns, the model was fitted with {self.m}: pass votes of the same functions")
+            raise LabelKitError(
+                f"votes has {votes.shape[1]} columns, the model was fitted with {self.m}: pass "
+                "votes of the same functions"
+            )
         return self._proba(votes.cpu()).float().to(votes.device)
 
     def accuracies(self,
         votes # long [N, m]
     )->torch.Tensor: # float [m], NaN for a function that never votes
-        "Estimated accuracy of each function: the mean probability that the model gives to what it voted for"
+        """Estimated accuracy of each function: the mean probability that the model gives to what it
+        voted for"""
         votes,_ = check_votes(votes, self.c)
-        p,said = self.predict_proba(votes),votes >= 0
+        p = self.predict_proba(votes)
+        said = votes >= 0
         return (p.gather(1, votes.clamp_min(0))*said).sum(0)/said.sum(0)
 
     def _fit(self, votes): pass
     def _proba(self, votes): raise NotImplementedError("a label model overrides _proba")
 
-    def state_dict(self): return {k: v.clone() if isinstance(v := getattr(self, k), torch.Tensor) else v for k in self.state_names}
+    def state_dict(self):
+        return {
+            k: v.clone() if isinstance(v := getattr(self, k), torch.Tensor) else v
+            for k in self.state_names
+        }
+
     def load_state_dict(self, state):
         for k in self.state_names: setattr(self, k, state[k])
 
-    def __repr__(self): return f"{type(self).__name__}({'' if self.c is None else f'c={self.c}, m={self.m}'})"
+    def __repr__(self):
+        return f"{type(self).__name__}({'' if self.c is None else f'c={self.c}, m={self.m}'})"
 
 # %% ../../nbs/relabel/label_models.ipynb #3c15a80c
 class MajorityVote(LabelModel):
-    """The class with most votes; classes with equally many share, and where all abstain the prior (uniform if not given) remains.
+    """The class with most votes; classes with equally many share, and where all abstain the prior
+    (uniform if not given) remains.
 
     Nothing is learned. Same probabilities as Snorkel's `MajorityLabelVoter`."""
     def _proba(self, votes):
@@ -187,7 +262,8 @@ class MajorityVote(LabelModel):
 
 # %% ../../nbs/relabel/label_models.ipynb #98c98ad8
 def _indicator(votes, c, abstain=False):
-    "Sparse [N, m·K]: one 1 for each vote, at j·K + vote; K is C, or C+1 with abstaining as symbol C"
+    """Sparse [N, m·K]: one 1 for each vote, at j·K + vote; K is C, or C+1 with abstaining as symbol
+    C"""
     from scipy.sparse import csr_matrix
     n,m = votes.shape
     k = c + abstain
@@ -197,39 +273,60 @@ def _indicator(votes, c, abstain=False):
     return csr_matrix((np.ones(len(cols)), cols, ends), shape=(n, m*k))
 
 class DawidSkene(LabelModel):
-    """A confusion matrix for each voter, by expectation-maximisation from the votes' shares. Needs no labels.
+    """A confusion matrix for each voter, by expectation-maximisation from the votes' shares. Needs
+    no labels.
 
-    `confusion` [m, C, K] are probabilities of voter j saying l when the truth is y; K = C+1, the last for abstaining, or C with `abstain=False`.
-    `iterations` and `log_likelihood` (one value an iteration, never falling) tell how it went.
-    Dawid, Skene 1979, https://doi.org/10.2307/2346806; abstaining as a symbol and the tolerance as in WRENCH, https://arxiv.org/abs/2109.11377"""
+    `confusion` [m, C, K] are probabilities of voter j saying l when the truth is y; K = C+1, the
+    last for abstaining, or C with `abstain=False`. `iterations` and `log_likelihood` (one value an
+    iteration, never falling) tell how it went. Dawid, Skene 1979, https://doi.org/10.2307/2346806;
+    abstaining as a symbol and the tolerance as in WRENCH, https://arxiv.org/abs/2109.11377"""
     state_names = (*LabelModel.state_names, "confusion")
-    confusion,iterations,log_likelihood = None,0,()
+    confusion = None
+    iterations = 0
+    log_likelihood = ()
 
     def __init__(self,
         prior=None,          # [C] shares of the classes; learned if `None`
         tol:float=1e-5,      # stop when no parameter moves more
         max_iter:int=1000,   # stop at the latest
-        abstain:bool=True,   # abstaining depends on the class, and so says something; `False`: a voter who was not asked says nothing
+        # abstaining depends on the class, and so says something; `False`: a voter who was not asked
+        # says nothing
+        abstain:bool=True,
     ):
         super().__init__(prior)
-        self.tol,self.max_iter,self.abstain = check_range("tol", tol, 0),int(check_range("max_iter", max_iter, 1)),abstain
+        self.tol = check_range("tol", tol, 0)
+        self.max_iter = int(check_range("max_iter", max_iter, 1))
+        self.abstain = abstain
 
     def _fit(self, votes):
         x = _indicator(votes, self.c, self.abstain)
         counts = vote_counts(votes, self.c).double()
         # a sample without votes begins undecided
-        q = torch.where(counts.sum(1, keepdim=True) > 0, counts/counts.sum(1, keepdim=True).clamp_min(1), 1/self.c)
-        self.confusion,self.log_likelihood = None,[]
+        q = torch.where(
+            counts.sum(1, keepdim=True) > 0,
+            counts / counts.sum(1, keepdim=True).clamp_min(1),
+            1 / self.c,
+        )
+        self.confusion = None
+        self.log_likelihood = []
         for i in range(self.max_iter):
             old = None if self.confusion is None else (self.class_prior, self.confusion)
             self._m_step(x, q)
             q,loglik = self._e_step(x)
             self.log_likelihood.append(loglik)
             self.iterations = i+1
-            if old and max((self.class_prior-old[0]).abs().max(), (self.confusion-old[1]).abs().max()) <= self.tol: break
+            if (
+                old
+                and max(
+                    (self.class_prior - old[0]).abs().max(), (self.confusion - old[1]).abs().max()
+                )
+                <= self.tol
+            ):
+                break
 
     def _m_step(self, x, q):
-        seen = torch.from_numpy(x.T @ q.numpy()).view(self.m, -1, self.c).transpose(1, 2)  # [m, C, K]
+        # [m, C, K]
+        seen = torch.from_numpy(x.T @ q.numpy()).view(self.m, -1, self.c).transpose(1, 2)
         self.confusion = seen/seen.sum(2, keepdim=True).clamp_min(1e-300)
         if self.prior is None: self.class_prior = q.mean(0)
 
@@ -243,13 +340,16 @@ class DawidSkene(LabelModel):
 
 # %% ../../nbs/relabel/label_models.ipynb #71537934
 class CovarianceLabelModel(LabelModel):
-    """Snorkel's label model: conditional vote probabilities `mu` [m·C, C] that explain how often votes occur together.
+    """Snorkel's label model: conditional vote probabilities `mu` [m·C, C] that explain how often
+    votes occur together.
 
-    Abstaining says nothing. Needs at least three labeling functions (else `LabelKitError`): with two, any accuracies explain one agreement. Time and
-    memory grow with (m·C)². Ratner et al. 2019, https://arxiv.org/abs/1810.02840, and Snorkel's code, which also multiplies the
-    start by one random number (`start`)."""
+    Abstaining says nothing. Needs at least three labeling functions (else `LabelKitError`): with
+    two, any accuracies explain one agreement. Time and memory grow with (m·C)². Ratner et al. 2019,
+    https://arxiv.org/abs/1810.02840, and Snorkel's code, which also multiplies the start by one
+    random number (`start`)."""
     state_names = (*LabelModel.state_names, "mu")
-    mu,losses = None,()
+    mu = None
+    losses = ()
 
     def __init__(self,
         prior=None,           # [C] shares of the classes; equal if `None`
@@ -260,21 +360,33 @@ class CovarianceLabelModel(LabelModel):
         start:float=1.,       # factor on the start; Snorkel draws it from 0..1
     ):
         super().__init__(prior)
-        self.precision,self.start = check_range("precision", precision, 0, 1),check_range("start", start, 0)
-        self.steps,self.lr,self.momentum = int(check_range("steps", steps, 1)),check_range("lr", lr, 0),check_range("momentum", momentum, 0, 1)
+        self.precision = check_range("precision", precision, 0, 1)
+        self.start = check_range("start", start, 0)
+        self.steps = int(check_range("steps", steps, 1))
+        self.lr = check_range("lr", lr, 0)
+        self.momentum = check_range("momentum", momentum, 0, 1)
 
     def _fit(self, votes):
         if self.m < 3:
-            raise LabelKitError(f"votes has {self.m} labeling functions: CovarianceLabelModel needs at least 3, use MajorityVote or DawidSkene")
-        n,c,p = len(votes),self.c,self.class_prior
+            raise LabelKitError(
+                f"votes has {self.m} labeling functions: CovarianceLabelModel needs at least 3, "
+                "use MajorityVote or DawidSkene"
+            )
+        n = len(votes)
+        c = self.c
+        p = self.class_prior
         x = _indicator(votes, c)
         o = torch.from_numpy((x.T @ x).toarray())/n
         own = torch.arange(self.m*c)//c
         mask = (own[:,None] != own).double()
-        mu = (torch.eye(c).double().repeat(self.m, 1)*(o.diagonal()[:,None]*self.precision/p)).clamp(0, 1)*self.start
-        velocity,self.losses = torch.zeros_like(mu),[]
+        mu = (
+            torch.eye(c).double().repeat(self.m, 1) * (o.diagonal()[:, None] * self.precision / p)
+        ).clamp(0, 1) * self.start
+        velocity = torch.zeros_like(mu)
+        self.losses = []
         for _ in range(self.steps):
-            off,diag = (mu*p @ mu.T - o)*mask,mu @ p - o.diagonal()
+            off = (mu*p @ mu.T - o)*mask
+            diag = mu @ p - o.diagonal()
             self.losses.append(float(off.square().sum() + diag.square().sum()))
             grad = 4*(off @ mu)*p + 2*diag[:,None]*p  # off is symmetric
             velocity = self.momentum*velocity + grad
@@ -283,9 +395,11 @@ class CovarianceLabelModel(LabelModel):
         self.mu = self._in_order(mu.clamp(eps, 1-eps))
 
     def _in_order(self, mu):
-        "Columns of classes with equal priors can be exchanged without a trace: take the order in which the functions are right most"
+        """Columns of classes with equal priors can be exchanged without a trace: take the order in
+        which the functions are right most"""
         from scipy.optimize import linear_sum_assignment
-        agree,order = mu.view(self.m, self.c, self.c).sum(0)*self.class_prior,torch.arange(self.c)
+        agree = mu.view(self.m, self.c, self.c).sum(0)*self.class_prior
+        order = torch.arange(self.c)
         rounded = self.class_prior.mul(1000).round()
         for share in rounded.unique():
             group = (rounded == share).nonzero().flatten()
@@ -294,5 +408,8 @@ class CovarianceLabelModel(LabelModel):
         return mu[:,order]
 
     def _proba(self, votes):
-        joint = torch.from_numpy(_indicator(votes, self.c) @ self.mu.log().numpy()) + self.class_prior.log()
+        joint = (
+            torch.from_numpy(_indicator(votes, self.c) @ self.mu.log().numpy())
+            + self.class_prior.log()
+        )
         return joint.softmax(1)

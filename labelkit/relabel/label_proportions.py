@@ -25,33 +25,51 @@ def llp_potentials(
     bag_lam:float=10.,   # weight of the counts
     sim_lam:float=10.,   # weight of the neighbours
 )->tuple: # θ [n, K]; pairs [P, 2], each once, smaller number first; their W [P]
-    "Unary and pair potentials of LLP-BP's Gibbs distribution, bags as cliques (Havaldar et al. 2024, https://arxiv.org/abs/2310.08056)"
+    """Unary and pair potentials of LLP-BP's Gibbs distribution, bags as cliques (Havaldar et al.
+    2024, https://arxiv.org/abs/2310.08056)"""
     n = len(bag)
     unary = -bag_lam*(1-2*counts[bag])
-    unary = unary.index_add(0, pairs.flatten(), -(sim_lam*sims).repeat_interleave(2)[:,None].expand(-1, counts.shape[1]))
+    unary = unary.index_add(
+        0,
+        pairs.flatten(),
+        -(sim_lam * sims).repeat_interleave(2)[:, None].expand(-1, counts.shape[1]),
+    )
     order = bag.argsort(stable=True)
     start = torch.searchsorted(bag[order], torch.arange(len(counts)+1, device=bag.device)).tolist()
-    cliques = [order[torch.combinations(torch.arange(a, b, device=bag.device))] for a,b in zip(start, start[1:]) if b-a > 1]
+    cliques = [
+        order[torch.combinations(torch.arange(a, b, device=bag.device))]
+        for a, b in zip(start, start[1:])
+        if b - a > 1
+    ]
     both = torch.cat([pairs, *cliques]).sort(1).values
     w = torch.cat([2*sim_lam*sims, sims.new_full((len(both)-len(pairs),), -2*bag_lam)])
     key,where = (both[:,0]*n + both[:,1]).unique(return_inverse=True)
-    return unary,torch.stack([key//n, key%n], 1),torch.zeros_like(key, dtype=w.dtype).index_add(0, where, w)
+    return (
+        unary,
+        torch.stack([key // n, key % n], 1),
+        torch.zeros_like(key, dtype=w.dtype).index_add(0, where, w),
+    )
 
 # %% ../../nbs/relabel/label_proportions.ipynb #c698363b
 def bag_messages(
-    h:torch.Tensor,      # [..., n] log-odds of the members, without this bag's message; −1e9 for a place that is empty
+    # [..., n] log-odds of the members, without this bag's message; −1e9 for a place that is empty
+    h:torch.Tensor,
     counts:torch.Tensor, # [...] how many are positive
     lam:float,           # weight of (sum − count)²
 )->torch.Tensor: # [..., n] log-odds from the bag to each member
-    "Exact messages of a factor exp(−λ(Σx − count)²): sums over the members before and those after, joined"
-    n,none = h.shape[-1],-torch.inf
-    one,zero = F.logsigmoid(h),F.logsigmoid(-h)
+    """Exact messages of a factor exp(−λ(Σx − count)²): sums over the members before and those
+    after, joined"""
+    n = h.shape[-1]
+    none = -torch.inf
+    one = F.logsigmoid(h)
+    zero = F.logsigmoid(-h)
     up = lambda o: F.pad(o, (1,0), value=none)[...,:-1]  # one more positive before
     down = lambda o: F.pad(o, (0,1), value=none)[...,1:] # one more positive to come
     add = lambda o,shifted,i: torch.logaddexp(o+zero[...,i,None], shifted+one[...,i,None])
     after = [-lam*(torch.arange(n+1, device=h.device, dtype=h.dtype)-counts[...,None])**2]
     for i in range(n-1, 0, -1): after.append(add(after[-1], down(after[-1]), i))
-    before,out = torch.full_like(after[0], none).index_fill_(-1, torch.tensor([0], device=h.device), 0.),[]
+    before = torch.full_like(after[0], none).index_fill_(-1, torch.tensor([0], device=h.device), 0.)
+    out = []
     for i in range(n):
         rest = after[n-1-i]
         out.append((before+down(rest)).logsumexp(-1) - (before+rest).logsumexp(-1))
@@ -64,7 +82,8 @@ def _all_but_one(a):
     top,where = a.max(1, keepdim=True)
     rest = a.scatter(1, where, -torch.inf).logsumexp(1, keepdim=True)
     total = torch.logaddexp(top, rest)
-    return (total + torch.log1p(-(a-total).exp().clamp_max(.75))).scatter(1, where, rest)  # none but the top has more than ½
+    # none but the top has more than ½
+    return (total + torch.log1p(-(a-total).exp().clamp_max(.75))).scatter(1, where, rest)
 
 def _pair_messages(total, m, src, w):
     h = total[src] - m.flip(0)
@@ -78,7 +97,8 @@ def pairwise_bp(
     damping:float=.5,   # share of the old message that is kept
 )->torch.Tensor: # [n, K] chance of a one
     "Loopy sum-product of P(x) ∝ exp(Σθx + ΣWxx), as the official code runs it"
-    src,m = pairs.T,unary.new_zeros(2, len(pairs), unary.shape[1])
+    src = pairs.T
+    m = unary.new_zeros(2, len(pairs), unary.shape[1])
     gather = lambda: unary.index_add(0, src.flip(0).flatten(), m.flatten(0, 1))
     for _ in range(steps): m = torch.lerp(_pair_messages(gather(), m, src, w), m, damping)
     return gather().sigmoid()
@@ -92,27 +112,38 @@ def propagate_labels(
     sim_lam:float=1.,    # weight of the neighbours; 10 in the official code
     steps:int=100,       # rounds of messages
     damping:float=.5,    # share of the old message that is kept
-    variant:str="exact bags", # "official": bags as cliques of pairs; with several classes one against the rest
+    # "official": bags as cliques of pairs; with several classes one against the rest
+    variant:str="exact bags",
 )->torch.Tensor: # [n, C] distributions
-    """Chance of each class for each sample from bag counts and neighbours (LLP-BP, Havaldar et al. 2024, https://arxiv.org/abs/2310.08056).
+    """Chance of each class for each sample from bag counts and neighbours (LLP-BP, Havaldar et al.
+    2024, https://arxiv.org/abs/2310.08056).
 
-    The paper is about two classes. With more, each has the paper's distribution, and a sample has exactly one of them."""
+    The paper is about two classes. With more, each has the paper's distribution, and a sample has
+    exactly one of them."""
     two = counts.shape[1] == 2
     if two: counts = counts[:,1:]
-    if variant == "official": p = pairwise_bp(*llp_potentials(bag, counts, pairs, sims, bag_lam, sim_lam), steps, damping)
+    if variant == "official":
+        p = pairwise_bp(*llp_potentials(bag, counts, pairs, sims, bag_lam, sim_lam), steps, damping)
     else: p = _factor_bp(bag, counts, pairs, sims, bag_lam, sim_lam, steps, damping)
     if two: return torch.cat([1-p, p], 1)
     return p/p.sum(1, keepdim=True).clamp_min(1e-12) if variant == "official" else p
 
 def _factor_bp(bag, counts, pairs, sims, bag_lam, sim_lam, steps, damping):
-    n,k = len(bag),counts.shape[1]
-    unary = counts.new_zeros(n, k).index_add_(0, pairs.flatten(), -(sim_lam*sims).repeat_interleave(2)[:,None].expand(-1, k))
-    order,size = bag.argsort(stable=True),torch.bincount(bag, minlength=len(counts))
+    n = len(bag)
+    k = counts.shape[1]
+    unary = counts.new_zeros(n, k).index_add_(
+        0, pairs.flatten(), -(sim_lam * sims).repeat_interleave(2)[:, None].expand(-1, k)
+    )
+    order = bag.argsort(stable=True)
+    size = torch.bincount(bag, minlength=len(counts))
     place = torch.empty_like(bag)
     place[order] = torch.arange(n, device=bag.device) - (size.cumsum(0)-size)[bag[order]]
-    h = counts.new_full((len(counts), k, int(size.max())), -1e9)  # empty places of small bags stay negative
-    src,m = pairs.T,counts.new_zeros(2, len(pairs), k)
-    from_bag,from_class = counts.new_zeros(n, k),counts.new_zeros(n, k)
+    # empty places of small bags stay negative
+    h = counts.new_full((len(counts), k, int(size.max())), -1e9)
+    src = pairs.T
+    m = counts.new_zeros(2, len(pairs), k)
+    from_bag = counts.new_zeros(n, k)
+    from_class = counts.new_zeros(n, k)
     gather = lambda: unary.index_add(0, src.flip(0).flatten(), m.flatten(0, 1)) + from_bag
     for _ in range(steps):
         a = gather()
@@ -127,13 +158,19 @@ def _factor_bp(bag, counts, pairs, sims, bag_lam, sim_lam, steps, damping):
 def neighbor_pairs(
     x:torch.Tensor,  # [n, ...] inputs or features
     k:int=5,         # neighbours of each sample
-    scale:float=None,# distance at which similarity is 1/e; the mean distance of the pairs if `None`, 1 in the official code
+    # distance at which similarity is 1/e; the mean distance of the pairs if `None`, 1 in the
+    # official code
+    scale:float=None,
     chunk:int=None,  # rows compared at once; as many as make 2²⁵ similarities if `None`
 )->tuple: # pairs [E, 2] long, each once; similarities [E] in 0..1
-    "Nearest neighbours by cosine, joined whichever of the two chose the other, and exp(−distance/scale)"
+    """Nearest neighbours by cosine, joined whichever of the two chose the other, and
+    exp(−distance/scale)"""
     x = x.flatten(1).float()
-    n,k = len(x),min(k, len(x)-1)
-    u,near,chunk = F.normalize(x, dim=1),[],chunk or max(1, 2**25//n)
+    n = len(x)
+    k = min(k, len(x)-1)
+    u = F.normalize(x, dim=1)
+    near = []
+    chunk = chunk or max(1, 2**25//n)
     for i in range(0, n, chunk):
         sim = u[i:i+chunk]@u.T
         sim.diagonal(i).fill_(-2.)
@@ -146,38 +183,63 @@ def neighbor_pairs(
     return pairs,torch.exp(-d/(scale or d.mean().clamp_min(1e-12)))
 
 # %% ../../nbs/relabel/label_proportions.ipynb #ce6a3599
-@technique("LabelProportions", family="relabel", year=2024, paper="https://arxiv.org/abs/2310.08056", needs=("ids",),
-           cost="neighbours and belief propagation once a round", neutral=dict(rounds=0))
+@technique(
+    "LabelProportions",
+    family="relabel",
+    year=2024,
+    paper="https://arxiv.org/abs/2310.08056",
+    needs=("ids",),
+    cost="neighbours and belief propagation once a round",
+    neutral=dict(rounds=0),
+)
 class LabelProportions(RelabelCallback):
-    """Infer each sample's label from the class counts of its bag and from its neighbours, train on it, and infer again from the learned features
+    """Infer each sample's label from the class counts of its bag and from its neighbours, train on
+    it, and infer again from the learned features
 
-    LLP-BP, Havaldar et al. 2024, https://arxiv.org/abs/2310.08056. With more than two classes every sample has exactly one of them. `variant="official"`
-    sends messages inside bags by pairs, takes distances as they are and trains on hard labels."""
-    state_names,kinds = (*RelabelCallback.state_names, "round"),("soft",)
+    LLP-BP, Havaldar et al. 2024, https://arxiv.org/abs/2310.08056. With more than two classes every
+    sample has exactly one of them. `variant="official"` sends messages inside bags by pairs, takes
+    distances as they are and trains on hard labels."""
+    state_names = (*RelabelCallback.state_names, "round")
+    kinds = ("soft",)
     reasons = ("counts and neighbours",)
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
     def __init__(self,
-        rounds:int=2,            # inferences, spread evenly over the training; 0 turns the technique off
+        # inferences, spread evenly over the training; 0 turns the technique off
+        rounds:int=2,
         n_neighbors:int=5,       # of each sample
         bag_lam:float=10.,       # weight of the bags' counts
-        sim_lam:float=None,      # weight of the neighbours; 1, and 10 for the official variant, if `None`
+        # weight of the neighbours; 1, and 10 for the official variant, if `None`
+        sim_lam:float=None,
         steps:int=100,           # rounds of messages
         damping:float=.5,        # share of the old message that is kept
         variant:str="exact bags",# or "official"
         hard:bool=False,         # train on the likeliest class instead of the distribution
-        features=None,           # function of a batch of inputs that gives [B, D], for the first round; the inputs if `None`
-        bags=None,               # (bag of each sample by id, shares of each bag); by the data if `None`
+        # function of a batch of inputs that gives [B, D], for the first round; the inputs if `None`
+        features=None,
+        # (bag of each sample by id, shares of each bag); by the data if `None`
+        bags=None,
     ):
-        if variant not in ("exact bags", "official"): raise LabelKitError(f"variant={variant!r} is neither 'exact bags' nor 'official': use one of them")
-        self.rounds,self.n_neighbors,self.steps = int(check_range("rounds", rounds, 0)),int(check_range("n_neighbors", n_neighbors, 1)),int(check_range("steps", steps, 1))
+        if variant not in ("exact bags", "official"):
+            raise LabelKitError(
+                f"variant={variant!r} is neither 'exact bags' nor 'official': use one of them"
+            )
+        self.rounds = int(check_range("rounds", rounds, 0))
+        self.n_neighbors = int(check_range("n_neighbors", n_neighbors, 1))
+        self.steps = int(check_range("steps", steps, 1))
         if sim_lam is None: sim_lam = 10. if variant == "official" else 1.
-        self.bag_lam,self.sim_lam,self.damping = check_range("bag_lam", bag_lam, 0),check_range("sim_lam", sim_lam, 0),check_range("damping", damping, 0, .99)
-        self.variant,self.hard,self.features,self.bags = variant,hard or variant == "official",features,bags
+        self.bag_lam = check_range("bag_lam", bag_lam, 0)
+        self.sim_lam = check_range("sim_lam", sim_lam, 0)
+        self.damping = check_range("damping", damping, 0, .99)
+        self.variant = variant
+        self.hard = hard or variant == "official"
+        self.features = features
+        self.bags = bags
 
     @property
     def off(self): return self.rounds == 0
     @property
-    def due(self): return self.round < min(self.rounds, 1+int(self.learn.pct_train*self.rounds + 1e-6))
+    def due(self):
+        return self.round < min(self.rounds, 1+int(self.learn.pct_train*self.rounds + 1e-6))
 
     def read_labels(self):
         self.round = 0
@@ -193,13 +255,28 @@ class LabelProportions(RelabelCallback):
     def embed(self)->torch.Tensor: # [n, D]
         "The inputs, in later rounds what stands in front of the model's last layer"
         model = unwrap(self.learn.model)
-        f = (self.features or (lambda o: o)) if self.round == 0 else (lambda o: with_features(model, o)[1])
+        f = (
+            (self.features or (lambda o: o))
+            if self.round == 0
+            else (lambda o: with_features(model, o)[1])
+        )
         training = model.training
         model.eval()
-        try: parts = [(x, f(x).flatten(1).float()) for x,*_ in load_rows(self.dls.train, self.rows, 4*max(self.dls.train.bs, 64))]
+        try:
+            parts = [
+                (x, f(x).flatten(1).float())
+                for x, *_ in load_rows(self.dls.train, self.rows, 4 * max(self.dls.train.bs, 64))
+            ]
         finally: model.train(training)
-        if bad := [i for ids,(x,_) in zip(self.ids.split([len(x) for x,_ in parts]), parts) for i in bad_rows(x, ids)]:
-            raise LabelKitError(f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove them")
+        if bad := [
+            i
+            for ids, (x, _) in zip(self.ids.split([len(x) for x, _ in parts]), parts)
+            for i in bad_rows(x, ids)
+        ]:
+            raise LabelKitError(
+                f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove "
+                "them"
+            )
         return torch.cat([o for _,o in parts])
 
     def find(self):
@@ -207,10 +284,23 @@ class LabelProportions(RelabelCallback):
         bag = self.bag.to(x.device)
         counts = self.shares.to(x.device)*torch.bincount(bag)[:,None]
         pairs,sims = neighbor_pairs(x, self.n_neighbors, 1. if self.variant == "official" else None)
-        p = propagate_labels(bag, counts, pairs, sims, self.bag_lam, self.sim_lam, self.steps, self.damping, self.variant)
+        p = propagate_labels(
+            bag,
+            counts,
+            pairs,
+            sims,
+            self.bag_lam,
+            self.sim_lam,
+            self.steps,
+            self.damping,
+            self.variant,
+        )
         confidence,label = p.max(1)
         self.set_targets(self.ids, F.one_hot(label, p.shape[1]) if self.hard else p)
-        self.ledger.record(self.ids, label, confidence, torch.ones_like(label, dtype=torch.bool), self.learn.epoch)
+        self.ledger.record(
+            self.ids, label, confidence, torch.ones_like(label, dtype=torch.bool), self.learn.epoch
+        )
         self.round += 1
 
-    def __getstate__(self): return super().__getstate__() | dict(features=None, bags=None)  # their work is done
+    # their work is done
+    def __getstate__(self): return super().__getstate__() | dict(features=None, bags=None)

@@ -19,7 +19,8 @@ def channel_probs(
     d:int,       # number of channels
     sigma:float, # above 0; about how many channels are kept
 )->torch.Tensor: # [d], probability that the first 1, 2, ..., d are kept
-    "P(k) ∝ exp(−(k/σ)²), without the ½ of a normal distribution. Chen et al. 2021, https://arxiv.org/abs/2104.13766"
+    """P(k) ∝ exp(−(k/σ)²), without the ½ of a normal distribution. Chen et al. 2021,
+    https://arxiv.org/abs/2104.13766"""
     return (-(torch.arange(1, d+1)/sigma)**2).double().softmax(0)
 
 def first_channels(
@@ -30,39 +31,60 @@ def first_channels(
     return x*(torch.arange(x.shape[-1], device=x.device) < k)
 
 # %% ../../nbs/relabel/nested_dropout.ipynb #8deeba73
-@technique("NestedDropout", family="relabel", year=2021, paper="https://arxiv.org/abs/2104.13766", cost="none to speak of", neutral=dict(sigma=0.))
+@technique(
+    "NestedDropout",
+    family="relabel",
+    year=2021,
+    paper="https://arxiv.org/abs/2104.13766",
+    cost="none to speak of",
+    neutral=dict(sigma=0.0),
+)
 class NestedDropout(LabelCallback):
-    """Train with the first k channels of the features, k drawn anew for each batch with P(k) ∝ exp(−(k/σ)²)
+    """Train with the first k channels of the features, k drawn anew for each batch with P(k) ∝
+    exp(−(k/σ)²)
 
-    Works on the inputs of the model's last linear layer; validation uses all of them, `logits(x, k)` and `by_channels` the first k.
-    `CoTeaching` applies the same cut to its second network. Chen, Hu, Shen, Ai, Suykens 2021, https://arxiv.org/abs/2104.13766"""
+    Works on the inputs of the model's last linear layer; validation uses all of them, `logits(x,
+    k)` and `by_channels` the first k. `CoTeaching` applies the same cut to its second network.
+    Chen, Hu, Shen, Ai, Suykens 2021, https://arxiv.org/abs/2104.13766"""
     order = -8
     def __init__(self,
         sigma:float=10., # about how many channels are kept; 0 keeps all
     ): self.sigma = check_range("sigma", sigma, 0)
 
     k = None  # channels kept in this batch
-    def setup(self): self.probs = channel_probs(head_of(self.learn.model).in_features, self.sigma) if self.sigma else None
+    def setup(self):
+        self.probs = (
+            channel_probs(head_of(self.learn.model).in_features, self.sigma) if self.sigma else None
+        )
 
     def before_forward(self, s:Supervision):
         if not self.sigma: return
         self.k = k = int(torch.multinomial(self.probs, 1, generator=self.rng)) + 1
-        s.hook(head_of(self.learn.model), lambda module,args: (first_channels(args[0], k), *args[1:]), before=True)
+        s.hook(
+            head_of(self.learn.model),
+            lambda module, args: (first_channels(args[0], k), *args[1:]),
+            before=True,
+        )
 
     def _features(self, x):
         model = unwrap(self.learn.model)
         device = next(model.parameters()).device
-        with evaluating(model): return torch.cat([with_features(model, o.to(device))[1] for o in x.split(512)])
+        with evaluating(model):
+            return torch.cat([with_features(model, o.to(device))[1] for o in x.split(512)])
 
     @torch.no_grad()
     def logits(self,
         x:torch.Tensor, # [N, ...] inputs as the model takes them
         k:int,          # channels that are kept
     )->torch.Tensor: # [N, C]
-        "What the model says with its first `k` features, in evaluation mode. Only for a model that ends in its last linear layer"
+        """What the model says with its first `k` features, in evaluation mode. Only for a model
+        that ends in its last linear layer"""
         head = head_of(self.learn.model)
         if not 1 <= k <= head.in_features:
-            raise LabelKitError(f"k={k} is not between 1 and {head.in_features}, the number of features: pass one that is")
+            raise LabelKitError(
+                f"k={k} is not between 1 and {head.in_features}, the number of features: pass one "
+                "that is"
+            )
         return head(first_channels(self._features(x), k))
 
     @torch.no_grad()
@@ -71,6 +93,12 @@ class NestedDropout(LabelCallback):
         y:torch.Tensor, # [N] long, labels
     )->torch.Tensor: # [D], accuracy with the first 1, 2, ..., D features
         "How much the first channels know alone"
-        head,f = head_of(self.learn.model),self._features(x)
+        head = head_of(self.learn.model)
+        f = self._features(x)
         y = y.to(f.device)
-        return torch.stack([(head(first_channels(f, k)).argmax(1) == y).float().mean() for k in range(1, head.in_features+1)]).cpu()
+        return torch.stack(
+            [
+                (head(first_channels(f, k)).argmax(1) == y).float().mean()
+                for k in range(1, head.in_features + 1)
+            ]
+        ).cpu()

@@ -19,7 +19,9 @@ def bag_means(
 )->tuple: # [bags, C] means, [bags] number of members
     "Mean of `values` over the members of each bag"
     number,n = bag.unique(return_inverse=True, return_counts=True)[1:]
-    sums = torch.zeros(len(n), values.shape[1], dtype=values.dtype, device=values.device).index_add(0, number, values)
+    sums = torch.zeros(len(n), values.shape[1], dtype=values.dtype, device=values.device).index_add(
+        0, number, values
+    )
     return sums/n[:,None].to(values.dtype),n
 
 def proportion_loss(
@@ -27,7 +29,8 @@ def proportion_loss(
     targets:torch.Tensor, # [n, C] shares of each sample's bag
     bag:torch.Tensor,     # [n] long, bag of each sample
 )->torch.Tensor: # a scalar, at least 0
-    "KL(shares ‖ mean prediction), averaged over bags by their members (Ardehaly & Culotta 2017, https://arxiv.org/abs/1709.04108)"
+    """KL(shares ‖ mean prediction), averaged over bags by their members (Ardehaly & Culotta 2017,
+    https://arxiv.org/abs/1709.04108)"""
     p,n = bag_means(logits.softmax(1), bag)
     shares = bag_means(targets.to(p.dtype), bag)[0]
     tiny = torch.finfo(p.dtype).tiny
@@ -36,41 +39,93 @@ def proportion_loss(
 
 # %% ../../nbs/relabel/proportion_loss.ipynb #c880c13e
 def bags_of(
-    dls,       # loaders with `bags` [n_ids] and `proportions` [bags, C], as `digits(bag_size=8)` has
-    bags=None, # a pair of your own: the bag of each sample by id ([n_ids] long, -1 for none), and the shares ([bags, C])
+    # loaders with `bags` [n_ids] and `proportions` [bags, C], as `digits(bag_size=8)` has
+    dls,
+    # a pair of your own: the bag of each sample by id ([n_ids] long, -1 for none), and the shares
+    # ([bags, C])
+    bags=None,
 )->tuple: # bags [n_ids] long, shares [bags, C] float, on the CPU
-    "The bags of the data, or those given. Raises `LabelKitError` where there are none, or shares that are no distributions"
+    """The bags of the data, or those given. Raises `LabelKitError` where there are none, or shares
+    that are no distributions"""
     if bags is None: bags = getattr(dls, "bags", None),getattr(dls, "proportions", None)
     bag,shares = bags
     if bag is None or shares is None:
-        raise LabelKitError("dls has no bags: pass bag_size= to labelkit's data sets, or bags=(bag of each sample by id, shares of each bag)")
-    bag,shares = torch.as_tensor(bag).cpu().long(),torch.as_tensor(shares).cpu().float()
+        raise LabelKitError(
+            "dls has no bags: pass bag_size= to labelkit's data sets, or bags=(bag of each sample "
+            "by id, shares of each bag)"
+        )
+    bag = torch.as_tensor(bag).cpu().long()
+    shares = torch.as_tensor(shares).cpu().float()
     n = getattr(dls, "n_ids", 0) or len(dls.train.dataset)
-    if bag.shape != (n,): raise LabelKitError(f"bags: {tuple(bag.shape)} bag numbers for {n} samples: pass one for each, -1 for none")
+    if bag.shape != (n,):
+        raise LabelKitError(
+            f"bags: {tuple(bag.shape)} bag numbers for {n} samples: pass one for each, -1 for none"
+        )
     if shares.ndim != 2 or int(bag.max()) >= len(shares):
-        raise LabelKitError(f"bags: shares of shape {tuple(shares.shape)} for bags up to {int(bag.max())}: pass a row for each bag")
-    if (bad := ((shares < 0).any(1) | ((shares.sum(1)-1).abs() > 1e-3)).nonzero().flatten().tolist()):
-        raise LabelKitError(f"bags: the shares of bag {bad[0]} are not a distribution (no value below 0, sum 1): divide counts by the bag's size")
+        raise LabelKitError(
+            f"bags: shares of shape {tuple(shares.shape)} for bags up to {int(bag.max())}: pass a "
+            "row for each bag"
+        )
+    if (
+        bad := ((shares < 0).any(1) | ((shares.sum(1) - 1).abs() > 1e-3))
+        .nonzero()
+        .flatten()
+        .tolist()
+    ):
+        raise LabelKitError(
+            f"bags: the shares of bag {bad[0]} are not a distribution (no value below 0, sum 1): "
+            "divide counts by the bag's size"
+        )
     return bag,shares
 
-@technique("ProportionLoss", family="relabel", year=2017, paper="https://arxiv.org/abs/1709.04108", needs=("ids",), cost="none", neutral=dict(weight=0.))
+@technique(
+    "ProportionLoss",
+    family="relabel",
+    year=2017,
+    paper="https://arxiv.org/abs/1709.04108",
+    needs=("ids",),
+    cost="none",
+    neutral=dict(weight=0.0),
+)
 class ProportionLoss(LabelCallback):
-    """Ask the mean prediction of each bag to match its class shares, instead of asking each member to
+    """Ask the mean prediction of each bag to match its class shares, instead of asking each member
+    to
 
-    Of a bag only the members in the batch are averaged, so let a batch hold whole bags. Replaces the labeled loss.
-    Ardehaly & Culotta 2017, https://arxiv.org/abs/1709.04108"""
-    order,needs = -8,("ids",)
+    Of a bag only the members in the batch are averaged, so let a batch hold whole bags. Replaces
+    the labeled loss. Ardehaly & Culotta 2017, https://arxiv.org/abs/1709.04108"""
+    order = -8
+    needs = ("ids",)
     def __init__(self,
-        weight:float=1., # of the loss; 0 turns the technique off, and every member learns the shares as a soft label
+        # of the loss; 0 turns the technique off, and every member learns the shares as a soft label
+        weight:float=1.,
         keep:float=0.,   # weight of the members' soft labels beside it
         bags=None,       # (bag of each sample by id, shares of each bag); by the data if `None`
-    ): self.weight,self.keep,self.bags = check_range("weight", weight, 0),check_range("keep", keep, 0),bags
+    ):
+        self.weight = check_range("weight", weight, 0)
+        self.keep = check_range("keep", keep, 0)
+        self.bags = bags
 
-    def setup(self): self.bag = bags_of(self.dls, self.bags)[0].to(self.dls.device or "cpu") if self.weight else None
+    def setup(self):
+        self.bag = (
+            bags_of(self.dls, self.bags)[0].to(self.dls.device or "cpu") if self.weight else None
+        )
 
     def after_forward(self, s:Supervision):
         if self.weight == 0: return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"targets are of kind {s.kind!r}: ProportionLoss needs class shares for each sample")
-        if s.ids is None: raise LabelKitError("ProportionLoss looks up bags by sample and the loader gives no ids: call `label_dls(dls)` once")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: ProportionLoss needs class shares for each sample"
+            )
+        if s.ids is None:
+            raise LabelKitError(
+                "ProportionLoss looks up bags by sample and the loader gives no ids: call "
+                "`label_dls(dls)` once"
+            )
         s.labeled_weight *= self.keep
-        s.add_loss(self.name, proportion_loss(s.pred, s.targets, self.bag[s.ids.to(self.bag.device)].to(s.pred.device)), self.weight)
+        s.add_loss(
+            self.name,
+            proportion_loss(
+                s.pred, s.targets, self.bag[s.ids.to(self.bag.device)].to(s.pred.device)
+            ),
+            self.weight,
+        )

@@ -23,10 +23,12 @@ def align_weights(
     high:torch.Tensor, # [B] where it ends
     size:int,          # cells of the map along this side
 )->torch.Tensor: # [B, size], sums of 1
-    """How much each cell counts in RoIAlign with one bin, on `box*size - .5`, not aligned, as many samples as the box is long
+    """How much each cell counts in RoIAlign with one bin, on `box*size - .5`, not aligned, as many
+    samples as the box is long
 
     He et al. 2017, https://arxiv.org/abs/1703.06870, as ReLabel uses it."""
-    start,cell = low*size-.5,torch.arange(size, device=low.device)
+    start = low*size-.5
+    cell = torch.arange(size, device=low.device)
     length = ((high-low)*size).clamp_min(1.)
     n = (length-1e-4).ceil()  # rounding must not add a sample to a whole number of cells
     i = torch.arange(size+1, device=low.device)
@@ -39,7 +41,8 @@ def align_weights(
 def pool_maps(
     maps:torch.Tensor,         # [B, C, h, w] logits
     box:torch.Tensor,          # [B, 4]: left, top, right, bottom, as fractions of the image's sides
-    variant:str="geometric",   # "official": horizontal and vertical exchanged, as in the published code
+    # "official": horizontal and vertical exchanged, as in the published code
+    variant:str="geometric",
 )->torch.Tensor: # [B, C] logits
     "Mean of every map over its box. Yun et al. 2021, https://arxiv.org/abs/2101.05022"
     return torch.einsum("bchw,bh,bw->bc", maps, *_sides(box, maps.shape[-2:], variant))
@@ -50,11 +53,14 @@ def _sides(box, size, variant):
     return align_weights(top, bottom, size[0]),align_weights(left, right, size[1])
 
 def pool_top_maps(
-    values:torch.Tensor,     # [B, m+1, h, w]: the m largest logits of each place, and last the one that every other class gets
+    # [B, m+1, h, w]: the m largest logits of each place, and last the one that every other class
+    # gets
+    values:torch.Tensor,
     classes:torch.Tensor,    # [B, m, h, w] long
     box:torch.Tensor,        # [B, 4]: left, top, right, bottom
     c:int,                   # number of classes
-    variant:str="geometric", # "official" exchanges the axes and takes 0 as the logit of every other class
+    # "official" exchanges the axes and takes 0 as the logit of every other class
+    variant:str="geometric",
 )->torch.Tensor: # [B, c] logits
     "`pool_maps` of maps of which the best classes were kept, without making them dense"
     rows,cols = _sides(box, values.shape[-2:], variant)
@@ -69,9 +75,15 @@ def map_layer(
     model:torch.nn.Module, # in evaluation mode
     x:torch.Tensor,        # [B, C, H, W], a few inputs
 )->torch.nn.Module:
-    "The module whose output, averaged over its places, enters the last linear layer. Raises `LabelKitError` when there is none"
-    outs,entered = [],[]
-    keep = lambda m,args,out: outs.append((m, out)) if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2]*out.shape[3] > 1 else None
+    """The module whose output, averaged over its places, enters the last linear layer. Raises
+    `LabelKitError` when there is none"""
+    outs = []
+    entered = []
+    keep = lambda m, args, out: (
+        outs.append((m, out))
+        if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[2] * out.shape[3] > 1
+        else None
+    )
     handles = [m.register_forward_hook(keep) for m in model.modules()]
     handles.append(head_of(model).register_forward_pre_hook(lambda m,args: entered.append(args[0])))
     try:
@@ -80,21 +92,33 @@ def map_layer(
         for h in handles: h.remove()
     for m,out in reversed(outs):
         mean = out.mean((2,3))
-        if mean.shape == entered[-1].shape and torch.allclose(mean, entered[-1], rtol=1e-3, atol=1e-4): return m
-    raise LabelKitError(f"{type(model).__name__} has no layer whose mean over the places enters its last linear layer: "
-                        "pass map_fn, a function of inputs that gives logits [B, C, h, w]")
+        if mean.shape == entered[-1].shape and torch.allclose(
+            mean, entered[-1], rtol=1e-3, atol=1e-4
+        ):
+            return m
+    raise LabelKitError(
+        f"{type(model).__name__} has no layer whose mean over the places enters its last linear "
+        "layer: "
+        "pass map_fn, a function of inputs that gives logits [B, C, h, w]"
+    )
 
 def label_maps(
     teacher,        # a model that ends in an average over places and a linear layer
     x:torch.Tensor, # [B, C, H, W]
 )->torch.Tensor: # [B, classes, h, w] logits, whose mean over the places is what the teacher says
-    "What the teacher says at every place. Raises `LabelKitError` for a teacher that is not built like that"
+    """What the teacher says at every place. Raises `LabelKitError` for a teacher that is not built
+    like that"""
     teacher = as_teacher(teacher)
     if not isinstance(teacher.model, torch.nn.Module):
-        raise LabelKitError(f"{teacher!r} is not a single model: pass map_fn, a function of inputs that gives logits [B, C, h, w]")
+        raise LabelKitError(
+            f"{teacher!r} is not a single model: pass map_fn, a function of inputs that gives "
+            "logits [B, C, h, w]"
+        )
     teacher(x[:1])  # moves it to the device of `x`, in evaluation mode
     kept = []
-    handle = map_layer(teacher.model, x[:2]).register_forward_hook(lambda m,args,out: kept.append(out))
+    handle = map_layer(teacher.model, x[:2]).register_forward_hook(
+        lambda m, args, out: kept.append(out)
+    )
     try: teacher(x)
     finally: handle.remove()
     with torch.no_grad(): return head_of(teacher.model)(kept[-1].movedim(1, -1)).movedim(-1, 1)
@@ -104,46 +128,82 @@ def label_map_store(
     data,          # `DataLoaders`, or a tensor of images [N, C, H, W]
     teacher,       # a model, best a better one than the student; any function with `map_fn`
     maps:int=5,    # classes kept at each place
-    map_fn=None,   # function of inputs that gives logits [B, C, h, w]; `label_maps` of the teacher if `None`
+    # function of inputs that gives logits [B, C, h, w]; `label_maps` of the teacher if `None`
+    map_fn=None,
     **kwargs       # further arguments of `build_store`
 )->LabelStore:
     "Store the label maps of all samples, as `ReLabel` needs them"
     teacher = as_teacher(teacher)
-    return build_store(path, data, teacher, maps=maps, map_fn=map_fn or partial(label_maps, teacher), **kwargs)
+    return build_store(
+        path, data, teacher, maps=maps, map_fn=map_fn or partial(label_maps, teacher), **kwargs
+    )
 
 # %% ../../nbs/relabel/relabel.ipynb #41e4178d
-@technique("ReLabel", family="relabel", year=2021, paper="https://arxiv.org/abs/2101.05022", needs=("ids",),
-           cost="one pass of the teacher over the data, once; then a look into the store for each batch", neutral=dict(p=0.))
+@technique(
+    "ReLabel",
+    family="relabel",
+    year=2021,
+    paper="https://arxiv.org/abs/2101.05022",
+    needs=("ids",),
+    cost="one pass of the teacher over the data, once; then a look into the store for each batch",
+    neutral=dict(p=0.0),
+)
 class ReLabel(LabelCallback):
     """Give every random crop the label of what is in it, by a stored map of labels
 
-    A crop's target is the softmax of the teacher's label map, averaged over the box (RoIAlign with one bin); crops are made here, and the loss is the
-    learner's, with these soft targets. `label_map_store` makes the store. Raises `LabelKitError` for a store of other data or without maps.
-    Yun et al. 2021, https://arxiv.org/abs/2101.05022"""
-    order,needs = -8,("ids",)
+    A crop's target is the softmax of the teacher's label map, averaged over the box (RoIAlign with
+    one bin); crops are made here, and the loss is the learner's, with these soft targets.
+    `label_map_store` makes the store. Raises `LabelKitError` for a store of other data or without
+    maps. Yun et al. 2021, https://arxiv.org/abs/2101.05022"""
+    order = -8
+    needs = ("ids",)
     def __init__(self,
         store=None,              # from `label_map_store`, or its path; needed
         scale:tuple=(.08, 1.),   # smallest and largest area of a crop, as a share of the image's
         ratio:tuple=(3/4, 4/3),  # smallest and largest ratio of its width to its height
-        flip:bool=None,          # mirror every second crop; `None`: unless the data's `view_hints` say no
+        # mirror every second crop; `None`: unless the data's `view_hints` say no
+        flip:bool=None,
         size:tuple=None,         # height and width of the crops; those of the images if `None`
         p:float=1.,              # share of batches that are cropped and relabeled
-        variant:str="geometric", # "official" exchanges the axes and gives 0 to the logits that were not kept
+        # "official" exchanges the axes and gives 0 to the logits that were not kept
+        variant:str="geometric",
     ):
-        if variant not in ("geometric", "official"): raise LabelKitError(f"variant={variant!r} is neither geometric nor official: use one of them")
+        if variant not in ("geometric", "official"):
+            raise LabelKitError(
+                f"variant={variant!r} is neither geometric nor official: use one of them"
+            )
         self.store = as_store(store, "make one with `label_map_store(path, dls, teacher)`")
-        self.crops,self.flip,self.p,self.variant = CropViews(scale, ratio, True, size),flip,check_range("p", p, 0, 1),variant
+        self.crops = CropViews(scale, ratio, True, size)
+        self.flip = flip
+        self.p = check_range("p", p, 0, 1)
+        self.variant = variant
 
     def setup(self):
-        if not self.store.meta["maps"]: raise LabelKitError(f"the store {self.store.path!r} has no label maps: make one with `label_map_store`")
-        if self.store.c != n_classes(self.learn): raise LabelKitError(f"the store knows {self.store.c} classes and the data {n_classes(self.learn)}: make them agree")
+        if not self.store.meta["maps"]:
+            raise LabelKitError(
+                f"the store {self.store.path!r} has no label maps: make one with `label_map_store`"
+            )
+        if self.store.c != n_classes(self.learn):
+            raise LabelKitError(
+                f"the store knows {self.store.c} classes and the data {n_classes(self.learn)}: "
+                "make them agree"
+            )
         self.store.check_samples(Samples(self.dls))
-        self.crops.flip = (getattr(self.dls, "view_hints", None) or {}).get("flip", True) if self.flip is None else self.flip
+        self.crops.flip = (
+            (getattr(self.dls, "view_hints", None) or {}).get("flip", True)
+            if self.flip is None
+            else self.flip
+        )
 
     def before_forward(self, s:Supervision):
         if self.p == 0 or (self.p < 1 and torch.rand((), generator=self.rng) >= self.p): return
-        if s.kind not in ("single", "soft"): raise LabelKitError(f"targets are of kind {s.kind!r}: ReLabel needs one label for each sample")
+        if s.kind not in ("single", "soft"):
+            raise LabelKitError(
+                f"targets are of kind {s.kind!r}: ReLabel needs one label for each sample"
+            )
         said = self.store.read(s.ids, maps=True).to(s.x.device)
         crop = self.crops.draw(len(s.x), tuple(s.x.shape[1:]), self.rng)
-        s.targets = pool_top_maps(said.map_values, said.map_classes, crop[:,:4].to(s.x.device), s.c, self.variant).softmax(1)
+        s.targets = pool_top_maps(
+            said.map_values, said.map_classes, crop[:, :4].to(s.x.device), s.c, self.variant
+        ).softmax(1)
         s.x = self.crops.make(s.x, crop)

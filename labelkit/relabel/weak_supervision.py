@@ -23,50 +23,93 @@ def weak_loss(
     probs:torch.Tensor,  # [U, C] probabilistic labels
     weights:torch.Tensor # [U], 0 where nothing is known
 )->torch.Tensor: # a scalar, 0 when all weights are
-    "Soft cross-entropy, weighted mean (the noise-aware loss of Ratner et al. 2017, https://arxiv.org/abs/1711.10160, for cross-entropy)"
-    return (F.cross_entropy(logits, probs, reduction="none")*weights).sum()/weights.sum().clamp_min(1e-12)
+    """Soft cross-entropy, weighted mean (the noise-aware loss of Ratner et al. 2017,
+    https://arxiv.org/abs/1711.10160, for cross-entropy)"""
+    return (
+        F.cross_entropy(logits, probs, reduction="none") * weights
+    ).sum() / weights.sum().clamp_min(1e-12)
 
 # %% ../../nbs/relabel/weak_supervision.ipynb #f2c0d4da
 def samples_by_id(
     dls # `DataLoaders` with ids
-)->tuple: # ids [n] long on the CPU, x [n, ...]: labeled samples first, then those of `dls.unlabeled`
-    "All training samples without augmentation, once. Raises `LabelKitError` for samples with NaN or infinite values"
+    # ids [n] long on the CPU, x [n, ...]: labeled samples first, then those of `dls.unlabeled`
+)->tuple:
+    """All training samples without augmentation, once. Raises `LabelKitError` for samples with NaN
+    or infinite values"""
     def of(dl):
-        if isinstance(dl, ArrayDL): return sample_ids(dl),dl.dataset.arrays.batch(dl.dataset.rows)[0]
-        if dl is dls.train: return sample_ids(dl),torch.cat([b[0] for b in load_rows(dl, torch.arange(len(dl.dataset)), dl.bs)])
-        parts = [b[0] if isinstance(b, (tuple, list)) else b for b in dl.new(shuffle=False, drop_last=False)]
+        if isinstance(dl, ArrayDL):
+            return sample_ids(dl),dl.dataset.arrays.batch(dl.dataset.rows)[0]
+        if dl is dls.train:
+            return sample_ids(dl), torch.cat(
+                [b[0] for b in load_rows(dl, torch.arange(len(dl.dataset)), dl.bs)]
+            )
+        parts = [
+            b[0] if isinstance(b, (tuple, list)) else b
+            for b in dl.new(shuffle=False, drop_last=False)
+        ]
         x = torch.cat([o.as_subclass(torch.Tensor) for o in parts])
         return torch.arange(len(x)) + dl.first_id,x
     with torch.random.fork_rng(devices=[]):  # an iteration draws a seed from the global stream
         parts = [of(dl) for dl in (dls.train, getattr(dls, "unlabeled", None)) if dl is not None]
     ids,x = (torch.cat(o) for o in zip(*parts))
-    if bad := bad_rows(x, ids): raise LabelKitError(f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove them")
+    if bad := bad_rows(x, ids):
+        raise LabelKitError(
+            f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove them"
+        )
     return ids,x
 
 # %% ../../nbs/relabel/weak_supervision.ipynb #09d5b23c
-@technique("WeakSupervision", family="relabel", year=2017, paper="https://arxiv.org/abs/1711.10160", needs=("unlabeled", "ids"),
-           cost="once: the functions' votes and the label model; forward and backward pass over the unlabeled samples", neutral=dict(weight=0.))
+@technique(
+    "WeakSupervision",
+    family="relabel",
+    year=2017,
+    paper="https://arxiv.org/abs/1711.10160",
+    needs=("unlabeled", "ids"),
+    cost="once: the functions' votes and the label model; forward and backward pass over the "
+         "unlabeled samples",
+    neutral=dict(weight=0.0),
+)
 class WeakSupervision(RelabelCallback):
     """Train on probabilistic labels that a label model makes of labeling functions' votes
 
-    Once, before the first batch, every sample is voted on and the label model is fitted; then `weak_loss` over the unlabeled samples is added with
-    `weight`. A sample on which all abstain counts nothing. Votes and probabilities are by sample id. Ratner et al. 2017,
-    https://arxiv.org/abs/1711.10160; functions from a hundred labels: Roberts et al. 2022 (AutoWS-Bench-101), https://arxiv.org/abs/2208.14362"""
+    Once, before the first batch, every sample is voted on and the label model is fitted; then
+    `weak_loss` over the unlabeled samples is added with `weight`. A sample on which all abstain
+    counts nothing. Votes and probabilities are by sample id. Ratner et al. 2017,
+    https://arxiv.org/abs/1711.10160; functions from a hundred labels: Roberts et al. 2022
+    (AutoWS-Bench-101), https://arxiv.org/abs/2208.14362"""
     explorer = "labelkit.explore.votes_explorer:VotesExplorer"
-    state_names = (*RelabelCallback.state_names, "label_model", "weak_label", "weak_weight", "votes", "lf_names")
+    state_names = (
+        *RelabelCallback.state_names,
+        "label_model",
+        "weak_label",
+        "weak_weight",
+        "votes",
+        "lf_names",
+    )
     votes = weak_label = weak_weight = lf_names = None
 
     def __init__(self,
-        lfs=auto_lfs,           # labeling functions (a list), or a function (x, y, unlabeled, c, seed=) of the labeled samples that makes them
-        votes=None,             # instead: your own votes, whole numbers [N, m], or probabilities, floats [N, C], by sample id
+        # labeling functions (a list), or a function (x, y, unlabeled, c, seed=) of the labeled
+        # samples that makes them
+        lfs=auto_lfs,
+        # instead: your own votes, whole numbers [N, m], or probabilities, floats [N, C], by sample
+        # id
+        votes=None,
         label_model=None,       # what combines votes; `DawidSkene()` if `None`
         weight:float=1.,        # of the loss over the unlabeled samples; 0 turns the technique off
-        keep_given:bool=True,   # labels that are given stay; `False`: they are replaced as well, where any function votes
+        # labels that are given stay; `False`: they are replaced as well, where any function votes
+        keep_given:bool=True,
     ):
-        self.lfs,self.given_votes,self.keep_given = lfs,None if votes is None else torch.as_tensor(votes).cpu(),keep_given
-        self.label_model,self.weight = label_model or DawidSkene(),check_range("weight", weight, 0)
+        self.lfs = lfs
+        self.given_votes = None if votes is None else torch.as_tensor(votes).cpu()
+        self.keep_given = keep_given
+        self.label_model = label_model or DawidSkene()
+        self.weight = check_range("weight", weight, 0)
         if not callable(lfs) and not isinstance(lfs, (list, tuple)):
-            raise LabelKitError(f"lfs={lfs!r} is neither a list of labeling functions nor a function that makes them: pass one of the two")
+            raise LabelKitError(
+                f"lfs={lfs!r} is neither a list of labeling functions nor a function that makes "
+                "them: pass one of the two"
+            )
         self.needs = ("unlabeled", "ids") if keep_given else ("ids",)
 
     @property
@@ -75,53 +118,92 @@ class WeakSupervision(RelabelCallback):
     def setup(self):
         super().setup()
         if getattr(self.dls, "unlabeled", None) is not None: self.needs = ("unlabeled", "ids")
-        n,c,device = self.ledger.n_ids,n_classes(self.learn),self.dls.device or "cpu"
-        self.weak_label,self.weak_weight = torch.full((n, c), 1/c, device=device),torch.zeros(n, device=device)
-        self.votes,self.lf_names = torch.zeros(n, 0, dtype=torch.long),[]
+        n = self.ledger.n_ids
+        c = n_classes(self.learn)
+        device = self.dls.device or "cpu"
+        self.weak_label = torch.full((n, c), 1/c, device=device)
+        self.weak_weight = torch.zeros(n, device=device)
+        self.votes = torch.zeros(n, 0, dtype=torch.long)
+        self.lf_names = []
 
     def find(self):
         n,c = self.weak_label.shape
         given = self.given_votes if self.given_votes is not None else self.vote(n, c)
-        if given.is_floating_point(): probs,covered = _check_probs(given, n, c),given.amax(1) > 0
+        if given.is_floating_point():
+            probs = _check_probs(given, n, c)
+            covered = given.amax(1) > 0
         else:
             self.votes,_ = check_votes(given, c)
-            if len(given) != n: raise LabelKitError(f"votes has {len(given)} rows for {n} samples: pass one for each, by id")
-            probs,covered = self.label_model.fit(self.votes, c).predict_proba(self.votes),(self.votes >= 0).any(1)
+            if len(given) != n:
+                raise LabelKitError(
+                    f"votes has {len(given)} rows for {n} samples: pass one for each, by id"
+                )
+            probs = self.label_model.fit(self.votes, c).predict_proba(self.votes)
+            covered = (self.votes >= 0).any(1)
             self.lf_names = self.lf_names or [f"LF {j}" for j in range(self.votes.shape[1])]
-        self.weak_label,self.weak_weight = probs.to(self.weak_label),covered.to(self.weak_weight)
-        if not self.keep_given: self.set_targets(self.ids[covered[self.ids]], probs[self.ids][covered[self.ids]])
-        (confidence,label),device = self.weak_label.max(1),self.ledger.columns["epoch"].device
-        self.ledger.record(torch.arange(n, device=device), label, confidence, self.weak_weight > 0, self.learn.epoch)
+        self.weak_label = probs.to(self.weak_label)
+        self.weak_weight = covered.to(self.weak_weight)
+        if not self.keep_given:
+            self.set_targets(self.ids[covered[self.ids]], probs[self.ids][covered[self.ids]])
+        (confidence,label) = self.weak_label.max(1)
+        device = self.ledger.columns["epoch"].device
+        self.ledger.record(
+            torch.arange(n, device=device),
+            label,
+            confidence,
+            self.weak_weight > 0,
+            self.learn.epoch,
+        )
 
     def vote(self, n, c):
         "The functions' votes on every sample, by id"
-        if self.lfs is None: raise LabelKitError("lfs were left out when this callback was pickled: make a new WeakSupervision with lfs=")
+        if self.lfs is None:
+            raise LabelKitError(
+                "lfs were left out when this callback was pickled: make a new WeakSupervision with "
+                "lfs="
+            )
         ids,x = samples_by_id(self.dls)
-        lfs,k = self.lfs,len(self.given)
+        lfs = self.lfs
+        k = len(self.given)
         if callable(lfs): lfs = lfs(x[:k][self.rows], self.labels, x[k:], c, seed=self.rng)
-        self.lf_names = [getattr(f, "name", getattr(f, "__name__", f"LF {j}")) for j,f in enumerate(lfs)]
+        self.lf_names = [
+            getattr(f, "name", getattr(f, "__name__", f"LF {j}")) for j, f in enumerate(lfs)
+        ]
         out = torch.full((n, len(lfs)), -1)
         out[ids.cpu()] = apply_lfs(lfs, x)
         return out
 
     def before_forward(self, s):
         super().before_forward(s)
-        if self.found and not self.off and s.unlabeled is not None: s.forward(self.name, s.unlabeled)
+        if self.found and not self.off and s.unlabeled is not None:
+            s.forward(self.name, s.unlabeled)
 
     def after_forward(self, s):
         if self.name not in s.outputs: return
         ids = s.unlabeled_ids.to(self.weak_label.device)
-        s.add_loss(self.name, weak_loss(s.outputs[self.name], self.weak_label[ids], self.weak_weight[ids]), self.weight)
+        s.add_loss(
+            self.name,
+            weak_loss(s.outputs[self.name], self.weak_label[ids], self.weak_weight[ids]),
+            self.weight,
+        )
 
     def __getstate__(self):
-        state,used = super().__getstate__(),("lfs", "given_votes", "label_model", "votes", "weak_label", "weak_weight")
-        return state | dict.fromkeys(used) if self.found else state  # their work is done; functions of a notebook cannot be pickled
+        state = super().__getstate__()
+        used = ("lfs", "given_votes", "label_model", "votes", "weak_label", "weak_weight")
+        # their work is done; functions of a notebook cannot be pickled
+        return state | dict.fromkeys(used) if self.found else state
 
 def _check_probs(p, n, c):
     if p.shape != (n, c):
-        raise LabelKitError(f"votes has shape {tuple(p.shape)}: probabilities must be [{n}, {c}], samples by id and classes; votes are whole numbers")
+        raise LabelKitError(
+            f"votes has shape {tuple(p.shape)}: probabilities must be [{n}, {c}], samples by id "
+            "and classes; votes are whole numbers"
+        )
     known = (p != 0).any(1)
     fine = p.isfinite().all(1) & (p >= 0).all(1) & ((p.sum(1)-1).abs() <= 1e-3)
     if (bad := known & ~fine).any():
-        raise LabelKitError(f"votes of sample {int(bad.nonzero()[0])} are no distribution: pass rows with sum 1, or of zeros where nothing is known")
+        raise LabelKitError(
+            f"votes of sample {int(bad.nonzero()[0])} are no distribution: pass rows with sum 1, "
+            "or of zeros where nothing is known"
+        )
     return torch.where(known[:,None], p, 1/c)

@@ -20,7 +20,8 @@ import torch
 from ..errors import LabelKitError, atomic_path
 
 # %% ../../nbs/storage/label_log.ipynb #b10beee4
-_APP,_VERSION = 0x4C4B4C4C,1  # SQLite keeps both in the header: this file is a label log, and of which kind
+_APP = 0x4C4B4C4C  # SQLite keeps both in the header: this file is a label log, and of which kind
+_VERSION = 1
 
 _tables = dict(
     about="(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -28,19 +29,28 @@ _tables = dict(
     actions="""(action INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo', 'redo')), author TEXT NOT NULL,
         time TEXT NOT NULL, target INTEGER REFERENCES actions, CHECK ((kind = 'edit') = (target IS NULL)))""",
     edits="""(action INTEGER NOT NULL REFERENCES actions, sample NOT NULL REFERENCES samples, label TEXT, number INTEGER,
-        author TEXT NOT NULL, reason TEXT NOT NULL, time TEXT NOT NULL, PRIMARY KEY (action, sample)) WITHOUT ROWID""")
+        author TEXT NOT NULL, reason TEXT NOT NULL, time TEXT NOT NULL, PRIMARY KEY (action, sample)) WITHOUT ROWID""",
+)
 
-_schema = [f"CREATE TABLE {k} {v}" for k,v in _tables.items()] + [
-    f"CREATE TRIGGER {k}_{verb} BEFORE {verb} ON {k} BEGIN SELECT RAISE(ABORT, 'a label log is only ever appended to'); END"
-    for k in _tables for verb in ("UPDATE", "DELETE")] + [
-    "CREATE INDEX edits_of ON edits (sample, action)",
-    "CREATE INDEX actions_by ON actions (author, kind)",
-    "CREATE INDEX actions_on ON actions (target, action) WHERE target IS NOT NULL",
-    # in SQLite, `kind` comes from the row that has the maximum
-    """CREATE VIEW undone AS SELECT target AS action FROM
+_schema = (
+    [f"CREATE TABLE {k} {v}" for k, v in _tables.items()]
+    + [
+        f"CREATE TRIGGER {k}_{verb} BEFORE {verb} ON {k} BEGIN SELECT RAISE(ABORT, 'a label log is "
+        "only ever appended to'); END"
+        for k in _tables
+        for verb in ("UPDATE", "DELETE")
+    ]
+    + [
+        "CREATE INDEX edits_of ON edits (sample, action)",
+        "CREATE INDEX actions_by ON actions (author, kind)",
+        "CREATE INDEX actions_on ON actions (target, action) WHERE target IS NOT NULL",
+        # in SQLite, `kind` comes from the row that has the maximum
+        """CREATE VIEW undone AS SELECT target AS action FROM
         (SELECT target, kind, max(action) FROM actions WHERE target IS NOT NULL GROUP BY target) WHERE kind = 'undo'""",
-    """CREATE VIEW standing AS SELECT sample, label, author, reason, time, max(action) AS action FROM edits
-        WHERE action NOT IN (SELECT action FROM undone) GROUP BY sample"""]
+        """CREATE VIEW standing AS SELECT sample, label, author, reason, time, max(action) AS action FROM edits
+        WHERE action NOT IN (SELECT action FROM undone) GROUP BY sample""",
+    ]
+)
 
 _history = """SELECT a.action, a.kind, e.sample, s.given, e.label, iif(a.target, a.author, e.author), iif(a.target, '', e.reason),
     iif(a.target, a.time, e.time), a.target, coalesce(a.target, a.action) NOT IN (SELECT action FROM undone)
@@ -55,9 +65,15 @@ def _from_cell(s): return s[1:] if s[:1] == "'" and s[1:].startswith(_formula) e
 def _text(name, value, empty=False):
     ok = isinstance(value, str) and (empty or value.strip()) and "\0" not in value
     if ok:
-        try: value.encode(); return value
+        try:
+            value.encode()
+            return value
         except UnicodeEncodeError: pass
-    raise LabelKitError(f"{name}={value!r:.60} is not a text{'' if empty else ' with a letter in it'}: pass a string")
+    raise LabelKitError(
+        f"{name}={value!r:.60} is not a text{'' if empty else ' with a letter in it'}: pass a "
+        "string"
+    )
+
 
 def _now(): return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -68,7 +84,8 @@ def _twice(values):
 def _names(vocab):
     "Class names as text, each once"
     names = [_text("vocab", str(o)) for o in vocab]
-    if (twice := _twice(names)) is not None: raise LabelKitError(f"vocab has {twice!r} twice: give every class its own name")
+    if (twice := _twice(names)) is not None:
+        raise LabelKitError(f"vocab has {twice!r} twice: give every class its own name")
     return names
 
 # %% ../../nbs/storage/label_log.ipynb #9ab46fbd
@@ -76,22 +93,41 @@ def _given_of(data, vocab):
     "Names by class, and given labels [n] as class numbers, -1 for none"
     given = getattr(data, "given", data)
     if given is data and hasattr(data, "train"):
-        raise LabelKitError("data has no given labels in memory: pass them, LabelLog(path, given_labels(dls)[1], vocab=dls.vocab)")
+        raise LabelKitError(
+            "data has no given labels in memory: pass them, LabelLog(path, given_labels(dls)[1], "
+            "vocab=dls.vocab)"
+        )
     if vocab is None: vocab = getattr(data, "vocab", None)
     y = given.tolist() if hasattr(given, "tolist") else list(given)
     if vocab is None:
-        vocab = sorted({o for o in y if o is not None}) if any(isinstance(o, str) for o in y) else range(max([0, *(o+1 for o in y if isinstance(o, int))]))
+        vocab = (
+            sorted({o for o in y if o is not None})
+            if any(isinstance(o, str) for o in y)
+            else range(max([0, *(o + 1 for o in y if isinstance(o, int))]))
+        )
     names = _names(vocab)
     number = {o: i for i,o in enumerate(names)} | {None: -1}
     for i,o in enumerate(y):
-        ok = o in number if isinstance(o, str) or o is None else isinstance(o, int) and not isinstance(o, bool) and -1 <= o < len(names)
-        if not ok: raise LabelKitError(f"data gives sample {i} the label {o!r:.40}: pass one class number below {len(names)}, or name, for each sample (-1: none)")
+        ok = (
+            o in number
+            if isinstance(o, str) or o is None
+            else isinstance(o, int) and not isinstance(o, bool) and -1 <= o < len(names)
+        )
+        if not ok:
+            raise LabelKitError(
+                f"data gives sample {i} the label {o!r:.40}: pass one class number below "
+                f"{len(names)}, or name, for each sample (-1: none)"
+            )
     return names,torch.tensor([o if isinstance(o, int) else number[o] for o in y], dtype=torch.long)
 
 def _check_keys(keys, n):
     keys = [_text("keys", str(o)) for o in keys]
-    if len(keys) != n: raise LabelKitError(f"keys has {len(keys)} names for {n} samples: pass one for each")
-    if (twice := _twice(keys)) is not None: raise LabelKitError(f"keys has {twice!r} twice: pass a different name for each sample, such as its path")
+    if len(keys) != n:
+        raise LabelKitError(f"keys has {len(keys)} names for {n} samples: pass one for each")
+    if (twice := _twice(keys)) is not None:
+        raise LabelKitError(
+            f"keys has {twice!r} twice: pass a different name for each sample, such as its path"
+        )
     return keys
 
 def _fingerprint(names, given, keys):
@@ -101,24 +137,42 @@ def _fingerprint(names, given, keys):
 
 # %% ../../nbs/storage/label_log.ipynb #2074b92b
 class LabelLog:
-    """Edits of labels in one SQLite file: append-only, with undo and redo, who and why; the given labels stay as they are
+    """Edits of labels in one SQLite file: append-only, with undo and redo, who and why; the given
+    labels stay as they are
 
-    Made for `data` when the file is new, and checked against them when it is not; without `data`, an existing log opens with what it was made
-    for. Labels are class names or numbers, `None` or -1 stands for "no label". Several processes may write at once. Raises `LabelKitError` for a
-    file that is something else or damaged, and for a log of other data."""
+    Made for `data` when the file is new, and checked against them when it is not; without `data`,
+    an existing log opens with what it was made for. Labels are class names or numbers, `None` or -1
+    stands for "no label". Several processes may write at once. Raises `LabelKitError` for a file
+    that is something else or damaged, and for a log of other data."""
     def __init__(self,
         path:str|Path,         # the file; made when it is missing, if there are `data`
-        data=None,             # `DataLoaders` of labelkit, or given labels [n]: class numbers (-1 for none) or names
+        # `DataLoaders` of labelkit, or given labels [n]: class numbers (-1 for none) or names
+        data=None,
         vocab:list=None,       # class names; those of `data` if `None`
-        keys:list=None,        # [n] a lasting name for each sample, such as its file's, for data that are split or extended later
-        author:str=None,       # who edits, unless an edit says otherwise; the user's name on this computer if `None`
-        classes:dict=None,     # old class name -> its name now, or `None` for "no label", when classes were renamed or removed
+        # [n] a lasting name for each sample, such as its file's, for data that are split or
+        # extended later
+        keys:list=None,
+        # who edits, unless an edit says otherwise; the user's name on this computer if `None`
+        author:str=None,
+        # old class name -> its name now, or `None` for "no label", when classes were renamed or
+        # removed
+        classes:dict=None,
     ):
-        if not isinstance(path, (str, os.PathLike)): raise LabelKitError(f"path={path!r:.60} is no path: pass where the log shall be, such as 'labels.db'")
-        self.path,self.author,self.classes = Path(path).absolute(),_text("author", author or _login()),dict(classes or {})
-        self._lock,self._con,self._pid = RLock(),None,None
+        if not isinstance(path, (str, os.PathLike)):
+            raise LabelKitError(
+                f"path={path!r:.60} is no path: pass where the log shall be, such as 'labels.db'"
+            )
+        self.path = Path(path).absolute()
+        self.author = _text("author", author or _login())
+        self.classes = dict(classes or {})
+        self._lock = RLock()
+        self._con = None
+        self._pid = None
         if data is None:
-            if keys is not None or vocab is not None: raise LabelKitError("data is missing: pass the given labels together with vocab and keys")
+            if keys is not None or vocab is not None:
+                raise LabelKitError(
+                    "data is missing: pass the given labels together with vocab and keys"
+                )
             self._db = self._connect(make=False)
             self._restore()
         else:
@@ -132,39 +186,80 @@ class LabelLog:
     @contextmanager
     def _errors(self):
         "SQLite's errors as ours"
-        try: yield
+        try:
+            yield
         except sqlite3.Error as e:
-            said,path = str(e),f"path={str(self.path)!r}"
-            if "locked" in said: raise LabelKitError(f"{path} is being written by another process for a long time: try again") from e
-            if "readonly" in said or "unable to open" in said: raise LabelKitError(f"{path} cannot be written ({said}): choose a folder that you may write to") from e
-            if "full" in said: raise LabelKitError(f"{path}: {said}, and nothing of this edit was kept: make room and edit again") from e
-            raise LabelKitError(f"{path} is no label log, or a damaged one ({said}): pass another path, or put back a copy of the file") from e
+            said = str(e)
+            path = f"path={str(self.path)!r}"
+            if "locked" in said:
+                raise LabelKitError(
+                    f"{path} is being written by another process for a long time: try again"
+                ) from e
+            if "readonly" in said or "unable to open" in said:
+                raise LabelKitError(
+                    f"{path} cannot be written ({said}): choose a folder that you may write to"
+                ) from e
+            if "full" in said:
+                raise LabelKitError(
+                    f"{path}: {said}, and nothing of this edit was kept: make room and edit again"
+                ) from e
+            raise LabelKitError(
+                f"{path} is no label log, or a damaged one ({said}): pass another path, or put "
+                "back a copy of the file"
+            ) from e
 
     def _connect(self, make=False):
-        if self.path.is_dir(): raise LabelKitError(f"path={str(self.path)!r} is a folder: pass the name of a file")
+        if self.path.is_dir():
+            raise LabelKitError(f"path={str(self.path)!r} is a folder: pass the name of a file")
         if not make and not self.path.is_file():
-            raise LabelKitError(f"path={str(self.path)!r} is no file: pass an existing log, or the data to make a new one, LabelLog(path, dls)")
-        try: self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise LabelKitError(f"path={str(self.path)!r} cannot be written ({e.strerror}): choose a folder that you may write to") from e
+            raise LabelKitError(
+                f"path={str(self.path)!r} is no file: pass an existing log, or the data to make a "
+                "new one, LabelLog(path, dls)"
+            )
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise LabelKitError(
+                f"path={str(self.path)!r} cannot be written ({e.strerror}): choose a folder that "
+                "you may write to"
+            ) from e
         with self._errors():
-            db = sqlite3.connect(self.path.as_uri()+("" if make else "?mode=rw"), timeout=30, isolation_level=None, check_same_thread=False, uri=True)
+            db = sqlite3.connect(
+                self.path.as_uri() + ("" if make else "?mode=rw"),
+                timeout=30,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
             try:
                 number = lambda name: db.execute(f"PRAGMA {name}").fetchone()[0]
                 tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
                 if tables and number("application_id") != _APP:
-                    raise LabelKitError(f"path={str(self.path)!r} is another program's SQLite file: pass the path of a label log, or of a new file")
+                    raise LabelKitError(
+                        f"path={str(self.path)!r} is another program's SQLite file: pass the path "
+                        "of a label log, or of a new file"
+                    )
                 if tables and number("user_version") > _VERSION:
-                    raise LabelKitError(f"path={str(self.path)!r} was written by a newer labelkit: update labelkit to open it")
+                    raise LabelKitError(
+                        f"path={str(self.path)!r} was written by a newer labelkit: update labelkit "
+                        "to open it"
+                    )
                 if tables and (found := number("quick_check(1)")) != "ok":
-                    raise LabelKitError(f"path={str(self.path)!r} is damaged ({found}): put back a copy of the file")
+                    raise LabelKitError(
+                        f"path={str(self.path)!r} is damaged ({found}): put back a copy of the file"
+                    )
                 self._write_ahead(db)
-                for pragma in ("synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"): db.execute(f"PRAGMA {pragma}")
-            except BaseException: db.close(); raise
+                for pragma in ("synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+                    db.execute(f"PRAGMA {pragma}")
+            except BaseException:
+                db.close()
+                raise
         self._pid = os.getpid()
         return db
 
     def _write_ahead(self, db):
-        "Readers and a writer do not wait for each other; where the disk has no shared memory SQLite keeps its rollback journal, as safe and slower"
+        """Readers and a writer do not wait for each other; where the disk has no shared memory
+        SQLite keeps its rollback journal, as safe and slower"""
         until = time.monotonic() + 30
         while True:
             try: return db.execute("PRAGMA journal_mode=WAL")
@@ -174,7 +269,8 @@ class LabelLog:
 
     @property
     def _db(self):
-        # a connection must not be used on the other side of a fork; one that was closed or came from a pickle is opened again
+        # a connection must not be used on the other side of a fork; one that was closed or came
+        # from a pickle is opened again
         if self._con is None or self._pid != os.getpid(): self._con = self._connect()
         return self._con
     @_db.setter
@@ -203,7 +299,8 @@ class LabelLog:
             self._con = None
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k not in ("_lock", "_con", "_pid")}
+    def __getstate__(self):
+        return {k: v for k,v in self.__dict__.items() if k not in ("_lock", "_con", "_pid")}
     def __setstate__(self, state): self.__dict__.update(state, _lock=RLock(), _con=None, _pid=None)
 
     # --- the data
@@ -219,16 +316,28 @@ class LabelLog:
         name = self._today(name)
         if name is None: return -1
         if name in self._number: return self._number[name]
-        raise LabelKitError(f"class {name!r} of the log is none of the data's {len(self.vocab)} classes: "
-                            f"pass classes={{{name!r}: 'its name now'}}, or {{{name!r}: None}} if it was removed")
+        raise LabelKitError(
+            f"class {name!r} of the log is none of the data's {len(self.vocab)} classes: "
+            f"pass classes={{{name!r}: 'its name now'}}, or {{{name!r}: None}} if it was removed"
+        )
 
     def _match(self):
         "Make the tables of a new log; hold an old one against the data"
         print_ = _fingerprint(self.vocab, self.given, self.keys)
         with self._write() as db:
             if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for o in (f"PRAGMA application_id={_APP}", f"PRAGMA user_version={_VERSION}", *_schema): db.execute(o)
-                about = dict(fingerprint=print_, vocab=json.dumps(self.vocab), made=_now(), keys=json.dumps(self.keys is not None))
+                for o in (
+                    f"PRAGMA application_id={_APP}",
+                    f"PRAGMA user_version={_VERSION}",
+                    *_schema,
+                ):
+                    db.execute(o)
+                about = dict(
+                    fingerprint=print_,
+                    vocab=json.dumps(self.vocab),
+                    made=_now(),
+                    keys=json.dumps(self.keys is not None),
+                )
                 db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
                 return self._add_samples(db, range(len(self.given)), 0)
             about = dict(db.execute("SELECT key, value FROM about"))
@@ -237,33 +346,57 @@ class LabelLog:
 
     def _add_samples(self, db, places, start):
         name = lambda i: None if self.given[i] < 0 else self.vocab[self.given[i]]
-        db.executemany("INSERT INTO samples VALUES (?, ?, ?)", [(self._sample(i), name(i), start+j) for j,i in enumerate(places)])
+        db.executemany(
+            "INSERT INTO samples VALUES (?, ?, ?)",
+            [(self._sample(i), name(i), start + j) for j, i in enumerate(places)],
+        )
 
     def _sample(self, i): return i if self.keys is None else self.keys[i]
 
     def _compare(self, db, about):
         path = f"path={str(self.path)!r}"
         if json.loads(about["keys"]) != (self.keys is not None):
-            raise LabelKitError(f"{path} knows its samples by {'number' if self.keys is not None else 'key'}: "
-                                f"open it {'without' if self.keys is not None else 'with'} keys=")
+            raise LabelKitError(
+                f"{path} knows its samples by {'number' if self.keys is not None else 'key'}: "
+                f"open it {'without' if self.keys is not None else 'with'} keys="
+            )
         old = dict(db.execute("SELECT sample, given FROM samples"))
         mine = {self._sample(i): int(g) for i,g in enumerate(self.given)}
         if self.keys is None and len(old) != len(mine):
-            raise LabelKitError(f"{path} is the log of {len(old)} samples, and the data have {len(mine)}: pass the data it was made for, or another path; "
-                                "logs of data that grow or are split anew know their samples by keys=")
+            raise LabelKitError(
+                f"{path} is the log of {len(old)} samples, and the data have {len(mine)}: pass the "
+                "data it was made for, or another path; "
+                "logs of data that grow or are split anew know their samples by keys="
+            )
         common = [s for s in mine if s in old]
-        if old and not common: raise LabelKitError(f"{path} knows none of these samples: pass the data it was made for, or another path")
-        seen = {o for o, in db.execute("SELECT DISTINCT label FROM edits")} | {old[s] for s in common}
-        if strange := [o for o in self.classes if o not in seen and o not in json.loads(about["vocab"])]:
-            raise LabelKitError(f"classes names {strange[0]!r}, which is no class of the log: its classes are {', '.join(json.loads(about['vocab']))[:200]}")
+        if old and not common:
+            raise LabelKitError(
+                f"{path} knows none of these samples: pass the data it was made for, or another "
+                "path"
+            )
+        seen = {o for (o,) in db.execute("SELECT DISTINCT label FROM edits")} | {
+            old[s] for s in common
+        }
+        if strange := [
+            o for o in self.classes if o not in seen and o not in json.loads(about["vocab"])
+        ]:
+            raise LabelKitError(
+                f"classes names {strange[0]!r}, which is no class of the log: its classes are "
+                f"{', '.join(json.loads(about['vocab']))[:200]}"
+            )
         for o in sorted(seen-{None}): self._to_number(o)
         for s in common:
-            if old[s] is not None and self._today(old[s]) is None: continue  # of a class that was removed
+            # of a class that was removed
+            if old[s] is not None and self._today(old[s]) is None: continue
             was = self._to_number(old[s])
             if was != mine[s]:
                 named = lambda i: "no label" if i < 0 else repr(self.vocab[i])
-                raise LabelKitError(f"{path} is the log of other labels: sample {s!r} was given {named(was)} and is {named(mine[s])} now. "
-                                    "Pass the labels as they were given (corrections belong into the log), or another path")
+                raise LabelKitError(
+                    f"{path} is the log of other labels: sample {s!r} was given {named(was)} and "
+                    f"is {named(mine[s])} now. "
+                    "Pass the labels as they were given (corrections belong into the log), or "
+                    "another path"
+                )
         self._add_samples(db, [i for i in range(len(mine)) if self._sample(i) not in old], len(old))
 
     def _restore(self):
@@ -283,13 +416,19 @@ class LabelLog:
         "Places in the data, from numbers or keys"
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         ids = [ids] if isinstance(ids, (str, Integral)) else list(ids)
-        out,n = [],len(self.given)
+        out = []
+        n = len(self.given)
         for i in ids:
-            if isinstance(i, str) and self._place is not None and i in self._place: i = self._place[i]
+            if isinstance(i, str) and self._place is not None and i in self._place:
+                i = self._place[i]
             if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < n:
-                raise LabelKitError(f"id {i!r:.60} is none of the data's {n} samples: pass numbers from 0 to {n-1}{'' if self.keys is None else ', or keys'}")
+                raise LabelKitError(
+                    f"id {i!r:.60} is none of the data's {n} samples: pass numbers from 0 to "
+                    f"{n - 1}{'' if self.keys is None else ', or keys'}"
+                )
             out.append(int(i))
-        if (twice := _twice(out)) is not None: raise LabelKitError(f"id {twice} is there twice: pass each sample once in an edit")
+        if (twice := _twice(out)) is not None:
+            raise LabelKitError(f"id {twice} is there twice: pass each sample once in an edit")
         return out
 
     def _no_class(self, label, how):
@@ -299,59 +438,89 @@ class LabelLog:
     def _label(self, label):
         "A class's name, `None` for no label"
         if label is None or (isinstance(label, str) and label in self._number): return label
-        if isinstance(label, Integral) and not isinstance(label, bool) and -1 <= label < len(self.vocab):
+        if (
+            isinstance(label, Integral)
+            and not isinstance(label, bool)
+            and -1 <= label < len(self.vocab)
+        ):
             return None if label == -1 else self.vocab[label]
         raise self._no_class(label, f"pass None, a number below {len(self.vocab)}, or")
 
     def edit(self,
         ids,               # one sample or several, each once: numbers [k], or keys
-        labels,            # the new label of all of them, or one for each: names or class numbers; `None` for no label
+        # the new label of all of them, or one for each: names or class numbers; `None` for no label
+        labels,
         author:str=None,   # who says so; the log's if `None`
         reason:str|list="",# why, in words: one text, or one for each
     )->int: # number of the action, `None` when there was no sample
-        "Append an edit; when it returns, it is on the disk. Raises `LabelKitError`, and keeps nothing, for unknown samples or labels"
+        """Append an edit; when it returns, it is on the disk. Raises `LabelKitError`, and keeps
+        nothing, for unknown samples or labels"""
         ids = self._ids(ids)
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         many = lambda v,name: self._each(v, len(ids), name)
         labels = [self._label(o) for o in many(labels, "labels")]
         reasons = [_text("reason", o, empty=True) for o in many(reason, "reason")]
-        author,now = _text("author", author or self.author),_now()
-        return self._append([(i, label, author, r, now) for i,label,r in zip(ids, labels, reasons)], author, now)
+        author = _text("author", author or self.author)
+        now = _now()
+        return self._append(
+            [(i, label, author, r, now) for i, label, r in zip(ids, labels, reasons)], author, now
+        )
 
     @staticmethod
     def _each(v, n, name):
         if not isinstance(v, (list, tuple)): return [v]*n
-        if len(v) != n: raise LabelKitError(f"{name} has {len(v)} entries for {n} ids: pass one, or one for each")
+        if len(v) != n:
+            raise LabelKitError(
+                f"{name} has {len(v)} entries for {n} ids: pass one, or one for each"
+            )
         return v
 
     def _append(self, rows, author, now):
         if not rows: return None
-        rows = [(self._sample(i), label, -1 if label is None else self._number[label], *more) for i,label,*more in rows]
+        rows = [
+            (self._sample(i), label, -1 if label is None else self._number[label], *more)
+            for i, label, *more in rows
+        ]
         with self._write() as db:
-            action = db.execute("INSERT INTO actions (kind, author, time) VALUES ('edit', ?, ?)", (author, now)).lastrowid
-            db.executemany("INSERT INTO edits VALUES (?, ?, ?, ?, ?, ?, ?)", [(action, *o) for o in rows])
+            action = db.execute(
+                "INSERT INTO actions (kind, author, time) VALUES ('edit', ?, ?)", (author, now)
+            ).lastrowid
+            db.executemany(
+                "INSERT INTO edits VALUES (?, ?, ?, ?, ?, ?, ?)", [(action, *o) for o in rows]
+            )
         return action
 
     def undo(self,
         author:str=None # whose; the log's if `None`
     )->list: # ids of the samples it was about, empty when nothing is left
         "Take back the author's last edit that stands, whole, in whatever session it was made"
-        return self._turn("undo", author, """SELECT max(action) FROM actions WHERE kind = 'edit' AND author = ?
-            AND action NOT IN (SELECT action FROM undone)""")
+        return self._turn(
+            "undo",
+            author,
+            """SELECT max(action) FROM actions WHERE kind = 'edit' AND author = ?
+            AND action NOT IN (SELECT action FROM undone)""",
+        )
 
     def redo(self,
         author:str=None # whose; the log's if `None`
     )->list: # ids of the samples it was about, empty when nothing is left
         "Let the edit stand again that the author undid last. A new edit by the author ends this"
-        return self._turn("redo", author, """SELECT target FROM actions WHERE kind = 'undo' AND author = ?1 AND target IN (SELECT action FROM undone)
-            AND action > coalesce((SELECT max(action) FROM actions WHERE kind = 'edit' AND author = ?1), 0) ORDER BY action DESC LIMIT 1""")
+        return self._turn(
+            "redo",
+            author,
+            """SELECT target FROM actions WHERE kind = 'undo' AND author = ?1 AND target IN (SELECT action FROM undone)
+            AND action > coalesce((SELECT max(action) FROM actions WHERE kind = 'edit' AND author = ?1), 0) ORDER BY action DESC LIMIT 1""",
+        )
 
     def _turn(self, kind, author, which):
         author = _text("author", author or self.author)
         with self._write() as db:
             target = (db.execute(which, (author,)).fetchone() or (None,))[0]
             if target is None: return []
-            db.execute("INSERT INTO actions (kind, author, time, target) VALUES (?, ?, ?, ?)", (kind, author, _now(), target))
+            db.execute(
+                "INSERT INTO actions (kind, author, time, target) VALUES (?, ?, ?, ?)",
+                (kind, author, _now(), target),
+            )
             found = [s for s, in db.execute("SELECT sample FROM edits WHERE action = ?", (target,))]
         return [i for i in map(self._at, found) if i is not None]
 
@@ -360,8 +529,12 @@ class LabelLog:
     # --- what comes out
     def standing(self)->dict: # id -> (label's name or `None`, author, reason, time, action)
         "The edit that counts, for every sample of the data that has one"
-        found = {self._at(s): (self._name_today(label), *o) for s,label,*o in
-                 self._read("SELECT sample, label, author, reason, time, action FROM standing ORDER BY sample")}
+        found = {
+            self._at(s): (self._name_today(label), *o)
+            for s, label, *o in self._read(
+                "SELECT sample, label, author, reason, time, action FROM standing ORDER BY sample"
+            )
+        }
         found.pop(None, None)
         return found
 
@@ -371,40 +544,76 @@ class LabelLog:
 
     def labels(self)->torch.Tensor: # [n] long, -1 for no label
         "Today's label of every sample"
-        y,edits = self.given.clone(),self.standing()
-        if edits: y[torch.tensor([*edits])] = torch.tensor([-1 if o[0] is None else self._number[o[0]] for o in edits.values()])
+        y = self.given.clone()
+        edits = self.standing()
+        if edits:
+            y[torch.tensor([*edits])] = torch.tensor(
+                [-1 if o[0] is None else self._number[o[0]] for o in edits.values()]
+            )
         return y
 
     def _given_name(self, i): return None if self.given[i] < 0 else self.vocab[self.given[i]]
-    def _key_column(self, ids): return {} if self.keys is None else dict(key=[None if i is None else self.keys[i] for i in ids])
+    def _key_column(self, ids):
+        return (
+            {}
+            if self.keys is None
+            else dict(key=[None if i is None else self.keys[i] for i in ids])
+        )
 
     def _table(self):
         "Columns of `frame`"
         edits = self.standing()
         rows = [(i, self._given_name(i), *edits[i][:4]) for i in sorted(edits)]
-        cols = dict(zip(("id", "given_label", "label", "author", "reason", "time"), map(list, zip(*rows)) if rows else ([] for _ in range(6))))
+        cols = dict(
+            zip(
+                ("id", "given_label", "label", "author", "reason", "time"),
+                map(list, zip(*rows)) if rows else ([] for _ in range(6)),
+            )
+        )
         return {"id": cols.pop("id")} | self._key_column(sorted(edits)) | cols
 
     def frame(self):
-        "A row for each sample with an edit that stands: id (and key), given label, label, who, why, when; pandas"
+        """A row for each sample with an edit that stands: id (and key), given label, label, who,
+        why, when; pandas"""
         import pandas as pd
         cols = self._table()
-        return pd.DataFrame({k: pd.Series(v, dtype="int64" if k == "id" else "object") for k,v in cols.items()})
+        return pd.DataFrame(
+            {k: pd.Series(v, dtype="int64" if k == "id" else "object") for k, v in cols.items()}
+        )
 
     def history(self,
         id=None # one sample, by number or key; all if `None`
     ):
         """Everything that ever happened, in order: a row for each action and sample; pandas
 
-        `target` is the action that was undone or redone, `standing` whether the edit counts today, `id` -1 where the sample is not among today's data."""
+        `target` is the action that was undone or redone, `standing` whether the edit counts today,
+        `id` -1 where the sample is not among today's data."""
         import pandas as pd
-        where,args = ("",()) if id is None else (" WHERE e.sample = ?",(self._sample(self._ids(id)[0]),))
+
+        where, args = (
+            ("", ()) if id is None else (" WHERE e.sample = ?", (self._sample(self._ids(id)[0]),))
+        )
         rows = self._read(_history + where + " ORDER BY a.action, s.position", *args)
-        cols = ("action", "kind", "sample", "given_label", "label", "author", "reason", "time", "target", "standing")
-        f = pd.DataFrame(rows, columns=cols).astype(dict(action="int64", target="Int64", standing=bool))
+        cols = (
+            "action",
+            "kind",
+            "sample",
+            "given_label",
+            "label",
+            "author",
+            "reason",
+            "time",
+            "target",
+            "standing",
+        )
+        f = pd.DataFrame(rows, columns=cols).astype(
+            dict(action="int64", target="Int64", standing=bool)
+        )
         places = [-1 if (i := self._at(s)) is None else i for s in f["sample"]]
         f.insert(2, "id", pd.Series(places, dtype="int64"))
-        return f.drop(columns="sample") if self.keys is None else f.rename(columns=dict(sample="key"))
+        return (
+            f.drop(columns="sample") if self.keys is None else f.rename(columns=dict(sample="key"))
+        )
 
     def __len__(self): return len(self.given)
     def __repr__(self):
@@ -414,7 +623,8 @@ class LabelLog:
     def to_csv(self,
         path:str|Path # where
     ):
-        "Write `frame()` as CSV; the file is whole or not there. What a spreadsheet would take for a formula gets an apostrophe in front"
+        """Write `frame()` as CSV; the file is whole or not there. What a spreadsheet would take for
+        a formula gets an apostrophe in front"""
         cols = self._table()
         with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
             out = csv.writer(f, lineterminator="\n")
@@ -429,13 +639,24 @@ class LabelLog:
         from pyarrow import parquet
         cols = self._table()
         with atomic_path(path) as tmp:
-            parquet.write_table(pa.table({k: pa.array(v, pa.int64() if k == "id" else pa.string()) for k,v in cols.items()}), tmp)
+            parquet.write_table(
+                pa.table(
+                    {
+                        k: pa.array(v, pa.int64() if k == "id" else pa.string())
+                        for k, v in cols.items()
+                    }
+                ),
+                tmp,
+            )
 
     def from_csv(self,
-        path:str|Path,   # a file as `to_csv` writes it: columns `id` (or `key`) and `label`, and, if there, given_label, author, reason, time
+        # a file as `to_csv` writes it: columns `id` (or `key`) and `label`, and, if there,
+        # given_label, author, reason, time
+        path:str|Path,
         author:str=None, # who imports, and so who can undo it; the log's if `None`
     )->int: # samples edited
-        "Append the file's rows as one edit. Every row is checked first: a `LabelKitError` names file, line and fix, and nothing is kept"
+        """Append the file's rows as one edit. Every row is checked first: a `LabelKitError` names
+        file, line and fix, and nothing is kept"""
         path = Path(path)
         def rows():
             with open(path, newline="", encoding="utf-8-sig") as f:
@@ -445,11 +666,17 @@ class LabelLog:
                 for o in read:
                     if not o: continue
                     if len(o) != len(head):
-                        raise LabelKitError(f"{path} line {read.line_num} has {len(o)} cells for {len(head)} columns: correct the line")
+                        raise LabelKitError(
+                            f"{path} line {read.line_num} has {len(o)} cells for {len(head)} "
+                            "columns: correct the line"
+                        )
                     yield read.line_num,dict(zip(head, map(_from_cell, o)))
-        try: return self._import(path, rows(), "line", author)
+        try:
+            return self._import(path, rows(), "line", author)
         except (OSError, UnicodeDecodeError, csv.Error) as e:
-            raise LabelKitError(f"{path} cannot be read as CSV in UTF-8 ({e}): pass a file as `to_csv` writes it") from e
+            raise LabelKitError(
+                f"{path} cannot be read as CSV in UTF-8 ({e}): pass a file as `to_csv` writes it"
+            ) from e
 
     def from_parquet(self,
         path:str|Path,   # a file as `to_parquet` writes it, see `from_csv`
@@ -459,44 +686,92 @@ class LabelLog:
         import pyarrow as pa
         from pyarrow import parquet
         path = Path(path)
-        try: table = parquet.read_table(path)
+        try:
+            table = parquet.read_table(path)
         except (OSError, pa.ArrowException) as e:
-            raise LabelKitError(f"{path} cannot be read as Parquet ({e}): pass a file as `to_parquet` writes it") from e
-        return self._import(path, iter([(0, table.column_names), *enumerate(table.to_pylist(), 1)]), "row", author)
+            raise LabelKitError(
+                f"{path} cannot be read as Parquet ({e}): pass a file as `to_parquet` writes it"
+            ) from e
+        return self._import(
+            path, iter([(0, table.column_names), *enumerate(table.to_pylist(), 1)]), "row", author
+        )
 
     def _import(self, path, rows, what, author):
-        now,author,out,seen = _now(),_text("author", author or self.author),[],{}
-        head,col = next(rows)[1],"id" if self.keys is None else "key"
+        now = _now()
+        author = _text("author", author or self.author)
+        out = []
+        seen = {}
+        head = next(rows)[1]
+        col = "id" if self.keys is None else "key"
         for name in (col, "label"):
-            if head.count(name) != 1: raise LabelKitError(f"{path} has {head.count(name)} columns {name!r}: its first line must name {col} and label once")
+            if head.count(name) != 1:
+                raise LabelKitError(
+                    f"{path} has {head.count(name)} columns {name!r}: its first line must name "
+                    f"{col} and label once"
+                )
         for n,row in rows:
             try:
                 i = self._row_id(row[col], col)
-                if i in seen: raise LabelKitError(f"{col} {row[col]!r} was there in {what} {seen[i]} already: keep one of them")
+                if i in seen:
+                    raise LabelKitError(
+                        f"{col} {row[col]!r} was there in {what} {seen[i]} already: keep one of "
+                        "them"
+                    )
                 out.append((i, *self._row_edit(i, row, author, now)))
-            except LabelKitError as e: raise LabelKitError(f"{path} {what} {n}: {e}; nothing was imported") from e
+            except LabelKitError as e:
+                raise LabelKitError(f"{path} {what} {n}: {e}; nothing was imported") from e
             seen[i] = n
         self._append(out, author, now)
         return len(out)
 
     def _row_id(self, value, col):
-        try: i = int(value) if col == "id" and not isinstance(value, (bool, float)) else self._place.get(value) if col == "key" else None
-        except (ValueError, TypeError): i = None
-        if i is None or not 0 <= i < len(self): raise LabelKitError(f"{col} {value!r:.60} is none of the data's {len(self)} samples: correct or remove it")
+        try:
+            i = (
+                int(value)
+                if col == "id" and not isinstance(value, (bool, float))
+                else self._place.get(value)
+                if col == "key"
+                else None
+            )
+        except (ValueError, TypeError):
+            i = None
+        if i is None or not 0 <= i < len(self):
+            raise LabelKitError(
+                f"{col} {value!r:.60} is none of the data's {len(self)} samples: correct or remove "
+                "it"
+            )
         return i
 
     def _row_edit(self, i, row, author, now):
         "Label, author, reason and time of a row"
-        if "given_label" in row and (row["given_label"] or None) is not None and self._today(row["given_label"]) != self._given_name(i):
-            raise LabelKitError(f"given_label is {row['given_label']!r:.60} and sample {i} was given {self._given_name(i)!r}: import it into the log of its own data")
+        if (
+            "given_label" in row
+            and (row["given_label"] or None) is not None
+            and self._today(row["given_label"]) != self._given_name(i)
+        ):
+            raise LabelKitError(
+                f"given_label is {row['given_label']!r:.60} and sample {i} was given "
+                f"{self._given_name(i)!r}: import it into the log of its own data"
+            )
         label = row["label"]
-        if label is not None and not isinstance(label, str): raise self._no_class(label, "write the name,")
+        if label is not None and not isinstance(label, str):
+            raise self._no_class(label, "write the name,")
         label = self._today(label or None)
-        if label is not None and label not in self._number: raise self._no_class(label, "write nothing for no label, or")
+        if label is not None and label not in self._number:
+            raise self._no_class(label, "write nothing for no label, or")
         when = row.get("time") or now
-        try: datetime.fromisoformat(when)
-        except (ValueError, TypeError): raise LabelKitError(f"time {when!r:.60} is none: write it as {now}, or leave it empty") from None
-        return label,_text("author", row.get("author") or author),_text("reason", row.get("reason") or "", empty=True),when
+        try:
+            datetime.fromisoformat(when)
+        except (ValueError, TypeError):
+            raise LabelKitError(
+                f"time {when!r:.60} is none: write it as {now}, or leave it empty"
+            ) from None
+        return (
+            label,
+            _text("author", row.get("author") or author),
+            _text("reason", row.get("reason") or "", empty=True),
+            when,
+        )
 
 # %% ../../nbs/storage/label_log.ipynb #40b577ca
 def _login():

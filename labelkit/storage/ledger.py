@@ -16,26 +16,37 @@ from ..errors import LabelKitError, atomic_path
 class Ledger:
     "Latest suggestion for every sample, and the distribution of confidence in every epoch"
     bins = 100  # of equal width over 0..1, so that a threshold in per cent is an edge
-    _columns = dict(suggested_label=torch.long, confidence=torch.float, accepted=torch.bool, epoch=torch.long, reason=torch.long)
+    _columns = dict(
+        suggested_label=torch.long,
+        confidence=torch.float,
+        accepted=torch.bool,
+        epoch=torch.long,
+        reason=torch.long,
+    )
 
     def __init__(self,
         n_ids:int,                # number of samples; ids are 0..n_ids-1
         given=None,               # [n_ids] long, given labels, -1 for none
-        truth=None,               # [n_ids] long, true labels where they are known: for showing, never for training
+        # [n_ids] long, true labels where they are known: for showing, never for training
+        truth=None,
         vocab=None,               # class names
         reasons:tuple=("",),      # what the numbers in `reason` mean
         device="cpu",             # where batches are recorded without a transfer
         columns:dict=None,        # further columns of a technique: name -> dtype
     ):
         self._columns = type(self)._columns | dict(columns or {})
-        self.n_ids,self.vocab,self.reasons = n_ids,vocab,tuple(reasons)
+        self.n_ids = n_ids
+        self.vocab = vocab
+        self.reasons = tuple(reasons)
         self.given = torch.full((n_ids,), -1) if given is None else given
         self.truth = None if truth is None else truth.to(device)
         mk = lambda dtype: torch.zeros(n_ids, dtype=dtype, device=device)
         self.columns = {k: mk(t) for k,t in self._columns.items()}
         self.columns["suggested_label"] -= 1
         self.columns["epoch"] -= 1
-        self.epochs,self._done,self._now = [],[],self._empty(device)
+        self.epochs = []
+        self._done = []
+        self._now = self._empty(device)
         self.class_threshold = []
 
     @classmethod
@@ -44,11 +55,16 @@ class Ledger:
         **kwargs  # passed on: `reasons`, `columns`, and `given` where `dls` does not know it
     ):
         "A ledger for all samples of `dls`"
-        tensors = {k: v for k in ("given", "truth") if isinstance(v := getattr(dls, k, None), torch.Tensor)}
-        kwargs = tensors | dict(vocab=getattr(dls, "vocab", None), device=dls.device or "cpu") | kwargs
+        tensors = {
+            k: v for k in ("given", "truth") if isinstance(v := getattr(dls, k, None), torch.Tensor)
+        }
+        kwargs = (
+            tensors | dict(vocab=getattr(dls, "vocab", None), device=dls.device or "cpu") | kwargs
+        )
         return cls(getattr(dls, "n_ids", 0) or len(dls.train.dataset), **kwargs)
 
-    def _empty(self, device): return torch.zeros(3, 2, self.bins, device=device)  # (right, wrong, not known) × (refused, accepted) × bins
+    # (right, wrong, not known) × (refused, accepted) × bins
+    def _empty(self, device): return torch.zeros(3, 2, self.bins, device=device)
 
     def record(self,
         ids,                   # [n] long
@@ -65,14 +81,26 @@ class Ledger:
         device = self._now.device
         ids = ids.to(device)
         confidence = confidence.detach().float()
-        new = dict(suggested_label=suggested_label, confidence=confidence, accepted=accepted, epoch=torch.full_like(ids, epoch),
-                   reason=torch.as_tensor(reason, device=device).expand(len(ids)), **more)
+        new = dict(
+            suggested_label=suggested_label,
+            confidence=confidence,
+            accepted=accepted,
+            epoch=torch.full_like(ids, epoch),
+            reason=torch.as_tensor(reason, device=device).expand(len(ids)),
+            **more,
+        )
         for k,v in new.items(): self.columns[k][ids] = v.to(self._columns[k])
-        kind = torch.full_like(ids, 2) if self.truth is None else (suggested_label != self.truth[ids]).long()
+        kind = (
+            torch.full_like(ids, 2)
+            if self.truth is None
+            else (suggested_label != self.truth[ids]).long()
+        )
         bin_ = (confidence*self.bins).long().clamp(0, self.bins-1)
         flat = (kind*2 + accepted.long())*self.bins + bin_
         self._now.view(-1).index_add_(0, flat, torch.ones_like(confidence))
-        self._threshold = None if class_threshold is None else class_threshold.detach().float().cpu()
+        self._threshold = (
+            None if class_threshold is None else class_threshold.detach().float().cpu()
+        )
 
     _threshold = None
     def _close(self, epoch):
@@ -83,59 +111,100 @@ class Ledger:
         self.epochs.append(epoch)
 
     def history(self)->dict:
-        "Per epoch: counts by confidence bin (`correct`, `wrong`, `unknown` [E, bins]), `accepted` and `accepted_correct` [E], `class_threshold`"
-        if not self.epochs: raise LabelKitError("the ledger is empty: train with the technique first")
+        """Per epoch: counts by confidence bin (`correct`, `wrong`, `unknown` [E, bins]), `accepted`
+        and `accepted_correct` [E], `class_threshold`"""
+        if not self.epochs:
+            raise LabelKitError("the ledger is empty: train with the technique first")
         h = torch.stack([*self._done, self._now.cpu()])  # [E, 3, 2, bins]
         by_bin = h.sum(2).numpy()
         t = [*self.class_threshold, self._threshold]
-        return dict(epochs=list(self.epochs), bins=torch.linspace(0, 1, self.bins+1).numpy(), correct=by_bin[:,0], wrong=by_bin[:,1], unknown=by_bin[:,2],
-                    accepted=h[:,:,1].sum((1,2)).numpy(), accepted_correct=h[:,0,1].sum(1).numpy(),
-                    class_threshold=None if any(o is None for o in t) else torch.stack(t).numpy())
+        return dict(
+            epochs=list(self.epochs),
+            bins=torch.linspace(0, 1, self.bins + 1).numpy(),
+            correct=by_bin[:, 0],
+            wrong=by_bin[:, 1],
+            unknown=by_bin[:, 2],
+            accepted=h[:, :, 1].sum((1, 2)).numpy(),
+            accepted_correct=h[:, 0, 1].sum(1).numpy(),
+            class_threshold=None if any(o is None for o in t) else torch.stack(t).numpy(),
+        )
 
     def summary(self):
-        "A row for each epoch: `mask_rate` (share accepted) and `accuracy` of what was accepted, `NaN` where the truth is not known"
+        """A row for each epoch: `mask_rate` (share accepted) and `accuracy` of what was accepted,
+        `NaN` where the truth is not known"""
         import pandas as pd
         h = self.history()
         n = h["correct"].sum(1) + h["wrong"].sum(1) + h["unknown"].sum(1)
         known = h["unknown"].sum(1) == 0
-        acc = pd.Series(h["accepted_correct"]/h["accepted"].clip(1)).where(known & (h["accepted"] > 0))
-        return pd.DataFrame(dict(epoch=h["epochs"], seen=n.astype(int), mask_rate=h["accepted"]/n.clip(1), accuracy=acc))
+        acc = pd.Series(h["accepted_correct"] / h["accepted"].clip(1)).where(
+            known & (h["accepted"] > 0)
+        )
+        return pd.DataFrame(
+            dict(
+                epoch=h["epochs"],
+                seen=n.astype(int),
+                mask_rate=h["accepted"] / n.clip(1),
+                accuracy=acc,
+            )
+        )
 
     def frame(self):
-        "A row for each sample that was looked at: given and suggested label, confidence, whether and when it was accepted, and the reason"
+        """A row for each sample that was looked at: given and suggested label, confidence, whether
+        and when it was accepted, and the reason"""
         import pandas as pd
         cols = {k: v.cpu() for k,v in self.columns.items()}
         seen = cols["epoch"] >= 0
-        data = dict(id=seen.nonzero().flatten().numpy(), given_label=self.given.cpu()[seen].numpy()) | {k: v[seen].numpy() for k,v in cols.items()}
+        data = dict(
+            id=seen.nonzero().flatten().numpy(), given_label=self.given.cpu()[seen].numpy()
+        ) | {k: v[seen].numpy() for k, v in cols.items()}
         if self.truth is not None: data["true_label"] = self.truth.cpu()[seen].numpy()
         res = pd.DataFrame(data)
         res["reason"] = [self.reasons[i] for i in res["reason"]]
         return res
 
     def to_parquet(self, path:str|Path):
-        "Write `frame()`; the file is whole or not there. Raises `LabelKitError` for a place that cannot be written"
+        """Write `frame()`; the file is whole or not there. Raises `LabelKitError` for a place that
+        cannot be written"""
         with atomic_path(path) as tmp: self.frame().to_parquet(tmp)
 
     def state_dict(self)->dict:
         "Everything that was recorded"
-        return dict(columns={k: v.clone() for k,v in self.columns.items()}, epochs=list(self.epochs), done=[o.clone() for o in self._done],
-                    now=self._now.clone(), class_threshold=list(self.class_threshold), threshold=self._threshold)
+        return dict(
+            columns={k: v.clone() for k, v in self.columns.items()},
+            epochs=list(self.epochs),
+            done=[o.clone() for o in self._done],
+            now=self._now.clone(),
+            class_threshold=list(self.class_threshold),
+            threshold=self._threshold,
+        )
 
     def load_state_dict(self, s:dict):
         "Take over what `state_dict` gave"
         for k,v in s["columns"].items(): self.columns[k].copy_(v)
-        self.epochs,self._done = list(s["epochs"]),[o.clone() for o in s["done"]]
+        self.epochs = list(s["epochs"])
+        self._done = [o.clone() for o in s["done"]]
         self._now.copy_(s["now"])
-        self.class_threshold,self._threshold = list(s["class_threshold"]),s["threshold"]
+        self.class_threshold = list(s["class_threshold"])
+        self._threshold = s["threshold"]
 
 # %% ../../nbs/storage/ledger.ipynb #2cae8f41
 def read_ledger(path:str|Path):
-    "The frame that `Ledger.to_parquet` wrote. Raises `LabelKitError` when the file is missing, truncated or something else"
+    """The frame that `Ledger.to_parquet` wrote. Raises `LabelKitError` when the file is missing,
+    truncated or something else"""
     import pandas as pd
-    if not Path(path).is_file(): raise LabelKitError(f"path={str(path)!r} is no file: pass one written by Ledger.to_parquet")
-    try: res = pd.read_parquet(path)
+    if not Path(path).is_file():
+        raise LabelKitError(f"path={str(path)!r} is no file: pass one written by Ledger.to_parquet")
+    try:
+        res = pd.read_parquet(path)
     except Exception as e:
-        raise LabelKitError(f"path={str(path)!r} is not a whole Parquet file ({type(e).__name__}: {e}): it may be truncated; write it again") from e
+        raise LabelKitError(
+            f"path={str(path)!r} is not a whole Parquet file ({type(e).__name__}: {e}): it may be "
+            "truncated; write it again"
+        ) from e
     missing = {"id", "suggested_label", "confidence"} - set(res.columns)
-    if missing: raise LabelKitError(f"path={str(path)!r} has no column {sorted(missing)}: pass a file written by Ledger.to_parquet")
+    if missing:
+        raise LabelKitError(
+            f"path={str(path)!r} has no column {sorted(missing)}: pass a file written by "
+            "Ledger.to_parquet"
+        )
     return res

@@ -32,10 +32,12 @@ def random_boxes(
     scale:tuple=(.08, 1.),      # smallest and largest area, as a share of the image's
     ratio:tuple=(3/4, 4/3),     # smallest and largest ratio of width to height, in pixels
 )->torch.Tensor: # [n, 4] float: left, top, right and bottom edge, as fractions of the image's sides
-    "Boxes of random area (uniform), shape (log-uniform) and place, inside the image. A side longer than the image's is cut to it"
+    """Boxes of random area (uniform), shape (log-uniform) and place, inside the image. A side
+    longer than the image's is cut to it"""
     u = torch.rand(4, n, generator=generator)
     area = scale[0] + (scale[1]-scale[0])*u[0]
-    shape = torch.exp(math.log(ratio[0]) + (math.log(ratio[1])-math.log(ratio[0]))*u[1])*(h/w)  # of sides that are fractions
+    # of sides that are fractions
+    shape = torch.exp(math.log(ratio[0]) + (math.log(ratio[1])-math.log(ratio[0]))*u[1])*(h/w)
     side = torch.stack([(area*shape).sqrt(), (area/shape).sqrt()], 1).clamp_(max=1.)
     corner = u[2:].T*(1-side)
     return torch.cat([corner, corner+side], 1)
@@ -49,17 +51,27 @@ def crop_resize(
     "Cut a box out of every image and stretch it to `size`, bilinearly; the whole batch at once"
     h,w = size or x.shape[-2:]
     box = box.to(x.device, x.dtype)
-    at = lambda lo,hi,n: 2*(lo[:,None] + (hi-lo)[:,None]*((torch.arange(n, device=x.device, dtype=x.dtype)+.5)/n)) - 1
-    cols,rows = at(box[:,0], box[:,2], w),at(box[:,1], box[:,3], h)
+    at = lambda lo, hi, n: (
+        2
+        * (
+            lo[:, None]
+            + (hi - lo)[:, None] * ((torch.arange(n, device=x.device, dtype=x.dtype) + 0.5) / n)
+        )
+        - 1
+    )
+    cols = at(box[:,0], box[:,2], w)
+    rows = at(box[:,1], box[:,3], h)
     if flip is not None: cols = torch.where(flip.to(x.device)[:,None] != 0, cols.flip(1), cols)
     grid = torch.stack([cols[:,None].expand(-1, h, -1), rows[:,:,None].expand(-1, -1, w)], -1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 # %% ../../nbs/storage/soft_labels.ipynb #1471d02f
 class StoredViews:
-    """Base of views that are kept as numbers: `draw` makes the numbers, `make` the views. Subclasses are found by name when a store is opened
+    """Base of views that are kept as numbers: `draw` makes the numbers, `make` the views.
+    Subclasses are found by name when a store is opened
 
-    The arguments of `__init__` must be plain values under the same names as attributes: they are written into the store."""
+    The arguments of `__init__` must be plain values under the same names as attributes: they are
+    written into the store."""
     known = {}
     width = 0  # numbers a view
 
@@ -90,19 +102,29 @@ class StoredViews:
     def from_spec(cls, spec):
         args = {k: tuple(v) if isinstance(v, list) else v for k,v in spec.items() if k != "name"}
         if spec["name"] not in cls.known:
-            raise LabelKitError(f"views of the store are {spec['name']!r}, a class of your own: import it before the store is opened")
+            raise LabelKitError(
+                f"views of the store are {spec['name']!r}, a class of your own: import it before "
+                "the store is opened"
+            )
         return cls.known[spec["name"]](**args)
 
-    def __repr__(self): return f"{self.spec['name']}({', '.join(f'{k}={v!r}' for k,v in self.spec.items() if k != 'name')})"
+    def __repr__(self):
+        return f"{self.spec['name']}({', '.join(f'{k}={v!r}' for k, v in self.spec.items() if k != 'name')})"
+
 
 def _check_span(name, span, low, high=None):
-    if not (isinstance(span, (tuple, list)) and len(span) == 2): raise LabelKitError(f"{name}={span!r} is not a pair: pass the smallest and the largest value")
+    if not (isinstance(span, (tuple, list)) and len(span) == 2):
+        raise LabelKitError(
+            f"{name}={span!r} is not a pair: pass the smallest and the largest value"
+        )
     for v in span: check_range(name, v, low, high)
-    if span[0] > span[1]: raise LabelKitError(f"{name}={span!r} goes down: pass the smaller value first")
+    if span[0] > span[1]:
+        raise LabelKitError(f"{name}={span!r} goes down: pass the smaller value first")
     return tuple(span)
 
 class CropViews(StoredViews):
-    "A random box, stretched to the size of the image or to `size`, and a flip of every second view. Numbers: the box (left, top, right, bottom), flipped or not"
+    """A random box, stretched to the size of the image or to `size`, and a flip of every second
+    view. Numbers: the box (left, top, right, bottom), flipped or not"""
     width = 5
     def __init__(self,
         scale:tuple=(.08, 1.),  # smallest and largest area of the box, as a share of the image's
@@ -110,8 +132,10 @@ class CropViews(StoredViews):
         flip:bool=True,         # mirror with probability .5
         size:tuple=None,        # height and width of the views; those of the image if `None`
     ):
-        self.scale,self.ratio = _check_span("scale", scale, 1e-4, 1),_check_span("ratio", ratio, 1e-2)
-        self.flip,self.size = flip,size
+        self.scale = _check_span("scale", scale, 1e-4, 1)
+        self.ratio = _check_span("ratio", ratio, 1e-2)
+        self.flip = flip
+        self.size = size
 
     def draw(self, n, shape, generator):
         box = random_boxes(n, *shape[-2:], generator, self.scale, self.ratio)
@@ -129,7 +153,8 @@ class _Replay(RandAugment):
 class AugmentViews(CropViews):
     """`CropViews`, then RandAugment and Cutout, for images in [0, 1]
 
-    Numbers: those of the crop; for each of `n` rounds the operation, its value and a place (row, column); the centre of the painted box."""
+    Numbers: those of the crop; for each of `n` rounds the operation, its value and a place (row,
+    column); the centre of the painted box."""
     def __init__(self,
         scale:tuple=(.08, 1.),        # as in `CropViews`
         ratio:tuple=(3/4, 4/3),       # as in `CropViews`
@@ -137,14 +162,20 @@ class AugmentViews(CropViews):
         size:tuple=None,              # height and width of the views; those of the image if `None`
         n:int=2,                      # operations for each view
         magnitude:float=10,           # strength, 0 to 30
-        ops:list|tuple|dict=RAND_OPS, # names in `view_ops`, or a dictionary of names and strongest values
+        # names in `view_ops`, or a dictionary of names and strongest values
+        ops:list|tuple|dict=RAND_OPS,
         random_magnitude:bool=False,  # draw each magnitude from 1..`magnitude`
-        cutout:float=0.,              # side of the painted box, as a fraction of the image's sides; 0 for none
+        # side of the painted box, as a fraction of the image's sides; 0 for none
+        cutout:float=0.,
         fill:float=.5,                # its colour, and that of what geometry uncovers
     ):
         super().__init__(scale, ratio, flip, size)
-        self.n,self.magnitude,self.ops,self.random_magnitude = n,magnitude,ops,random_magnitude
-        self.cutout,self.fill = check_range("cutout", cutout, 0, 1),fill
+        self.n = n
+        self.magnitude = magnitude
+        self.ops = ops
+        self.random_magnitude = random_magnitude
+        self.cutout = check_range("cutout", cutout, 0, 1)
+        self.fill = fill
         self._draw = RandAugment(n, magnitude, ops, random_magnitude, fill=fill)
         self._replay = _Replay(n, magnitude, ops, random_magnitude, fill=fill)
 
@@ -153,11 +184,18 @@ class AugmentViews(CropViews):
         dls,      # loaders of images in [0, 1], with `view_hints` where they know some
         **kwargs  # arguments that win over the hints
     ):
-        "Settings that suit the images: mild and without flips where the data say so, geometry filled with black on grey images"
+        """Settings that suit the images: mild and without flips where the data say so, geometry
+        filled with black on grey images"""
         x = dls.valid.one_batch()[0]
         small = min(x.shape[-2:]) < 16
-        hints = {k: v for k,v in (getattr(dls, "view_hints", None) or {}).items() if k in ("flip", "magnitude", "ops", "cutout", "fill")}
-        args = dict(magnitude=20, random_magnitude=True, fill=0. if x.shape[1] == 1 else .5) | (dict(ops=SMALL_OPS, scale=(.6, 1.)) if small else {})
+        hints = {
+            k: v
+            for k, v in (getattr(dls, "view_hints", None) or {}).items()
+            if k in ("flip", "magnitude", "ops", "cutout", "fill")
+        }
+        args = dict(magnitude=20, random_magnitude=True, fill=0.0 if x.shape[1] == 1 else 0.5) | (
+            dict(ops=SMALL_OPS, scale=(0.6, 1.0)) if small else {}
+        )
         return cls(**args | hints | kwargs)
 
     @property
@@ -166,48 +204,75 @@ class AugmentViews(CropViews):
     def draw(self, n, shape, generator):
         crop = super().draw(n, shape, generator)
         op,value,centre = self._draw.draw(n, generator)
-        rounds = torch.cat([op[...,None].float(), value[...,None], centre], -1).transpose(0, 1).flatten(1)
+        rounds = (
+            torch.cat([op[..., None].float(), value[..., None], centre], -1)
+            .transpose(0, 1)
+            .flatten(1)
+        )
         return torch.cat([crop, rounds, torch.rand(n, 2, generator=generator)], 1)
 
     def make(self, x, params):
-        x,p = super().make(x, params),params.cpu()
+        x = super().make(x, params)
+        p = params.cpu()
         rounds = p[:,5:5+4*self.n].unflatten(1, (self.n, 4)).transpose(0, 1)
         self._replay.check(x, torch.Generator())
-        self._replay.drawn = (rounds[...,0].long(), rounds[...,1].contiguous(), rounds[...,2:].contiguous())
+        self._replay.drawn = (
+            rounds[..., 0].long(),
+            rounds[..., 1].contiguous(),
+            rounds[..., 2:].contiguous(),
+        )
         if len(x): x = self._replay.apply(x, None)
-        return op_cutout(x, x.new_full((len(x),), self.cutout), p[:,-2:].to(x.device), self.fill) if self.cutout else x
+        return (
+            op_cutout(x, x.new_full((len(x),), self.cutout), p[:, -2:].to(x.device), self.fill)
+            if self.cutout
+            else x
+        )
 
 # %% ../../nbs/storage/soft_labels.ipynb #ad882c9a
 def densify(
     values:torch.Tensor,  # [B, k] probabilities that were kept
     classes:torch.Tensor, # [B, k] long, whose they are
     c:int,                # number of classes
-    fill:str="smooth",    # the other classes: "smooth" shares what is missing evenly, "renorm" scales the kept ones up, "zeros" leaves it missing;
-                          # "official" is ml-dr's densify("zeros"), which takes the softmax of the probabilities once more
+    # the other classes: "smooth" shares what is missing evenly, "renorm" scales the kept ones up,
+    # "zeros" leaves it missing;
+    fill:str="smooth",
+                          # "official" is ml-dr's densify("zeros"), which takes the softmax of the
+                          # probabilities once more
 )->torch.Tensor: # [B, c]
-    """Distributions from their largest entries. "smooth" and "renorm" are those of FKD (Shen, Xing 2021, https://arxiv.org/abs/2112.01528)
+    """Distributions from their largest entries. "smooth" and "renorm" are those of FKD (Shen, Xing
+    2021, https://arxiv.org/abs/2112.01528)
 
-    A sum above 1, as rounding to 16 bits makes it, is scaled to 1. Raises `LabelKitError` for an unknown `fill`."""
+    A sum above 1, as rounding to 16 bits makes it, is scaled to 1. Raises `LabelKitError` for an
+    unknown `fill`."""
     k = values.shape[1]
     if fill not in ("smooth", "renorm", "zeros", "official"):
-        raise LabelKitError(f"fill={fill!r} is none of smooth, renorm, zeros, official: use one of them")
+        raise LabelKitError(
+            f"fill={fill!r} is none of smooth, renorm, zeros, official: use one of them"
+        )
     values = values.float()
     if fill == "official": values = values.softmax(1)
     total = values.sum(1, keepdim=True)
     full = fill == "renorm" or k == c
     values = values/(total.clamp_min(1e-12) if full else total.clamp_min(1.))
-    rest = (1-values.sum(1, keepdim=True)).clamp_min(0)/(c-k) if fill == "smooth" and k < c else torch.zeros_like(total)
+    rest = (
+        (1 - values.sum(1, keepdim=True)).clamp_min(0) / (c - k)
+        if fill == "smooth" and k < c
+        else torch.zeros_like(total)
+    )
     return rest.expand(-1, c).scatter(1, classes, values)
 
 # %% ../../nbs/storage/soft_labels.ipynb #66785c89
 @dataclass
 class SoftLabels:
-    "What a store says about some samples: `values` and `classes` [B, k], `params` [B, P] or `None`, and label maps where the store has them"
+    """What a store says about some samples: `values` and `classes` [B, k], `params` [B, P] or
+    `None`, and label maps where the store has them"""
     values:torch.Tensor            # [B, k] float32
     classes:torch.Tensor           # [B, k] long
     c:int                          # number of classes
     params:torch.Tensor=None       # [B, P] float32: the numbers of the views
-    map_values:torch.Tensor=None   # [B, m+1, h, w] float32: the m largest logits at each place, and last the logit that each other class gets
+    # [B, m+1, h, w] float32: the m largest logits at each place, and last the logit that each other
+    # class gets
+    map_values:torch.Tensor=None
     map_classes:torch.Tensor=None  # [B, m, h, w] long
 
     def __len__(self): return len(self.values)
@@ -225,8 +290,20 @@ class SoftLabels:
 
 # %% ../../nbs/storage/soft_labels.ipynb #e8537495
 _FORMAT = 1
-_FIELDS = dict(samples="number of samples", ids="ids of the samples", shape="shape of the samples", classes="number of classes", k="k", views="n_views",
-               recipe="views", seed="seed", dtype="dtype", maps="maps", map_size="size of the maps", teacher="weights of the teacher")
+_FIELDS = dict(
+    samples="number of samples",
+    ids="ids of the samples",
+    shape="shape of the samples",
+    classes="number of classes",
+    k="k",
+    views="n_views",
+    recipe="views",
+    seed="seed",
+    dtype="dtype",
+    maps="maps",
+    map_size="size of the maps",
+    teacher="weights of the teacher",
+)
 
 def _digest(*arrays)->str:
     "A short checksum of arrays"
@@ -246,38 +323,72 @@ def _open_group(path):
     "The zarr group of a store and its description. Raises `LabelKitError` for anything else"
     import zarr
     where = _local(path)
-    if where is not None and not where.exists(): raise LabelKitError(f"path={str(path)!r} does not exist: pass the folder of a store, or build one with `build_store`")
-    try: group = zarr.open_group(str(where or path), mode="r")
-    except ImportError as e: raise LabelKitError(f"path={str(path)!r} needs a package for its protocol ({e}): install it") from e
+    if where is not None and not where.exists():
+        raise LabelKitError(
+            f"path={str(path)!r} does not exist: pass the folder of a store, or build one with "
+            "`build_store`"
+        )
+    try:
+        group = zarr.open_group(str(where or path), mode="r")
+    except ImportError as e:
+        raise LabelKitError(
+            f"path={str(path)!r} needs a package for its protocol ({e}): install it"
+        ) from e
     except Exception as e:
-        raise LabelKitError(f"path={str(path)!r} holds no readable store ({type(e).__name__}): its zarr.json is missing or damaged; build it with `build_store`") from e
+        raise LabelKitError(
+            f"path={str(path)!r} holds no readable store ({type(e).__name__}): its zarr.json is "
+            "missing or damaged; build it with `build_store`"
+        ) from e
     meta = group.attrs.get("labelkit")
-    if meta is None: raise LabelKitError(f"path={str(path)!r} is a Zarr group, but not of labelkit: pass the folder of a store")
-    if meta["format"] > _FORMAT: raise LabelKitError(f"path={str(path)!r} was written by a newer labelkit (format {meta['format']}): update")
+    if meta is None:
+        raise LabelKitError(
+            f"path={str(path)!r} is a Zarr group, but not of labelkit: pass the folder of a store"
+        )
+    if meta["format"] > _FORMAT:
+        raise LabelKitError(
+            f"path={str(path)!r} was written by a newer labelkit (format {meta['format']}): update"
+        )
     return group,meta
 
 class LabelStore:
     """Soft labels on disk, made by `build_store`: `read(ids, view)` gives those of some samples
 
-    It is opened when it is first used, and pickles as its path. Raises `LabelKitError` for a path that holds no finished store."""
+    It is opened when it is first used, and pickles as its path. Raises `LabelKitError` for a path
+    that holds no finished store."""
     def __init__(self,
         path,                      # a folder, or a URL that fsspec knows
-        in_memory:bool=None,       # read the whole store into memory at first use; `None`: when it takes less than 1 GB
-        cache:int=2**30,           # bytes of chunks to keep of a store behind a URL that is not read as a whole
-    ): self.path,self.in_memory,self.cache = str(path),in_memory,cache
+        # read the whole store into memory at first use; `None`: when it takes less than 1 GB
+        in_memory:bool=None,
+        # bytes of chunks to keep of a store behind a URL that is not read as a whole
+        cache:int=2**30,
+    ):
+        self.path = str(path)
+        self.in_memory = in_memory
+        self.cache = cache
 
     _meta = None
     def _ready(self):
         if self._meta is not None: return self
         group,meta = _open_group(self.path)
-        self._group,self._folder,self._chunks,self._whole = group,_local(self.path),OrderedDict(),{}
+        self._group = group
+        self._folder = _local(self.path)
+        self._chunks = OrderedDict()
+        self._whole = {}
         self._rows = meta["chunk"]
         self._ids = np.asarray(group["ids"][:])
-        try: self._arrays,checks = {n: group[n] for n in meta["columns"]},group["checks"][:]
-        except (KeyError, ValueError, FileNotFoundError) as e: raise LabelKitError(f"path={self.path!r} lacks a part of the store ({e}): build it again") from e
+        try:
+            self._arrays = {n: group[n] for n in meta["columns"]}
+            checks = group["checks"][:]
+        except (KeyError, ValueError, FileNotFoundError) as e:
+            raise LabelKitError(
+                f"path={self.path!r} lacks a part of the store ({e}): build it again"
+            ) from e
         todo = int((checks == 0).any(1).sum())
         if todo:
-            raise LabelKitError(f"path={self.path!r} is not finished, {todo} of {len(checks)} chunks are missing: call `build_store` with the same arguments, it goes on")
+            raise LabelKitError(
+                f"path={self.path!r} is not finished, {todo} of {len(checks)} chunks are missing: "
+                "call `build_store` with the same arguments, it goes on"
+            )
         self._checks = checks
         self._lookup = np.full(self._ids.max()+1, -1, np.int64)
         self._lookup[self._ids] = np.arange(len(self._ids))
@@ -291,7 +402,8 @@ class LabelStore:
 
     @property
     def meta(self)->dict:
-        "The description in the store: sizes, seed, views, and by which data and teacher it was made"
+        """The description in the store: sizes, seed, views, and by which data and teacher it was
+        made"""
         return dict(self._ready()._meta)
     @property
     def ids(self)->torch.Tensor:
@@ -299,7 +411,8 @@ class LabelStore:
         return torch.from_numpy(self._ready()._ids)
     @property
     def views(self)->StoredViews:
-        "What makes the views of their numbers: `store.views.make(x, labels.params)`; `None` when the samples themselves were asked about"
+        """What makes the views of their numbers: `store.views.make(x, labels.params)`; `None` when
+        the samples themselves were asked about"""
         return self._ready()._views
     @property
     def n_views(self)->int: return self.meta["views"]
@@ -310,7 +423,8 @@ class LabelStore:
         "Size of the arrays"
         return sum(math.prod(a.shape)*a.dtype.itemsize for a in self._ready()._arrays.values())
 
-    def _name(self, name, i): return f"chunk {i} of {name!r} (samples {i*self._rows}..{min((i+1)*self._rows, len(self))-1} in the order of `ids`)"
+    def _name(self, name, i):
+        return f"chunk {i} of {name!r} (samples {i * self._rows}..{min((i + 1) * self._rows, len(self)) - 1} in the order of `ids`)"
 
     def _chunk(self, name, i):
         "A chunk as an array: mapped from a file, or read from elsewhere and kept for a while"
@@ -323,13 +437,24 @@ class LabelStore:
             want = math.prod(array.chunks)*array.dtype.itemsize
             found = file.stat().st_size if file.is_file() else None
             if found != want:
-                raise LabelKitError(f"{self._name(name, i)} is damaged: {file} {'is missing' if found is None else f'has {found} bytes, not {want}'}; "
-                                    "build_store(..., repair=True) makes it again")
+                raise LabelKitError(
+                    f"{self._name(name, i)} is damaged: {file} "
+                    f"{'is missing' if found is None else f'has {found} bytes, not {want}'}; "
+                    "build_store(..., repair=True) makes it again"
+                )
             part = np.memmap(file, array.dtype, "r", shape=array.chunks)
         else:
-            try: part = np.asarray(array[i*self._rows:(i+1)*self._rows])
-            except Exception as e: raise LabelKitError(f"{self._name(name, i)} cannot be read ({type(e).__name__}: {e})") from e
-            while self._chunks and sum(a.nbytes for a in self._chunks.values()) + part.nbytes > self.cache: self._chunks.popitem(last=False)
+            try:
+                part = np.asarray(array[i * self._rows : (i + 1) * self._rows])
+            except Exception as e:
+                raise LabelKitError(
+                    f"{self._name(name, i)} cannot be read ({type(e).__name__}: {e})"
+                ) from e
+            while (
+                self._chunks
+                and sum(a.nbytes for a in self._chunks.values()) + part.nbytes > self.cache
+            ):
+                self._chunks.popitem(last=False)
         self._chunks[name, i] = part
         return part
 
@@ -345,7 +470,10 @@ class LabelStore:
         which = rows//self._rows
         order = which.argsort(kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(which[order]))+1)
-        out = np.empty((len(rows), *self._arrays[name].shape[1 if view is None else 2:]), self._arrays[name].dtype)
+        out = np.empty(
+            (len(rows), *self._arrays[name].shape[1 if view is None else 2 :]),
+            self._arrays[name].dtype,
+        )
         for o in parts:
             i = int(which[o[0]])
             at = rows[o]-i*self._rows
@@ -362,7 +490,10 @@ class LabelStore:
         rows = self._lookup[np.where(inside, ids, 0)]
         missing = ids[~inside | (rows < 0)]
         if len(missing):
-            raise LabelKitError(f"sample {int(missing[0])} is not in the store {self.path!r}, which has {len(self)}: build it for the samples you train on")
+            raise LabelKitError(
+                f"sample {int(missing[0])} is not in the store {self.path!r}, which has "
+                f"{len(self)}: build it for the samples you train on"
+            )
         return rows
 
     def read(self,
@@ -370,19 +501,30 @@ class LabelStore:
         view=0,           # number of the view, or [B] one for each
         maps:bool=False,  # the label maps too
     )->SoftLabels: # on the CPU
-        "What the teacher said about a view of each sample. Raises `LabelKitError` for unknown ids and views, and names a damaged chunk"
+        """What the teacher said about a view of each sample. Raises `LabelKitError` for unknown ids
+        and views, and names a damaged chunk"""
         rows = self.rows_of(ids)
-        view = np.broadcast_to(view.cpu().numpy() if torch.is_tensor(view) else np.asarray(view), rows.shape)
+        view = np.broadcast_to(
+            view.cpu().numpy() if torch.is_tensor(view) else np.asarray(view), rows.shape
+        )
         if len(rows) and not (view.min() >= 0 and view.max() < self._meta["views"]):
             bad = int(view.max() if view.min() >= 0 else view.min())
-            raise LabelKitError(f"view={bad} is outside 0..{self._meta['views']-1}, the views of the store: pass one of them")
+            raise LabelKitError(
+                f"view={bad} is outside 0..{self._meta['views'] - 1}, the views of the store: pass "
+                "one of them"
+            )
         get = lambda name,dtype: torch.from_numpy(self._column(name, rows, view).astype(dtype))
         out = SoftLabels(get("values", np.float32), get("classes", np.int64), self._meta["classes"])
         if self.views is not None: out.params = get("params", np.float32)
         if maps:
-            if not self._meta["maps"]: raise LabelKitError(f"the store {self.path!r} has no label maps: build it with maps= a number of classes")
+            if not self._meta["maps"]:
+                raise LabelKitError(
+                    f"the store {self.path!r} has no label maps: build it with maps= a number of "
+                    "classes"
+                )
             whole = lambda name,dtype: torch.from_numpy(self._column(name, rows).astype(dtype))
-            out.map_values,out.map_classes = whole("map_values", np.float32),whole("map_classes", np.int64)
+            out.map_values = whole("map_values", np.float32)
+            out.map_classes = whole("map_classes", np.int64)
         return out
 
     def damaged(self)->list:
@@ -394,30 +536,45 @@ class LabelStore:
         "Compare every chunk with its checksum. Raises `LabelKitError` that names the damaged ones"
         bad = self.damaged()
         if bad:
-            raise LabelKitError(f"{len(bad)} chunks of the store {self.path!r} are damaged: {'; '.join(w for _,w in bad[:3])}. "
-                                "build_store(..., repair=True) makes them again")
+            raise LabelKitError(
+                f"{len(bad)} chunks of the store {self.path!r} are damaged: "
+                f"{'; '.join(w for _, w in bad[:3])}. "
+                "build_store(..., repair=True) makes them again"
+            )
         return self
 
     def check_samples(self,
         samples, # `Samples` of the data that are trained on
         n:int=8, # how many are looked at
     ):
-        "Raise `LabelKitError` when the store was made for other data: unknown ids, another shape, or other pixels"
+        """Raise `LabelKitError` when the store was made for other data: unknown ids, another shape,
+        or other pixels"""
         rows = self.rows_of(samples.ids)
         if not len(rows): return
         at = torch.linspace(0, len(rows)-1, min(n, len(rows))).long()
         x = samples(at)
         if list(x.shape[1:]) != self._meta["shape"]:
-            raise LabelKitError(f"the store {self.path!r} was made for samples of shape {self._meta['shape']}, these have {list(x.shape[1:])}: build one for these data")
+            raise LabelKitError(
+                f"the store {self.path!r} was made for samples of shape {self._meta['shape']}, "
+                f"these have {list(x.shape[1:])}: build one for these data"
+            )
         _compare_sums(_sums(x), self._column("sums", rows[at.numpy()]), samples.ids[at], self.path)
 
     def _rows_repr(self):
         m = self.meta
         per = f"{m['views']} view{'s'*(m['views'] != 1)}"
-        return dict(path=self.path, samples=f"{m['samples']} of shape {'×'.join(map(str, m['shape']))}, {per} each",
-                    kept=f"{m['k']} of {m['classes']} classes, {m['dtype']}", views="the sample itself" if self.views is None else repr(self.views),
-                    maps=f"{m['maps']} classes at {'×'.join(map(str, m['map_size']))} places" if m["maps"] else "none",
-                    teacher=m["teacher_name"], seed=m["seed"], size=f"{self.nbytes/2**20:.1f} MB in {len(self._checks)} chunks")
+        return dict(
+            path=self.path,
+            samples=f"{m['samples']} of shape {'×'.join(map(str, m['shape']))}, {per} each",
+            kept=f"{m['k']} of {m['classes']} classes, {m['dtype']}",
+            views="the sample itself" if self.views is None else repr(self.views),
+            maps=f"{m['maps']} classes at {'×'.join(map(str, m['map_size']))} places"
+            if m["maps"]
+            else "none",
+            teacher=m["teacher_name"],
+            seed=m["seed"],
+            size=f"{self.nbytes / 2**20:.1f} MB in {len(self._checks)} chunks",
+        )
 
     def __repr__(self):
         try: rows = self._rows_repr()
@@ -427,8 +584,15 @@ class LabelStore:
     def _repr_html_(self):
         try: rows = self._rows_repr()
         except LabelKitError as e: return html.escape(f"LabelStore({self.path!r}): {e}")
-        return "<b>LabelStore</b><table>" + "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{html.escape(str(v))}</td></tr>"
-                                                    for k,v in rows.items()) + "</table>"
+        return (
+            "<b>LabelStore</b><table>"
+            + "".join(
+                f"<tr><th style='text-align:left'>{k}</th><td "
+                f"style='text-align:left'>{html.escape(str(v))}</td></tr>"
+                for k, v in rows.items()
+            )
+            + "</table>"
+        )
 
 def as_store(
     store,   # a `LabelStore` or its path
@@ -445,7 +609,9 @@ def _damaged(store, checks):
             if checks[i,j] == 0: continue
             n = min((i+1)*store._rows, store._meta["samples"]) - i*store._rows
             try: ok = _check_of(np.asarray(store._chunk(name, i)[:n])) == int(checks[i,j])
-            except LabelKitError as e: bad.append((i, str(e).split("; build_store")[0])); continue
+            except LabelKitError as e:
+                bad.append((i, str(e).split("; build_store")[0]))
+                continue
             finally: store._chunks.pop((name, i), None)
             if not ok: bad.append((i, f"{store._name(name, i)} is damaged: its checksum differs"))
     return bad
@@ -454,7 +620,9 @@ def _damaged(store, checks):
 class _Plain:
     "Some rows of a data set; `split_idx` keeps fastai's random transforms from acting"
     split_idx = 1
-    def __init__(self, dataset, rows): self.dataset,self.rows = dataset,rows
+    def __init__(self, dataset, rows):
+        self.dataset = dataset
+        self.rows = rows
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self.dataset[self.rows[i]]
 
@@ -463,12 +631,20 @@ class Samples:
     def __init__(self,
         data # `DataLoaders`, or a tensor [N, ...] whose ids are 0..N-1
     ):
-        self.dl,self.x = getattr(data, "train", None),data if torch.is_tensor(data) else None
+        self.dl = getattr(data, "train", None)
+        self.x = data if torch.is_tensor(data) else None
         if self.x is not None: self.ids = torch.arange(len(data))
-        elif self.dl is None: raise LabelKitError(f"data is {type(data).__name__}: pass DataLoaders, or a tensor of samples [N, ...]")
+        elif self.dl is None:
+            raise LabelKitError(
+                f"data is {type(data).__name__}: pass DataLoaders, or a tensor of samples [N, ...]"
+            )
         else:
             ds = self.dl.dataset
-            self.ids = ds.rows.cpu() if isinstance(ds, ArrayDataset) else torch.arange(len(ds)) + getattr(self.dl, "first_id", 0)
+            self.ids = (
+                ds.rows.cpu()
+                if isinstance(ds, ArrayDataset)
+                else torch.arange(len(ds)) + getattr(self.dl, "first_id", 0)
+            )
         if not len(self.ids): raise LabelKitError("data has no samples: pass some")
 
     def __len__(self): return len(self.ids)
@@ -480,31 +656,50 @@ class Samples:
             return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
         ds = self.dl.dataset
         if isinstance(ds, ArrayDataset): return ds.arrays.batch(ds.rows[at.to(ds.rows.device)])[0]
-        with no_random(): b = next(iter(self.dl.new(dataset=_Plain(ds, at.tolist()), bs=len(at), shuffle=False, drop_last=False)))
+        with no_random():
+            b = next(
+                iter(
+                    self.dl.new(
+                        dataset=_Plain(ds, at.tolist()), bs=len(at), shuffle=False, drop_last=False
+                    )
+                )
+            )
         return b[0].as_subclass(torch.Tensor)
 
 def _sums(x):
-    "[n, 2]: mean of every sample, and a sum with a weight for each place, which moves when pixels change places"
+    """[n, 2]: mean of every sample, and a sum with a weight for each place, which moves when pixels
+    change places"""
     x = x.detach().flatten(1).float()
-    w = torch.arange(x.shape[1], device=x.device, dtype=torch.float).mul_(2.399963).cos_() if len(x) else x.new_zeros(x.shape[1])
+    w = (
+        torch.arange(x.shape[1], device=x.device, dtype=torch.float).mul_(2.399963).cos_()
+        if len(x)
+        else x.new_zeros(x.shape[1])
+    )
     return torch.stack([x.mean(1), x@w/math.sqrt(max(1, x.shape[1]))], 1).cpu().numpy()
 
 def _compare_sums(found, stored, ids, path):
-    both = np.isfinite(found).all(1) & np.isfinite(stored).all(1)  # what is no number is named elsewhere
+    # what is no number is named elsewhere
+    both = np.isfinite(found).all(1) & np.isfinite(stored).all(1)
     off = (np.abs(found-stored) > 5e-3*(1+np.abs(stored))).any(1) & both
     if off.any():
-        raise LabelKitError(f"the store {str(path)!r} was made for other data: sample {int(ids[int(off.argmax())])} is not the one it knows. "
-                            "Build one for these data, with another path")
+        raise LabelKitError(
+            f"the store {str(path)!r} was made for other data: sample "
+            f"{int(ids[int(off.argmax())])} is not the one it knows. "
+            "Build one for these data, with another path"
+        )
 
 def _teacher_digest(teacher):
     "Checksum of all weights; `None` for functions"
     model = teacher.model
     parts = [_teacher_digest(t) for t in model] if isinstance(model, list) else None
-    if parts is not None: return None if None in parts else _digest(np.frombuffer("".join(parts).encode(), np.uint8))
+    if parts is not None:
+        return None if None in parts else _digest(np.frombuffer("".join(parts).encode(), np.uint8))
     if not isinstance(model, torch.nn.Module): return None
     state = [(k, v.detach().cpu()) for k,v in model.state_dict().items() if torch.is_tensor(v)]
     names = np.frombuffer(" ".join(f"{k}{list(v.shape)}" for k,v in state).encode(), np.uint8)
-    return _digest(names, *(v.contiguous().flatten().view(torch.uint8).numpy() for _,v in state if v.numel()))
+    return _digest(
+        names, *(v.contiguous().flatten().view(torch.uint8).numpy() for _, v in state if v.numel())
+    )
 
 # %% ../../nbs/storage/soft_labels.ipynb #76a81140
 def _ask(teacher, x, k):
@@ -513,78 +708,158 @@ def _ask(teacher, x, k):
     return v.cpu(),i.cpu()
 
 def _top_maps(maps, k):
-    "Logits [B, C, h, w] as the `k` largest and one more for each of the others, [B, k+1, h, w], and classes [B, k, h, w]"
+    """Logits [B, C, h, w] as the `k` largest and one more for each of the others, [B, k+1, h, w],
+    and classes [B, k, h, w]"""
     v,i = maps.float().topk(k, 1)
-    others = maps.float().scatter(1, i, -torch.inf).logsumexp(1, keepdim=True) - math.log(max(1, maps.shape[1]-k))
+    others = maps.float().scatter(1, i, -torch.inf).logsumexp(1, keepdim=True) - math.log(
+        max(1, maps.shape[1] - k)
+    )
     return torch.cat([v, others.nan_to_num(neginf=0.)], 1).cpu(),i.cpu()
 
 def _class_dtype(c): return "uint8" if c <= 2**8 else "uint16" if c <= 2**16 else "uint32"
 
 def _describe(samples, teacher, views, n_views, k, maps, map_fn, dtype, chunk, seed):
-    "The description of the store that these arguments make: what must agree for going on, and its arrays (name -> shape of a sample, type)"
+    """The description of the store that these arguments make: what must agree for going on, and its
+    arrays (name -> shape of a sample, type)"""
     x = samples(torch.arange(min(2, len(samples))))
-    v = x if views is None else views.make(x, views.draw(len(x), tuple(x.shape[1:]), torch.Generator().manual_seed(0)))
+    v = (
+        x
+        if views is None
+        else views.make(x, views.draw(len(x), tuple(x.shape[1:]), torch.Generator().manual_seed(0)))
+    )
     c = teacher(v).shape[-1]
     check_teacher(teacher, v, c)
     k = min(k, c)
-    columns = dict(values=[[n_views, k], dtype], classes=[[n_views, k], _class_dtype(c)], sums=[[2], "float32"])
+    columns = dict(
+        values=[[n_views, k], dtype], classes=[[n_views, k], _class_dtype(c)], sums=[[2], "float32"]
+    )
     if views is not None: columns["params"] = [[n_views, views.width], "float32"]
     size = None
     if maps:
         out = map_fn(x)
         if out.ndim != 4 or len(out) != len(x) or out.shape[1] != c:
-            raise LabelKitError(f"map_fn gave {list(out.shape)} for {len(x)} samples and {c} classes: return logits [B, C, h, w]")
-        maps,size = min(maps, c),list(out.shape[-2:])
-        columns |= dict(map_values=[[maps+1, *size], "float16"], map_classes=[[maps, *size], _class_dtype(c)])
+            raise LabelKitError(
+                f"map_fn gave {list(out.shape)} for {len(x)} samples and {c} classes: return "
+                "logits [B, C, h, w]"
+            )
+        maps = min(maps, c)
+        size = list(out.shape[-2:])
+        columns |= dict(
+            map_values=[[maps + 1, *size], "float16"], map_classes=[[maps, *size], _class_dtype(c)]
+        )
     bytes_of = lambda col: math.prod(col[0])*np.dtype(col[1]).itemsize
-    chunk = min(len(samples), chunk or max(1, min(4096, 2**22//max(map(bytes_of, columns.values())))))
-    return dict(format=_FORMAT, samples=len(samples), ids=_digest(samples.ids.numpy()), shape=list(x.shape[1:]), classes=c, k=k, views=n_views,
-                recipe=None if views is None else views.spec, seed=seed, dtype=dtype, maps=maps, map_size=size, teacher=_teacher_digest(teacher),
-                teacher_name=repr(teacher), chunk=chunk, columns=columns)
+    chunk = min(
+        len(samples), chunk or max(1, min(4096, 2**22 // max(map(bytes_of, columns.values()))))
+    )
+    return dict(
+        format=_FORMAT,
+        samples=len(samples),
+        ids=_digest(samples.ids.numpy()),
+        shape=list(x.shape[1:]),
+        classes=c,
+        k=k,
+        views=n_views,
+        recipe=None if views is None else views.spec,
+        seed=seed,
+        dtype=dtype,
+        maps=maps,
+        map_size=size,
+        teacher=_teacher_digest(teacher),
+        teacher_name=repr(teacher),
+        chunk=chunk,
+        columns=columns,
+    )
 
 def _begin(path, meta, ids):
-    "The writable group at `path`, new or as it is. Raises `LabelKitError` when something else is there"
+    """The writable group at `path`, new or as it is. Raises `LabelKitError` when something else is
+    there"""
     import zarr
     where = _local(path)
     url = str(where or path)
     if where is None:
         try: there = zarr.open_group(url, mode="r") is not None
         except Exception: there = False
-    else: there = where.exists() and (not where.is_dir() or any(p.suffix != ".partial" for p in where.iterdir()))
+    else:
+        there = where.exists() and (
+            not where.is_dir() or any(p.suffix != ".partial" for p in where.iterdir())
+        )
     old = None
     if there:
-        if where is not None and not (where/"zarr.json").exists(): raise LabelKitError(f"path={str(path)!r} holds something else: pass a new folder")
+        if where is not None and not (where/"zarr.json").exists():
+            raise LabelKitError(f"path={str(path)!r} holds something else: pass a new folder")
         _,old = _open_group(path)
         for key,name in _FIELDS.items():
             if old[key] != meta[key]:
-                what = dict.fromkeys(("ids", "shape", "samples"), "was made for other data") | dict.fromkeys(("teacher", "classes"), "asked another teacher")
-                raise LabelKitError(f"the store {str(path)!r} {what.get(key, 'was made otherwise')}: {name} is {old[key]!r} there and {meta[key]!r} here. "
-                                    "Use the same, or another path")
+                what = dict.fromkeys(
+                    ("ids", "shape", "samples"), "was made for other data"
+                ) | dict.fromkeys(("teacher", "classes"), "asked another teacher")
+                raise LabelKitError(
+                    f"the store {str(path)!r} {what.get(key, 'was made otherwise')}: {name} is "
+                    f"{old[key]!r} there and {meta[key]!r} here. "
+                    "Use the same, or another path"
+                )
         meta = old
-    try: group = zarr.open_group(url, mode="a") if there else zarr.create_group(url, attributes=dict(labelkit=meta))
-    except OSError as e: raise LabelKitError(f"path={str(path)!r} cannot be written ({e.strerror or e}): choose a place that you may write to") from e
+    try:
+        group = (
+            zarr.open_group(url, mode="a")
+            if there
+            else zarr.create_group(url, attributes=dict(labelkit=meta))
+        )
+    except OSError as e:
+        raise LabelKitError(
+            f"path={str(path)!r} cannot be written ({e.strerror or e}): choose a place that you "
+            "may write to"
+        ) from e
     n_chunks = -(-meta["samples"]//meta["chunk"])
     plain = dict(compressors=None, filters=None, config=dict(write_empty_chunks=True))
     for name,(shape,dtype) in meta["columns"].items():
-        if name not in group: group.create_array(name, shape=(meta["samples"], *shape), chunks=(meta["chunk"], *shape), dtype=dtype, fill_value=0, **plain)
+        if name not in group:
+            group.create_array(
+                name,
+                shape=(meta["samples"], *shape),
+                chunks=(meta["chunk"], *shape),
+                dtype=dtype,
+                fill_value=0,
+                **plain,
+            )
     if "ids" not in group:
-        a = group.create_array("ids", shape=ids.shape, chunks=ids.shape, dtype="int64", fill_value=-1, **plain)
+        a = group.create_array(
+            "ids", shape=ids.shape, chunks=ids.shape, dtype="int64", fill_value=-1, **plain
+        )
         a[:] = ids
-    elif old is not None and not np.array_equal(group["ids"][:], ids): group["ids"][:] = ids  # killed before they were written
+    # killed before they were written
+    elif old is not None and not np.array_equal(group["ids"][:], ids): group["ids"][:] = ids
     width = len(meta["columns"])
-    if "checks" not in group: group.create_array("checks", shape=(n_chunks, width), chunks=(1, width), dtype="uint64", fill_value=0, **plain)
+    if "checks" not in group:
+        group.create_array(
+            "checks",
+            shape=(n_chunks, width),
+            chunks=(1, width),
+            dtype="uint64",
+            fill_value=0,
+            **plain,
+        )
     return group,meta
 
 def _reader(path, group, meta, checks):
     "A store for reading what is finished so far"
     store = LabelStore(path, in_memory=False)
-    store._group,store._folder,store._chunks,store._whole,store._meta,store._rows = group,_local(path),OrderedDict(),{},meta,meta["chunk"]
-    store._arrays,store._checks = {n: group[n] for n in meta["columns"]},checks
+    store._group = group
+    store._folder = _local(path)
+    store._chunks = OrderedDict()
+    store._whole = {}
+    store._meta = meta
+    store._rows = meta["chunk"]
+    store._arrays = {n: group[n] for n in meta["columns"]}
+    store._checks = checks
     return store
 
 def _look_again(store, done, samples, teacher, views, k):
-    "Some finished samples against the data, and, for a teacher without weights, against what it says now"
-    rows = np.concatenate([np.arange(i*store._rows, min((i+1)*store._rows, len(samples))) for i in done])
+    """Some finished samples against the data, and, for a teacher without weights, against what it
+    says now"""
+    rows = np.concatenate(
+        [np.arange(i * store._rows, min((i + 1) * store._rows, len(samples))) for i in done]
+    )
     rows = rows[np.linspace(0, len(rows)-1, min(16, len(rows))).astype(int)]
     x = samples(torch.from_numpy(rows))
     _compare_sums(_sums(x), store._column("sums", rows), samples.ids[rows], store.path)
@@ -593,35 +868,74 @@ def _look_again(store, done, samples, teacher, views, k):
     if views is not None: x = views.make(x, torch.from_numpy(store._column("params", rows, first)))
     v,_ = _ask(teacher, x, k)
     if np.abs(v.numpy()-store._column("values", rows, first).astype(np.float32)).max() > .02:
-        raise LabelKitError(f"the store {store.path!r} asked another teacher: its answers are not those of this one. Use the same, or another path")
+        raise LabelKitError(
+            f"the store {store.path!r} asked another teacher: its answers are not those of this "
+            "one. Use the same, or another path"
+        )
+
 
 def build_store(
-    path,                     # a new folder, a store that is not finished, or a URL that fsspec knows
-    data,                     # `DataLoaders` (their training samples), or a tensor of samples [N, ...]; bytes stand for 0..255
-    teacher,                  # a model, a Learner, a list of them, or any function of inputs that gives logits [B, C]
-    views:StoredViews=None,   # random views to ask about, such as `CropViews()`; `None`: the sample itself
+    # a new folder, a store that is not finished, or a URL that fsspec knows
+    path,
+    # `DataLoaders` (their training samples), or a tensor of samples [N, ...]; bytes stand for
+    # 0..255
+    data,
+    # a model, a Learner, a list of them, or any function of inputs that gives logits [B, C]
+    teacher,
+    # random views to ask about, such as `CropViews()`; `None`: the sample itself
+    views:StoredViews=None,
     n_views:int=1,            # how many of each sample
     k:int=10,                 # classes kept of an answer; all when there are fewer
     maps:int=0,               # classes kept at each place of a label map; 0 for no maps
     map_fn=None,              # function of inputs that gives maps of logits [B, C, h, w]
     dtype:str="float16",      # of the probabilities: "float16" or "float32"
     bs:int=256,               # samples asked about at a time
-    chunk:int=None,           # samples a chunk, which is what a killed build loses; by default up to 4096, and 4 MB
+    # samples a chunk, which is what a killed build loses; by default up to 4096, and 4 MB
+    chunk:int=None,
     seed:int=0,               # decides the views
     repair:bool=False,        # make damaged chunks again instead of raising an error
     progress:bool=True,       # show a bar
 )->LabelStore:
-    """Ask `teacher` about every sample and write down what it says; an unfinished store at `path` is finished, a finished one is checked and returned
+    """Ask `teacher` about every sample and write down what it says; an unfinished store at `path`
+    is finished, a finished one is checked and returned
 
-    Raises `LabelKitError` for a store of other data, another teacher or other settings, and for a damaged chunk, which it names. A finished store
-    equals one that was built without a break on the same machine."""
-    for name,v in (("n_views", n_views), ("k", k), ("bs", bs), ("chunk", chunk or 1), ("maps", maps + 1)):
-        if check_range(name, v, 1) != int(v): raise LabelKitError(f"{name}={v!r} is not a whole number: pass one")
-    if dtype not in ("float16", "float32"): raise LabelKitError(f"dtype={dtype!r} is neither float16 nor float32: use one of them")
-    if views is None and n_views > 1: raise LabelKitError(f"n_views={n_views} without views would ask the same {n_views} times: pass views=CropViews() or others")
-    if maps and map_fn is None: raise LabelKitError(f"maps={maps} needs map_fn, a function of inputs that gives logits [B, C, h, w]")
-    teacher,samples = as_teacher(teacher),Samples(data)
-    want = _describe(samples, teacher, views, int(n_views), int(k), int(maps), map_fn, dtype, chunk and int(chunk), int(seed))
+    Raises `LabelKitError` for a store of other data, another teacher or other settings, and for a
+    damaged chunk, which it names. A finished store equals one that was built without a break on the
+    same machine."""
+    for name, v in (
+        ("n_views", n_views),
+        ("k", k),
+        ("bs", bs),
+        ("chunk", chunk or 1),
+        ("maps", maps + 1),
+    ):
+        if check_range(name, v, 1) != int(v):
+            raise LabelKitError(f"{name}={v!r} is not a whole number: pass one")
+    if dtype not in ("float16", "float32"):
+        raise LabelKitError(f"dtype={dtype!r} is neither float16 nor float32: use one of them")
+    if views is None and n_views > 1:
+        raise LabelKitError(
+            f"n_views={n_views} without views would ask the same {n_views} times: pass "
+            "views=CropViews() or others"
+        )
+    if maps and map_fn is None:
+        raise LabelKitError(
+            f"maps={maps} needs map_fn, a function of inputs that gives logits [B, C, h, w]"
+        )
+    teacher = as_teacher(teacher)
+    samples = Samples(data)
+    want = _describe(
+        samples,
+        teacher,
+        views,
+        int(n_views),
+        int(k),
+        int(maps),
+        map_fn,
+        dtype,
+        chunk and int(chunk),
+        int(seed),
+    )
     group,meta = _begin(path, want, samples.ids.numpy())
     if (folder := _local(path)) is not None:
         for p in folder.rglob("*.partial"): p.unlink(missing_ok=True)  # what a killed write left
@@ -629,35 +943,58 @@ def build_store(
     store = _reader(path, group, meta, checks)
     found = _damaged(store, checks)
     bad = sorted({i for i,_ in found})
-    if bad and not repair: raise LabelKitError(f"the store {str(path)!r} is damaged: {'; '.join(w for _,w in found[:3])}. Pass repair=True to make it again")
+    if bad and not repair:
+        raise LabelKitError(
+            f"the store {str(path)!r} is damaged: {'; '.join(w for _, w in found[:3])}. Pass "
+            "repair=True to make it again"
+        )
     if bad: checks[bad] = 0
-    done,todo = np.flatnonzero((checks != 0).all(1)),np.flatnonzero((checks == 0).any(1))
+    done = np.flatnonzero((checks != 0).all(1))
+    todo = np.flatnonzero((checks == 0).any(1))
     if len(done): _look_again(store, done, samples, teacher, views, meta["k"])
     _fill(group, meta, todo, samples, teacher, views, map_fn, int(bs), progress)
     return LabelStore(path)
 
 def _fill(group, meta, todo, samples, teacher, views, map_fn, bs, progress):
     "Make the chunks `todo` and write each, its checksums last"
-    n,rows,k = meta["samples"],meta["chunk"],meta["k"]
+    n = meta["samples"]
+    rows = meta["chunk"]
+    k = meta["k"]
     jobs = [(i, at) for i in todo for at in torch.arange(i*rows, min((i+1)*rows, n)).split(bs)]
     for i,at in progress_bar(jobs, leave=False) if progress and jobs else jobs:
-        lo,hi = int(i)*rows,min((int(i)+1)*rows, n)
+        lo = int(i)*rows
+        hi = min((int(i)+1)*rows, n)
         if at[0] == lo:
             # the random numbers of a chunk are its own, whatever was built before
             g = torch.Generator().manual_seed((meta["seed"]*1_000_003 + int(i)) % 2**63)
-            out = {name: np.zeros((hi-lo, *shape), dtype) for name,(shape,dtype) in meta["columns"].items()}
-            if views is not None: out["params"][:] = views.draw((hi-lo)*meta["views"], tuple(meta["shape"]), g).numpy().reshape(out["params"].shape)
-        x,here = samples(at),slice(int(at[0])-lo, int(at[-1])-lo+1)
+            out = {
+                name: np.zeros((hi - lo, *shape), dtype)
+                for name, (shape, dtype) in meta["columns"].items()
+            }
+            if views is not None:
+                out["params"][:] = (
+                    views.draw((hi - lo) * meta["views"], tuple(meta["shape"]), g)
+                    .numpy()
+                    .reshape(out["params"].shape)
+                )
+        x = samples(at)
+        here = slice(int(at[0])-lo, int(at[-1])-lo+1)
         out["sums"][here] = _sums(x)
         for v in range(meta["views"]):
             y = x if views is None else views.make(x, torch.from_numpy(out["params"][here,v]))
             p,c = _ask(teacher, y, k)
-            if not p.isfinite().all(): raise LabelKitError(f"the teacher answers with NaN or infinite logits about one of the samples {samples.ids[at[0]]}.."
-                                                           f"{samples.ids[at[-1]]}: look at these samples, and at the teacher's weights")
-            out["values"][here,v],out["classes"][here,v] = p.numpy(),c.numpy()
+            if not p.isfinite().all():
+                raise LabelKitError(
+                    "the teacher answers with NaN or infinite logits about one of the samples "
+                    f"{samples.ids[at[0]]}.."
+                    f"{samples.ids[at[-1]]}: look at these samples, and at the teacher's weights"
+                )
+            out["values"][here,v] = p.numpy()
+            out["classes"][here,v] = c.numpy()
         if meta["maps"]:
             with torch.no_grad(): p,c = _top_maps(map_fn(x), meta["maps"])
-            out["map_values"][here],out["map_classes"][here] = p.numpy(),c.numpy()
+            out["map_values"][here] = p.numpy()
+            out["map_classes"][here] = c.numpy()
         if int(at[-1]) == hi-1:
             for name,a in out.items(): group[name][lo:hi] = a
             group["checks"][int(i)] = np.array([_check_of(a) for a in out.values()], np.uint64)

@@ -1,4 +1,5 @@
-"""The review widget in a browser: without a kernel read only; with one, every decision shown only after the log has it; by keyboard alone; text stays text."""
+"""The review widget in a browser: without a kernel read only; with one, every decision shown only
+after the log has it; by keyboard alone; text stays text."""
 import base64, json
 
 import pandas as pd, pytest, torch
@@ -9,7 +10,8 @@ from labelkit.explore.review import review
 NASTY = "<img src=x onerror='window.hacked=1'>"
 VOCAB = ["cat", "dog", NASTY, *(f"class {i}" for i in range(12))]
 
-# A page with a stand-in for the widget's model; what it sends is answered by `answer`, which the test connects to the real widget in Python.
+# A page with a stand-in for the widget's model; what it sends is answered by `answer`, which the
+# test connects to the real widget in Python.
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>
 <style>body { margin: 8px; background: Canvas; color: CanvasText; color-scheme: light dark }</style><main></main><script type="module">
 const bytes = t => { const b = atob(t), u = new Uint8Array(b.length + 1); for (let i = 0; i < b.length; i++) u[i + 1] = b.charCodeAt(i); return new DataView(u.buffer, 1); };
@@ -40,16 +42,32 @@ def make(folder, n=60, images=True, **kwargs):
     g = torch.Generator().manual_seed(0)
     given = [i % 3 for i in range(n)]
     quality = torch.rand(n, generator=g)*.4
-    f = pd.DataFrame(dict(id=range(n), suggested_label=[VOCAB[(i+1) % 3] for i in range(n)], confidence=((1-quality)*.9).numpy(), label_quality=quality.numpy(),
-                          reason=[f"because of {NASTY} {i}" for i in range(n)]))
+    f = pd.DataFrame(
+        dict(
+            id=range(n),
+            suggested_label=[VOCAB[(i + 1) % 3] for i in range(n)],
+            confidence=((1 - quality) * 0.9).numpy(),
+            label_quality=quality.numpy(),
+            reason=[f"because of {NASTY} {i}" for i in range(n)],
+        )
+    )
     log = LabelLog(folder/"labels.db", given, VOCAB, author=NASTY)
     return review(f, log, torch.rand(n, 3, 8, 8, generator=g) if images else None, **kwargs)
 
 
 def page_of(r):
-    state = {k: getattr(r, k) for k in ("title", "key", "axes", "state", "data", "can_refresh", "decided")}
-    state["arrays"] = {k: dict(v, data=base64.b64encode(v["data"]).decode()) for k, v in r.arrays.items()}
-    return PAGE.replace("WIDGET", json.dumps(dict(state=state, esm=str(r._esm), css=str(r._css))).replace("<", "\\u003c"), 1)
+    state = {
+        k: getattr(r, k)
+        for k in ("title", "key", "axes", "state", "data", "can_refresh", "decided")
+    }
+    state["arrays"] = {
+        k: dict(v, data=base64.b64encode(v["data"]).decode()) for k, v in r.arrays.items()
+    }
+    return PAGE.replace(
+        "WIDGET",
+        json.dumps(dict(state=state, esm=str(r._esm), css=str(r._css))).replace("<", "\\u003c"),
+        1,
+    )
 
 
 @pytest.fixture
@@ -57,13 +75,17 @@ def show(browser, tmp_path):
     wrong = []
     def open_(r, live=True, width=1000, scheme="light"):
         (tmp_path/"page.html").write_text(page_of(r), encoding="utf-8")
-        page = browser.new_context(viewport=dict(width=width, height=1000), color_scheme=scheme, offline=True).new_page()
+        page = browser.new_context(
+            viewport=dict(width=width, height=1000), color_scheme=scheme, offline=True
+        ).new_page()
         page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
         page.on("pageerror", lambda e: wrong.append(str(e)))
         if live:
             def answer(m):
                 sent = []
-                r.send = lambda content, buffers=(): sent.append((content, [base64.b64encode(b).decode() for b in buffers]))
+                r.send = lambda content, buffers=(): sent.append(
+                    (content, [base64.b64encode(b).decode() for b in buffers])
+                )
                 r._answer(r, m, [])
                 return dict(decided=list(r.decided), messages=sent)
             page.expose_function("answer", answer)
@@ -87,7 +109,9 @@ def press(page, *keys):
 def test_without_a_kernel_it_is_read_only(show, tmp_path):
     r = make(tmp_path)
     page = show(r, live=False)
-    assert page.locator(".lk-readonly").is_visible() and page.locator("[data-do=accept]").is_disabled()
+    assert (
+        page.locator(".lk-readonly").is_visible() and page.locator("[data-do=accept]").is_disabled()
+    )
     page.locator(".lk-card").first.click()
     press(page, "a", "1", "c", "ArrowRight")
     assert "0 of 60 decided, 60 shown" in said(page) and len(r.label_log.history()) == 0
@@ -98,7 +122,8 @@ def test_without_a_kernel_it_is_read_only(show, tmp_path):
 def test_by_keyboard_alone(show, tmp_path):
     r = make(tmp_path)
     page = show(r)
-    ids, row = r.ids, r.rows
+    ids = r.ids
+    row = r.rows
     page.locator(".lk-card[tabindex='0']").focus()
     press(page, "a", "r", "2")  # each goes on to the next
     assert r.decided[:3] == [row["suggested"][0], row["given"][1], 1]
@@ -108,7 +133,10 @@ def test_by_keyboard_alone(show, tmp_path):
     press(page, "ArrowDown", "Enter")  # class 1, class 10: the second
     assert r.label_log.vocab[r.decided[3]] == "class 10"
     press(page, "u")
-    assert r.decided[3] == -3 and page.evaluate("document.activeElement.getAttribute('data-row')") == "3"
+    assert (
+        r.decided[3] == -3
+        and page.evaluate("document.activeElement.getAttribute('data-row')") == "3"
+    )
     press(page, "Shift+U")
     assert r.label_log.vocab[r.decided[3]] == "class 10"
     press(page, "ArrowRight", " ", "ArrowDown", " ", "a")
@@ -129,21 +157,39 @@ def test_shown_as_decided_only_after_the_log_has_it(show, tmp_path):
     assert first.get_attribute("data-state") == "saving" and "0 of 60 decided" in said(page)
     page.evaluate("model.held()")
     page.wait_for_timeout(60)
-    assert first.get_attribute("data-state") == "done" and "accepted" in first.text_content() and "1 of 60 decided" in said(page)
+    assert (
+        first.get_attribute("data-state") == "done"
+        and "accepted" in first.text_content()
+        and "1 of 60 decided" in said(page)
+    )
     page.evaluate("window.hold = false")
     r.label_log.close()
     r.label_log.path.unlink()
     press(page, "a")
-    assert "Not saved: path=" in said(page) and "is no file" in said(page) and page.locator("[data-row='1']").get_attribute("data-state") == "open"
+    assert (
+        "Not saved: path=" in said(page)
+        and "is no file" in said(page)
+        and page.locator("[data-row='1']").get_attribute("data-state") == "open"
+    )
 
 
 def test_mouse_scatter_filters_and_images_on_demand(show, tmp_path):
     r = make(tmp_path)
-    r.arrays = {k: dict(v, shape=[20, *v["shape"][1:]], data=v["data"][:20*192]) for k, v in r.arrays.items()}  # a page's pictures only
+    # a page's pictures only
+    r.arrays = {
+        k: dict(v, shape=[20, *v["shape"][1:]], data=v["data"][: 20 * 192])
+        for k, v in r.arrays.items()
+    }
     page = show(r)
     page.locator("[aria-label='next page']").click()
     page.wait_for_timeout(80)
-    assert page.evaluate("document.querySelector('.lk-card canvas').getContext('2d').getImageData(0, 0, 1, 1).data[3]") == 255
+    assert (
+        page.evaluate(
+            "document.querySelector('.lk-card canvas').getContext('2d').getImageData(0, 0, 1, "
+            "1).data[3]"
+        )
+        == 255
+    )
     page.locator("[data-point='45']").first.hover(force=True)
     page.locator("[data-point='45']").first.click(force=True)
     assert page.locator(".lk-card[data-current]").get_attribute("data-row") == "45"
@@ -161,7 +207,11 @@ def test_fits_and_text_is_text(show, tmp_path, width, scheme):
     page = show(make(tmp_path, images=width > 500, title=NASTY), width=width, scheme=scheme)
     page.locator(".lk-card").first.click()
     press(page, "c")
-    assert page.locator("img").count() == 0 and page.evaluate("window.hacked") is None and NASTY in page.locator(".lk-why").text_content()
+    assert (
+        page.locator("img").count() == 0
+        and page.evaluate("window.hacked") is None
+        and NASTY in page.locator(".lk-why").text_content()
+    )
     over = page.evaluate("""() => [...document.querySelectorAll('.lk *:not(svg *)')].filter(e => {
         const b = e.getBoundingClientRect(); return b.width && b.right > e.closest('.lk').getBoundingClientRect().right + 1 }).map(e => e.className)""")
     assert not over and page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -1,4 +1,5 @@
-"The vote explorer in a browser: by keyboard and by click, in both colour schemes, saying what Python says, safe with any class name"
+"""e vote explorer in a browser: by keyboard and by click, in both colour schemes, saying what
+Python says, safe with any class na"""
 import pytest, torch
 
 from labelkit.data.settings import weak_labels
@@ -12,7 +13,17 @@ def votes(truth=True, **kwargs):
     v = weak_labels(y, [.9, .7, .6, .5], .7, c=3)
     models = dict(DawidSkene=DawidSkene().fit(v, 3), MajorityVote=MajorityVote().fit(v, 3))
     g = torch.Generator().manual_seed(0)
-    return VotesExplorer(v, models, y if truth else None, ["one", "two", NASTY, "four"], ["cat", "dog", NASTY], torch.rand(120, 1, 8, 8, generator=g), samples=12, key="votes", **kwargs)
+    return VotesExplorer(
+        v,
+        models,
+        y if truth else None,
+        ["one", "two", NASTY, "four"],
+        ["cat", "dog", NASTY],
+        torch.rand(120, 1, 8, 8, generator=g),
+        samples=12,
+        key="votes",
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize("truth", [True, False])
@@ -25,7 +36,9 @@ def test_every_state_by_keyboard_says_what_python_says(show, truth, scheme):  # 
         for i,s in enumerate(e.axes["sample"]):
             press(page, "sample", "Home" if i == 0 else "ArrowRight")
             assert readout(page) == e.select(sample=s, model=model).readout()
-    assert not page.evaluate("window.hacked") and NASTY in page.locator(".lk").inner_text() + page.locator(".lk").inner_html().replace("&lt;", "<").replace("&gt;", ">")
+    assert not page.evaluate("window.hacked") and NASTY in page.locator(
+        ".lk"
+    ).inner_text() + page.locator(".lk").inner_html().replace("&lt;", "<").replace("&gt;", ">")
 
 
 def test_a_click_on_a_row_selects_it(show):  # noqa: F811
@@ -35,7 +48,10 @@ def test_a_click_on_a_row_selects_it(show):  # noqa: F811
     cells.nth(0).click()
     page.wait_for_timeout(60)
     assert readout(page) == e.select(sample=e.axes["sample"][3]).readout()
-    assert page.locator("[data-row='3'] rect.lk-out").count() == 0 and page.locator("[data-row='4'] rect.lk-out").count() > 0
+    assert (
+        page.locator("[data-row='3'] rect.lk-out").count() == 0
+        and page.locator("[data-row='4'] rect.lk-out").count() > 0
+    )
 
 
 def test_colours_follow_the_truth_or_the_model(show):  # noqa: F811

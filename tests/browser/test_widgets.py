@@ -1,4 +1,5 @@
-"""The widgets in a browser, on a page without a kernel: alive, by keyboard, in both colour schemes, and safe with any class name."""
+"""The widgets in a browser, on a page without a kernel: alive, by keyboard, in both colour schemes,
+and safe with any class name."""
 import base64, json
 from pathlib import Path
 
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT/"docs"/"_static"/"vendor"
 NASTY = "<img src=x onerror='window.hacked=1'>"
 
-# A page with stand-ins for the models: what a widget manager would give each widget, and a list of what is sent.
+# A page with stand-ins for the models: what a widget manager would give each widget, and a list of
+# what is sent.
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title>
 <style>body { margin: 8px; background: Canvas; color: CanvasText; color-scheme: light dark }</style>
 <script type="application/vnd.jupyter.widget-state+json">{}</script><h1 id="top">t</h1><main></main>
@@ -46,13 +48,20 @@ def page_of(*widgets):
     out = []
     for w in widgets:
         state = {k: getattr(w, k) for k in ("title", "key", "axes", "state", "data", "can_refresh")}
-        state["arrays"] = {k: dict(v, data=base64.b64encode(v["data"]).decode()) for k, v in w.arrays.items()}
+        state["arrays"] = {
+            k: dict(v, data=base64.b64encode(v["data"]).decode()) for k, v in w.arrays.items()
+        }
         out.append(dict(state=state, esm=str(w._esm), css=str(w._css)))
     return PAGE.replace("WIDGETS", json.dumps(out).replace("<", "\\u003c"))
 
 
-def mix(**kwargs): return MixExplorer(torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3,
-                                      vocab=["cat", "dog", NASTY], **({"technique": "CutMix", "key": "mix"} | kwargs))
+def mix(**kwargs):
+    return MixExplorer(
+        torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.arange(12) % 3,
+        vocab=["cat", "dog", NASTY],
+        **({"technique": "CutMix", "key": "mix"} | kwargs),
+    )
 
 def threshold(truth=True, **kwargs):
     g = torch.Generator().manual_seed(0)
@@ -60,23 +69,34 @@ def threshold(truth=True, **kwargs):
     led = Ledger(200, truth=t if truth else None, vocab=["cat", "dog", NASTY])
     for epoch in range(6):
         conf = torch.rand(200, generator=g)*(.4+.1*epoch)
-        led.record(torch.arange(200), torch.where(torch.rand(200, generator=g) < conf, t, (t+1) % 3), conf, conf >= .4, epoch,
-                   class_threshold=torch.tensor([.3, .4, .5]))
+        led.record(
+            torch.arange(200),
+            torch.where(torch.rand(200, generator=g) < conf, t, (t + 1) % 3),
+            conf,
+            conf >= 0.4,
+            epoch,
+            class_threshold=torch.tensor([0.3, 0.4, 0.5]),
+        )
     return ThresholdExplorer(led, **({"threshold": .4, "key": "threshold"} | kwargs))
 
 
 @pytest.fixture
 def show(browser, tmp_path):
-    "Open widgets on a page; afterwards nothing may have gone wrong, and nothing may have been asked of the network"
+    """Open widgets on a page; afterwards nothing may have gone wrong, and nothing may have been
+    asked of the network"""
     wrong = []
     def open_(*widgets, at="", width=900, scheme="light", html=None, name="page.html"):
         (tmp_path/name).write_text(html or page_of(*widgets), encoding="utf-8")
-        page = browser.new_context(viewport=dict(width=width, height=900), color_scheme=scheme, offline=True).new_page()
+        page = browser.new_context(
+            viewport=dict(width=width, height=900), color_scheme=scheme, offline=True
+        ).new_page()
         page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.on("request", lambda r: r.url.startswith("http") and wrong.append(r.url))
         page.goto((tmp_path/name).as_uri()+at)
-        page.wait_for_function(f"document.querySelectorAll('.lk .lk-readout').length === {len(widgets)}")
+        page.wait_for_function(
+            f"document.querySelectorAll('.lk .lk-readout').length === {len(widgets)}"
+        )
         page.wait_for_timeout(100)
         return page
     yield open_
@@ -132,19 +152,31 @@ def test_threshold_says_what_python_says(show, truth):
     e = threshold(truth)
     page = show(e)
     assert readout(page) == e.readout()
-    for axis, key in (("threshold", "ArrowLeft"), ("epoch", "ArrowLeft"), ("threshold", "Home"), ("threshold", "End"), ("epoch", "Home")):
+    for axis, key in (
+        ("threshold", "ArrowLeft"),
+        ("epoch", "ArrowLeft"),
+        ("threshold", "Home"),
+        ("threshold", "End"),
+        ("epoch", "Home"),
+    ):
         press(page, axis, key)
         e.select(**page.evaluate("window.models[0].get('state')"))
         assert readout(page) == e.readout()
     page.locator("[data-axis=view]").select_option(label="share in bin")
-    assert page.locator(".lk-chart").count() == 3 and "100 %" in page.locator(".lk-chart").first.text_content()
+    assert (
+        page.locator(".lk-chart").count() == 3
+        and "100 %" in page.locator(".lk-chart").first.text_content()
+    )
     assert (page.locator(".lk-key", has_text="wrong").count() == 1) == truth
 
 
 def test_class_names_are_text(show):
     page = show(mix(), threshold())
     assert page.locator("img").count() == 0 and page.evaluate("window.hacked") is None
-    assert NASTY in page.locator("[data-axis=pair]").text_content() and "<img src" in page.locator(".lk-chart").nth(3).text_content()
+    assert (
+        NASTY in page.locator("[data-axis=pair]").text_content()
+        and "<img src" in page.locator(".lk-chart").nth(3).text_content()
+    )
 
 
 def test_state_travels_in_the_address(show):
@@ -156,7 +188,9 @@ def test_state_travels_in_the_address(show):
     assert at.startswith("#top&mix=") and "lam:0.7" in at and "threshold=" in at and "epoch:3" in at
     again = show(mix(), threshold(), at=at)
     assert [readout(again, i) for i in (0, 1)] == [readout(page, i) for i in (0, 1)]
-    assert again.evaluate("models.map(m => m.get('state'))") == page.evaluate("models.map(m => m.get('state'))")
+    assert again.evaluate("models.map(m => m.get('state'))") == page.evaluate(
+        "models.map(m => m.get('state'))"
+    )
 
 
 def test_a_link_from_python_and_a_broken_one(show):
@@ -171,11 +205,17 @@ def test_a_link_from_python_and_a_broken_one(show):
 
 def test_copy_state(show):
     page = show(mix())
-    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: {writeText: async t => { window.copied = t; }}})")
+    page.evaluate(
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async t => { "
+        "window.copied = t; }}})"
+    )
     page.get_by_role("button", name="Copy state").click()
     page.wait_for_timeout(60)
     assert json.loads(page.evaluate("window.copied")) == mix().state
-    page.evaluate("navigator.clipboard.writeText = async () => { throw new Error('no'); }; document.execCommand = () => false")
+    page.evaluate(
+        "navigator.clipboard.writeText = async () => { throw new Error('no'); }; "
+        "document.execCommand = () => false"
+    )
     page.get_by_role("button", name="Copy state").click()
     page.wait_for_timeout(60)
     assert json.loads(page.get_by_label("state to copy").input_value()) == mix().state
@@ -194,7 +234,9 @@ def test_other_samples_only_where_a_kernel_answers(show):
     page.evaluate("""() => { const m = models[0]; m.s.data = {...m.s.data, pairs: m.s.data.pairs.map(p => ({a: p.b, b: p.a}))};
         m.fire('change:data'); m.fire('change:arrays'); }""")
     page.wait_for_timeout(100)
-    assert page.locator(".lk-readout").count() == 2 and button.evaluate("e => e === document.activeElement")
+    assert page.locator(".lk-readout").count() == 2 and button.evaluate(
+        "e => e === document.activeElement"
+    )
 
 
 def test_two_views_agree_and_clean_up(show):
@@ -225,16 +267,24 @@ def test_everything_has_a_name_and_shows_its_focus(show):
     named = """() => [...document.querySelectorAll('.lk input, .lk select, .lk button')].filter(e =>
         !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute('aria-label')).length"""
     assert page.evaluate(named) == 0
-    assert page.evaluate("[...document.querySelectorAll('.lk [role=img], .lk')].every(e => e.getAttribute('aria-label'))")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.lk [role=img], .lk')].every(e => "
+        "e.getAttribute('aria-label'))"
+    )
     ids = page.evaluate("[...document.querySelectorAll('.lk [id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
     press(page, "lam", "ArrowRight")
     assert page.locator("[data-axis=lam]").get_attribute("aria-valuetext") == "0.70"
-    assert page.locator("[data-axis=lam]").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    assert (
+        page.locator("[data-axis=lam]").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    )
     assert page.locator(".lk-readout[aria-live=polite]").count() == 2
 
 
-@pytest.mark.skipif(not (VENDOR/"embed-amd.js").exists(), reason="the widget manager is not here: make docs fetches it")
+@pytest.mark.skipif(
+    not (VENDOR / "embed-amd.js").exists(),
+    reason="the widget manager is not here: make docs fetches it",
+)
 def test_alive_under_the_widget_manager(show):
     from ipywidgets.embed import embed_data
     widgets = mix(), threshold()
@@ -244,9 +294,14 @@ def test_alive_under_the_widget_manager(show):
     html = f"""<!doctype html><meta charset="utf-8"><title>t</title><script src="{uri}/require.js"></script>
 <script>require.config({{paths: {{anywidget: "{uri}/anywidget"}}}})</script><script src="{uri}/embed-amd.js"></script><body>
 <script type="application/vnd.jupyter.widget-state+json">{safe(d["manager_state"])}</script>
-""" + "".join(f'<script type="application/vnd.jupyter.widget-view+json">{safe(v)}</script>' for v in d["view_specs"])
+""" + "".join(
+        f'<script type="application/vnd.jupyter.widget-view+json">{safe(v)}</script>'
+        for v in d["view_specs"]
+    )
     page = show(*widgets, html=html)
     assert [readout(page, i) for i in (0, 1)] == [w.readout() for w in widgets]
     press(page, "lam", "ArrowLeft", 3)
-    assert readout(page) == widgets[0].select(lam=.5).readout() and "lam:0.5" in page.evaluate("location.hash")
+    assert readout(page) == widgets[0].select(lam=0.5).readout() and "lam:0.5" in page.evaluate(
+        "location.hash"
+    )
     assert page.get_by_role("button", name="Other samples").count() == 0

@@ -1,18 +1,23 @@
 "Soft-target losses and mixes: against published code, and for every kind of loss on a real Learner"
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest, torch
 import fastai.callback.progress  # noqa: F401 gives learners no_bar
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, set_seed
-from fastai.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLossFlat, LabelSmoothingCrossEntropyFlat, MSELossFlat)
+from fastai.losses import (
+    BCEWithLogitsLossFlat,
+    CrossEntropyLossFlat,
+    FocalLossFlat,
+    LabelSmoothingCrossEntropyFlat,
+    MSELossFlat,
+)
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from places import REFERENCES
-from labelkit.core.supervision import dense_targets, soft_target_loss
+from labelkit.core.losses import dense_targets, soft_target_loss
 from labelkit.mix.base import blend, sample_lam
 from labelkit.mix.cutmix import CutMix, box_masks, cut_boxes
 from labelkit.mix.mixup import MixUp, mixup
@@ -28,51 +33,88 @@ class TestPublished:
         e = REFERENCE["cutmix_bbox_and_area_corrected_lam"]
         for i,o in zip(e["inputs"], e["expected"]):
             # the authors call the image's second-last side W: it is our number of rows
-            boxes,lam = cut_boxes((i["W"], i["H"]), tensor([i["lam"]], dtype=torch.float64), tensor([[i["cx"], i["cy"]]]))
+            boxes, lam = cut_boxes(
+                (i["W"], i["H"]),
+                tensor([i["lam"]], dtype=torch.float64),
+                tensor([[i["cx"], i["cy"]]]),
+            )
             assert boxes[0].tolist() == o["bbox"]
             assert lam.item() == pytest.approx(o["lam"], abs=1e-7)  # ours has 32 bits
-            assert box_masks((i["W"], i["H"]), boxes).float().mean().item() == pytest.approx(o["lam"], abs=1e-6)
+            assert box_masks((i["W"], i["H"]), boxes).float().mean().item() == pytest.approx(
+                o["lam"], abs=1e-6
+            )
 
     def test_mixup_criterion(self):
         e = REFERENCE["mixup_criterion_ce"]
-        i,z = e["inputs"],tensor(e["inputs"]["logits"])
+        i = e["inputs"]
+        z = tensor(e["inputs"]["logits"])
         t = blend(hot(i["y_a"]), hot(i["y_b"]), tensor([i["lam"]]))
-        assert soft_target_loss(nn.CrossEntropyLoss(), z, t).item() == pytest.approx(e["expected"]["mean"], abs=e["tolerance"])
-        rows = [soft_target_loss(nn.CrossEntropyLoss(), z[k:k+1], t[k:k+1]).item() for k in range(4)]
+        assert soft_target_loss(nn.CrossEntropyLoss(), z, t).item() == pytest.approx(
+            e["expected"]["mean"], abs=e["tolerance"]
+        )
+        rows = [
+            soft_target_loss(nn.CrossEntropyLoss(), z[k : k + 1], t[k : k + 1]).item()
+            for k in range(4)
+        ]
         assert rows == pytest.approx(e["expected"]["none"], abs=e["tolerance"])
 
-    @pytest.mark.parametrize("lam, smoothing, key", [([.7], 0., "smoothing_0"), ([.7], .1, "smoothing_0_1"),
-                                                     ([.7, .2, 1., .5], .1, "per_sample_lam_smoothing_0_1")])
+    @pytest.mark.parametrize(
+        "lam, smoothing, key",
+        [
+            ([0.7], 0.0, "smoothing_0"),
+            ([0.7], 0.1, "smoothing_0_1"),
+            ([0.7, 0.2, 1.0, 0.5], 0.1, "per_sample_lam_smoothing_0_1"),
+        ],
+    )
     def test_smoothed_targets(self, lam, smoothing, key):
         # timm smooths the target, we leave that to the loss: the same number
         e = REFERENCE["mixup_soft_target_label_smoothing"]
-        y,c = e["inputs"]["target"],e["inputs"]["num_classes"]
-        t,expected = blend(hot(y, c), hot(y[::-1], c), tensor(lam)),tensor(e["expected"][key])
+        y = e["inputs"]["target"]
+        c = e["inputs"]["num_classes"]
+        t = blend(hot(y, c), hot(y[::-1], c), tensor(lam))
+        expected = tensor(e["expected"][key])
         close((1-smoothing)*t + smoothing/c, expected)
         z = torch.randn(4, c)
-        for lf in (nn.CrossEntropyLoss(label_smoothing=smoothing), LabelSmoothingCrossEntropyFlat(eps=smoothing)):
+        for lf in (
+            nn.CrossEntropyLoss(label_smoothing=smoothing),
+            LabelSmoothingCrossEntropyFlat(eps=smoothing),
+        ):
             close(soft_target_loss(lf, z, t), -(expected*z.log_softmax(1)).sum(1).mean())
 
     def test_several_labels(self):
-        # binary cross-entropy smooths nothing by itself: one who wants it smooths the labels, and mixing commutes with that
+        # binary cross-entropy smooths nothing by itself: one who wants it smooths the labels, and
+        # mixing commutes with that
         e = REFERENCE["mixup_soft_target_label_smoothing"]
-        y,s = tensor(e["inputs"]["multi_label_target"]),e["inputs"]["multi_label_smoothing"]
-        expected,smooth = tensor(e["expected"]["multi_label"]),lambda t: (1-s)*t + s/2
+        y = tensor(e["inputs"]["multi_label_target"])
+        s = e["inputs"]["multi_label_smoothing"]
+        expected = tensor(e["expected"]["multi_label"])
+        smooth = lambda t: (1-s)*t + s/2
         close(blend(smooth(y), smooth(y.flip(0)), tensor([.7])), expected)
         close(smooth(blend(y, y.flip(0), tensor([.7]))), expected)
         z = torch.randn(4, 3)
-        close(soft_target_loss(BCEWithLogitsLossFlat(), z, expected), F.binary_cross_entropy_with_logits(z, expected))
+        close(
+            soft_target_loss(BCEWithLogitsLossFlat(), z, expected),
+            F.binary_cross_entropy_with_logits(z, expected),
+        )
 
     def test_fastais_mixup(self):
         e = REFERENCE["fastai_mixup_per_sample_lam_and_loss"]
-        i,o,z = e["inputs"],e["expected"],tensor(e["inputs"]["logits"])
-        x,y,partner = torch.arange(16.).reshape(4, 1, 2, 2),hot(i["y"]),tensor(i["shuffle"])
-        # fastai takes max(λ, 1−λ), so that the own label leads; the paper and we take λ as it is drawn. With fastai's λ all else is equal
+        i = e["inputs"]
+        o = e["expected"]
+        z = tensor(e["inputs"]["logits"])
+        x = torch.arange(16.).reshape(4, 1, 2, 2)
+        y = hot(i["y"])
+        partner = tensor(i["shuffle"])
+        # fastai takes max(λ, 1−λ), so that the own label leads; the paper and we take λ as it is
+        # drawn. With fastai's λ all else is equal
         drawn = tensor(i["sampled_beta"])
         lam = torch.maximum(drawn, 1-drawn)
         close(lam, tensor(o["lam"]))
         close(mixup(x, partner, lam).flatten(), tensor(o["x_mixed"]))
-        close(soft_target_loss(CrossEntropyLossFlat(), z, blend(y, y[partner], lam)), tensor(o["loss"]))
+        close(
+            soft_target_loss(CrossEntropyLossFlat(), z, blend(y, y[partner], lam)),
+            tensor(o["loss"]),
+        )
         assert (sample_lam(1., 1000, torch.Generator().manual_seed(0)) < .5).float().mean() > .4
 
 
@@ -82,9 +124,13 @@ def data(kind, n):
     "n samples with 3 classes, or 3 labels, or 2 numbers, or a class for each pixel"
     g = torch.Generator().manual_seed(3)
     x = torch.rand(n, 1, 8, 8, generator=g)
-    return x,dict(single=lambda: torch.randint(0, 3, (n,), generator=g), multi=lambda: (torch.rand(n, 3, generator=g) > .5).float(),
-                  regression=lambda: torch.randn(n, 2, generator=g), number=lambda: torch.randn(n, generator=g),
-                  segmentation=lambda: torch.randint(0, 3, (n, 8, 8), generator=g))[kind]()
+    return x, dict(
+        single=lambda: torch.randint(0, 3, (n,), generator=g),
+        multi=lambda: (torch.rand(n, 3, generator=g) > 0.5).float(),
+        regression=lambda: torch.randn(n, 2, generator=g),
+        number=lambda: torch.randn(n, generator=g),
+        segmentation=lambda: torch.randint(0, 3, (n, 8, 8), generator=g),
+    )[kind]()
 
 def weighted(z, a, b, lam):
     "λ·wₐ·CE(a) + (1−λ)·w_b·CE(b), over the weight that was handed out"
@@ -102,23 +148,57 @@ LOSSES = {
     "CrossEntropyLossFlat": (CrossEntropyLossFlat, "single", two_losses(F.cross_entropy)),
     "class weights": (lambda: nn.CrossEntropyLoss(weight=WEIGHT), "single", weighted),
     "class weights, flat": (lambda: CrossEntropyLossFlat(weight=WEIGHT), "single", weighted),
-    "label smoothing": (lambda: nn.CrossEntropyLoss(label_smoothing=.1), "single", two_losses(smooth)),
-    "LabelSmoothingCrossEntropyFlat": (lambda: LabelSmoothingCrossEntropyFlat(eps=.1), "single", two_losses(smooth)),
-    "BCEWithLogitsLossFlat": (BCEWithLogitsLossFlat, "multi", of_mixed_target(F.binary_cross_entropy_with_logits)),
-    "BCE, pos_weight": (lambda: nn.BCEWithLogitsLoss(pos_weight=WEIGHT), "multi",
-                        of_mixed_target(partial(F.binary_cross_entropy_with_logits, pos_weight=WEIGHT))),
+    "label smoothing": (
+        lambda: nn.CrossEntropyLoss(label_smoothing=0.1),
+        "single",
+        two_losses(smooth),
+    ),
+    "LabelSmoothingCrossEntropyFlat": (
+        lambda: LabelSmoothingCrossEntropyFlat(eps=0.1),
+        "single",
+        two_losses(smooth),
+    ),
+    "BCEWithLogitsLossFlat": (
+        BCEWithLogitsLossFlat,
+        "multi",
+        of_mixed_target(F.binary_cross_entropy_with_logits),
+    ),
+    "BCE, pos_weight": (
+        lambda: nn.BCEWithLogitsLoss(pos_weight=WEIGHT),
+        "multi",
+        of_mixed_target(partial(F.binary_cross_entropy_with_logits, pos_weight=WEIGHT)),
+    ),
     "MSELossFlat": (MSELossFlat, "regression", of_mixed_target(F.mse_loss)),
     "MSELossFlat, one number": (MSELossFlat, "number", of_mixed_target(F.mse_loss)),
     "L1": (lambda: nn.L1Loss(), "regression", of_mixed_target(F.l1_loss)),
-    "FocalLossFlat": (lambda: FocalLossFlat(gamma=2.), "single", two_losses(FocalLossFlat(gamma=2.))),
-    "segmentation": (lambda: CrossEntropyLossFlat(axis=1), "segmentation", two_losses(F.cross_entropy)),
-    "segmentation, weights": (lambda: CrossEntropyLossFlat(axis=1, weight=WEIGHT), "segmentation", weighted),
+    "FocalLossFlat": (
+        lambda: FocalLossFlat(gamma=2.0),
+        "single",
+        two_losses(FocalLossFlat(gamma=2.0)),
+    ),
+    "segmentation": (
+        lambda: CrossEntropyLossFlat(axis=1),
+        "segmentation",
+        two_losses(F.cross_entropy),
+    ),
+    "segmentation, weights": (
+        lambda: CrossEntropyLossFlat(axis=1, weight=WEIGHT),
+        "segmentation",
+        weighted,
+    ),
 }
 
 def model_for(kind):
     "A small model for the outputs that the targets need"
-    if kind == "segmentation": return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, dict(regression=2, number=1).get(kind, 3)))
+    if kind == "segmentation":
+        return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 16),
+        nn.ReLU(),
+        nn.Linear(16, dict(regression=2, number=1).get(kind, 3)),
+    )
+
 
 class Keep(Callback):
     "The first training batch: record, λ, the batch's own targets, and the loss"
@@ -127,7 +207,14 @@ class Keep(Callback):
     def after_loss(self):
         if self.first is None and self.training:
             cb = getattr(self.learn, self.which)
-            self.first = dict(s=self.learn.supervision.record, lam=cb.lam, boxes=getattr(cb, "boxes", None), y=self.yb[0], loss=self.learn.loss.item())
+            self.first = dict(
+                s=self.learn.supervision.record,
+                lam=cb.lam,
+                boxes=getattr(cb, "boxes", None),
+                y=self.yb[0],
+                loss=self.learn.loss.item(),
+            )
+
     def __init__(self, which): self.which = which
 
 def learner(mix, loss, kind, n=16, bs=8):
@@ -147,10 +234,14 @@ def fit(learn, *cbs):
 class TestEveryLoss:
     def test_first_batch(self, name, mix):
         make,kind,expected = LOSSES[name]
-        loss,cb = make(),mix()
-        learn,keep = learner(cb, loss, kind),Keep(cb.name)
+        loss = make()
+        cb = mix()
+        learn = learner(cb, loss, kind)
+        keep = Keep(cb.name)
         fit(learn, keep)
-        s,lam,y = keep.first["s"],keep.first["lam"],keep.first["y"]
+        s = keep.first["s"]
+        lam = keep.first["lam"]
+        y = keep.first["y"]
         # the partners, drawn again: λ comes first from the callback's own numbers
         twin = mix()
         torch.manual_seed(0)
@@ -158,7 +249,8 @@ class TestEveryLoss:
         shift = int(torch.randint(1, len(y), (1,), generator=twin.rng))
         partner = torch.arange(len(y)).roll(-shift)
         if mix is MixUp: close(drawn, lam)
-        if kind == "segmentation" and mix is CutMix:  # every pixel has one label: the plain loss of the cut mask
+        # every pixel has one label: the plain loss of the cut mask
+        if kind == "segmentation" and mix is CutMix:
             cut = torch.where(box_masks((8, 8), keep.first["boxes"])[:,0], y, y[partner])
             want = loss(s.pred, cut)
         elif kind == "segmentation" and name.endswith("weights"):
@@ -183,10 +275,15 @@ class TestEveryLoss:
         make,kind,_ = LOSSES[name]
         learn = learner(mix(), make(), kind, n, bs)
         fit(learn)
-        assert len(learn.recorder.losses) == -(-n//bs) and torch.stack(learn.recorder.losses).isfinite().all()
+        assert (
+            len(learn.recorder.losses) == -(-n // bs)
+            and torch.stack(learn.recorder.losses).isfinite().all()
+        )
 
 
-@pytest.mark.parametrize("name", [k for k,v in LOSSES.items() if v[1] in ("single", "segmentation")])
+@pytest.mark.parametrize(
+    "name", [k for k, v in LOSSES.items() if v[1] in ("single", "segmentation")]
+)
 def test_one_hot_targets_are_the_plain_loss(name):
     make,kind,_ = LOSSES[name]
     _,y = data(kind, 16)
@@ -198,28 +295,47 @@ def test_a_weight_of_zero_takes_a_sample_out(name):
     make,kind,_ = LOSSES[name]
     _,y = data(kind, 6)
     t = dense_targets(y, 3, kind)
-    z,keep = torch.randn(6, {"regression": 2, "number": 1}.get(kind, 3), *(y.shape[1:] if kind == "segmentation" else ())),tensor([1., 1., 0., 1., 0., 1.])
+    z = torch.randn(
+        6,
+        {"regression": 2, "number": 1}.get(kind, 3),
+        *(y.shape[1:] if kind == "segmentation" else ()),
+    )
+    keep = tensor([1., 1., 0., 1., 0., 1.])
     classes = kind == "single"
     rows = keep > 0
-    close(soft_target_loss(make(), z, t, keep, classes), soft_target_loss(make(), z[rows], t[rows], None, classes))
+    close(
+        soft_target_loss(make(), z, t, keep, classes),
+        soft_target_loss(make(), z[rows], t[rows], None, classes),
+    )
+
 
 def test_pixels_to_ignore():
     y = torch.randint(0, 3, (4, 8, 8))
     y[:, :3] = -100
     z = torch.randn(4, 3, 8, 8)
-    close(soft_target_loss(CrossEntropyLossFlat(axis=1), z, dense_targets(y, 3, "segmentation")), F.cross_entropy(z, y))
+    close(
+        soft_target_loss(CrossEntropyLossFlat(axis=1), z, dense_targets(y, 3, "segmentation")),
+        F.cross_entropy(z, y),
+    )
+
 
 def test_class_weights_of_soft_targets_differ_from_torch_on_purpose():
-    "torch divides soft targets by the number of samples, and class numbers by the weight handed out; ours is always the second"
-    z,y = torch.randn(5, 3),torch.randint(0, 3, (5,))
+    """torch divides soft targets by the number of samples, and class numbers by the weight handed
+    out; ours is always the second"""
+    z = torch.randn(5, 3)
+    y = torch.randint(0, 3, (5,))
     lf = nn.CrossEntropyLoss(weight=WEIGHT)
     close(soft_target_loss(lf, z, hot(y.tolist())), lf(z, y))
     assert (lf(z, hot(y.tolist())) - lf(z, y)).abs() > 1e-3
 
 def test_gradients_of_the_expectation_path_are_those_of_the_mixed_losses():
-    z,a,b = torch.randn(6, 3, requires_grad=True),torch.randint(0, 3, (6,)),torch.randint(0, 3, (6,))
+    z = torch.randn(6, 3, requires_grad=True)
+    a = torch.randint(0, 3, (6,))
+    b = torch.randint(0, 3, (6,))
     lf = FocalLossFlat(gamma=2.)
-    ours = torch.autograd.grad(soft_target_loss(lf, z, .3*hot(a.tolist()) + .7*hot(b.tolist())), z)[0]
+    ours = torch.autograd.grad(
+        soft_target_loss(lf, z, 0.3 * hot(a.tolist()) + 0.7 * hot(b.tolist())), z
+    )[0]
     close(ours, torch.autograd.grad(.3*lf(z, a) + .7*lf(z, b), z)[0])
 
 def test_torchs_own_loader():
@@ -227,6 +343,11 @@ def test_torchs_own_loader():
     from torch.utils.data import DataLoader as TorchLoader
     ds = TensorDataset(x, y)
     set_seed(0)
-    learn = Learner(DataLoaders(TorchLoader(ds, 4), TorchLoader(ds, 4)), model_for("single"), loss_func=nn.CrossEntropyLoss(), cbs=[MixUp(), CutMix()])
+    learn = Learner(
+        DataLoaders(TorchLoader(ds, 4), TorchLoader(ds, 4)),
+        model_for("single"),
+        loss_func=nn.CrossEntropyLoss(),
+        cbs=[MixUp(), CutMix()],
+    )
     fit(learn)
     assert len(learn.recorder.losses) == 3

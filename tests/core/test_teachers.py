@@ -9,7 +9,12 @@ from labelkit.models import unwrap
 from labelkit.core.teachers import EMA, Ensemble, Frozen, as_teacher, check_teacher, ema_decay_at
 
 
-def net(c=3): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.5), nn.Linear(8, c))
+def net(c=3):
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, c)
+    )
+
+
 def state_of(m): return {k: v.clone() for k, v in m.state_dict().items()}
 def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
@@ -18,8 +23,13 @@ def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 def x(): return torch.randn(16, 4)
 
 
-kinds = dict(frozen=lambda m: Frozen(m), batch_stats=lambda m: Frozen(m, batch_stats=True), ema=lambda m: EMA(m, .9),
-             ema_batch_stats=lambda m: EMA(m, .9, batch_stats=True), ensemble=lambda m: Ensemble([m, m]))
+kinds = dict(
+    frozen=lambda m: Frozen(m),
+    batch_stats=lambda m: Frozen(m, batch_stats=True),
+    ema=lambda m: EMA(m, 0.9),
+    ema_batch_stats=lambda m: EMA(m, 0.9, batch_stats=True),
+    ensemble=lambda m: Ensemble([m, m]),
+)
 models_of = lambda t: [u.model for u in t.model] if isinstance(t.model, list) else [t.model]
 
 
@@ -36,7 +46,8 @@ class TestEveryTeacher:
 
     def test_the_given_model_stays_as_it_was(self, kind, x):
         m = net().train()
-        before, t = state_of(m), kinds[kind](m)
+        before = state_of(m)
+        t = kinds[kind](m)
         t(x)
         assert m.training and all(p.requires_grad for p in m.parameters())
         assert m[1].track_running_stats and same(before, state_of(m))
@@ -98,9 +109,14 @@ def test_ema_by_hand():
 
 
 def test_ema_warmup():
-    assert [ema_decay_at(t) for t in (0, 1, 8)] == [1/2, 1 - 1/3, .9] and ema_decay_at(10**6) == .999
-    assert [ema_decay_at(t, .99, "tensorflow") for t in (0, 8)] == [.1, .5] and ema_decay_at(0, .99, None) == .99
-    m, values = nn.Linear(1, 1, bias=False), []
+    assert [ema_decay_at(t) for t in (0, 1, 8)] == [1 / 2, 1 - 1 / 3, 0.9] and ema_decay_at(
+        10**6
+    ) == 0.999
+    assert [ema_decay_at(t, 0.99, "tensorflow") for t in (0, 8)] == [0.1, 0.5] and ema_decay_at(
+        0, 0.99, None
+    ) == 0.99
+    m = nn.Linear(1, 1, bias=False)
+    values = []
     t = EMA(m)
     values.append(m.weight.item())
     for _ in range(5):
@@ -116,12 +132,17 @@ def test_ema_buffers(x, ema_buffers):
     t = EMA(m, .9, warmup=None, ema_buffers=ema_buffers)
     m(x)
     t.update(m)
-    bn, mine = m[1], t.model[1]
-    torch.testing.assert_close(mine.running_mean, .1*bn.running_mean if ema_buffers else bn.running_mean)
+    bn = m[1]
+    mine = t.model[1]
+    torch.testing.assert_close(
+        mine.running_mean, 0.1 * bn.running_mean if ema_buffers else bn.running_mean
+    )
     assert mine.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, torch.compile, lambda m: torch.compile(nn.DataParallel(m))]
+)
 def test_wrapped_students(wrap, x):
     m = net()
     w = wrap(m)
@@ -136,7 +157,8 @@ def test_frozen_and_tied_weights():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.a = nn.Linear(3, 3)
+            self.b = nn.Linear(3, 3)
             self.b.weight = self.a.weight
             self.a.bias.requires_grad_(False)
     m = Tied()
@@ -147,7 +169,8 @@ def test_frozen_and_tied_weights():
 
 
 def test_update_inside_autocast(x):
-    "Autocast keeps low precision copies of weights: a teacher must not be answered from a stale one"
+    """Autocast keeps low precision copies of weights: a teacher must not be answered from a stale
+    one"""
     m = net()
     t = EMA(m, 0., warmup=None)
     with torch.autocast("cpu", torch.bfloat16):
@@ -157,7 +180,8 @@ def test_update_inside_autocast(x):
 
 
 def test_state_roundtrip(x, tmp_path):
-    m, other = net(), net()
+    m = net()
+    other = net()
     t = EMA(m, .9)
     for _ in range(3):
         with torch.no_grad(): m[0].weight.normal_()
@@ -174,7 +198,8 @@ def test_state_roundtrip(x, tmp_path):
 
 
 def test_copy_to(x):
-    m, target = net(), net()
+    m = net()
+    target = net()
     t = EMA(m)
     t.copy_to(target)
     assert same(state_of(m), state_of(target)) and target[0].weight.requires_grad
@@ -189,17 +214,23 @@ def test_wrong_students():
     with pytest.raises(LabelKitError, match="other parameters"): EMA(net()).update(net(4))
     with pytest.raises(LabelKitError, match="use Frozen"): EMA(lambda x: x)
     with pytest.raises(LabelKitError, match="warmup"): EMA(net(), warmup="slow")
-    with pytest.raises(LabelKitError, match="unpickled"): pickle.loads(pickle.dumps(EMA(nn.Linear(1, 1)))).update(net())
+    with pytest.raises(LabelKitError, match="unpickled"):
+        pickle.loads(pickle.dumps(EMA(nn.Linear(1, 1)))).update(net())
 
 
 def test_ensemble_means(x):
-    a, b = net().eval(), net().eval()
+    a = net().eval()
+    b = net().eval()
     mean = (a(x).softmax(1) + b(x).softmax(1))/2
     out = Ensemble([a, b])(x)
     torch.testing.assert_close(out.softmax(1), mean)
     torch.testing.assert_close(out, mean.log())
     torch.testing.assert_close(Ensemble([a, b], "logits")(x), (a(x) + b(x))/2)
-    assert Ensemble([lambda x: torch.tensor([[1e4, 0.]]), lambda x: torch.tensor([[1e4, 0.]])])(x).isfinite().all()
+    assert (
+        Ensemble([lambda x: torch.tensor([[1e4, 0.0]]), lambda x: torch.tensor([[1e4, 0.0]])])(x)
+        .isfinite()
+        .all()
+    )
 
 
 def test_ensemble_refuses(x):
@@ -237,9 +268,12 @@ def test_no_copy_freezes_the_given_model():
 
 def test_check_teacher(x):
     assert isinstance(check_teacher(net(3), x, 3), Frozen)
-    with pytest.raises(LabelKitError, match="knows 5 classes, the student 3"): check_teacher(net(5), x, 3)
-    with pytest.raises(LabelKitError, match=r"logits must be \[2, 3\]"): check_teacher(lambda x: torch.zeros(3), x, 3)
-    with pytest.raises(LabelKitError, match="NaN"): check_teacher(lambda x: torch.full((len(x), 3), float("nan")), x, 3)
+    with pytest.raises(LabelKitError, match="knows 5 classes, the student 3"):
+        check_teacher(net(5), x, 3)
+    with pytest.raises(LabelKitError, match=r"logits must be \[2, 3\]"):
+        check_teacher(lambda x: torch.zeros(3), x, 3)
+    with pytest.raises(LabelKitError, match="NaN"):
+        check_teacher(lambda x: torch.full((len(x), 3), float("nan")), x, 3)
 
 
 def test_device():

@@ -1,9 +1,25 @@
 import pytest, torch
 from torch import tensor
 
-from labelkit.data.settings import (add_noise, annotators, as_generator, bags, biased_transition, complementary_labels,
-                                   instance_noise, keep_labeled, long_tail, long_tail_counts, noise_kinds, pair_noise,
-                                   partial_labels, symmetric_noise, transition, unknown_classes, weak_labels)
+from labelkit.data.settings import (
+    add_noise,
+    annotators,
+    as_generator,
+    bags,
+    biased_transition,
+    complementary_labels,
+    instance_noise,
+    keep_labeled,
+    long_tail,
+    long_tail_counts,
+    noise_kinds,
+    pair_noise,
+    partial_labels,
+    symmetric_noise,
+    transition,
+    unknown_classes,
+    weak_labels,
+)
 from labelkit.errors import LabelKitError
 
 C = 10
@@ -11,18 +27,27 @@ Y = torch.arange(2000) % C
 X = torch.rand(2000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 calls = dict(
-    symmetric=lambda g: symmetric_noise(Y, .3, C, g), pair=lambda g: pair_noise(Y, .3, C, g),
-    instance=lambda g: instance_noise(Y, .3, C, g, X),
-    long_tail=lambda g: long_tail(Y, 10, C, g), keep_labeled=lambda g: keep_labeled(Y, 45, C, g),
-    partial=lambda g: partial_labels(Y, .2, C, g), complementary=lambda g: complementary_labels(Y, C, g),
-    biased=lambda g: complementary_labels(Y, C, g, biased_transition(C, generator=g)), bags=lambda g: bags(Y, 16, C, g)[0],
-    annotators=lambda g: annotators(Y, 3, .2, C, g, .5), weak=lambda g: weak_labels(Y, [.9, .7], .5, C, g))
+    symmetric=lambda g: symmetric_noise(Y, 0.3, C, g),
+    pair=lambda g: pair_noise(Y, 0.3, C, g),
+    instance=lambda g: instance_noise(Y, 0.3, C, g, X),
+    long_tail=lambda g: long_tail(Y, 10, C, g),
+    keep_labeled=lambda g: keep_labeled(Y, 45, C, g),
+    partial=lambda g: partial_labels(Y, 0.2, C, g),
+    complementary=lambda g: complementary_labels(Y, C, g),
+    biased=lambda g: complementary_labels(Y, C, g, biased_transition(C, generator=g)),
+    bags=lambda g: bags(Y, 16, C, g)[0],
+    annotators=lambda g: annotators(Y, 3, 0.2, C, g, 0.5),
+    weak=lambda g: weak_labels(Y, [0.9, 0.7], 0.5, C, g),
+)
 
 
 @pytest.mark.parametrize("name", calls)
 def test_a_seed_repeats_and_nothing_else_changes(name):
-    state, before = torch.get_rng_state(), Y.clone()
-    a, b, other = calls[name](7), calls[name](torch.Generator().manual_seed(7)), calls[name](8)
+    state = torch.get_rng_state()
+    before = Y.clone()
+    a = calls[name](7)
+    b = calls[name](torch.Generator().manual_seed(7))
+    other = calls[name](8)
     if name != "biased": assert torch.equal(a, b)        # there one generator serves twice
     assert torch.equal(a, calls[name](7)) and not torch.equal(a, other)
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(Y, before)
@@ -54,17 +79,20 @@ def test_instance_noise_depends_on_the_sample_only_through_it():
     noisy = instance_noise(Y, .3, C, x=X)
     assert abs(float((noisy != Y).float().mean()) - .3) < .04
     assert torch.equal(instance_noise(Y, 0, C, x=X), Y)
-    same = X[:1].expand(len(X), 1, 4, 4)                    # one picture for all: each class has its own fixed confusion
+    # one picture for all: each class has its own fixed confusion
+    same = X[:1].expand(len(X), 1, 4, 4)
     top = transition(Y, instance_noise(Y, .4, C, x=same*3), C).fill_diagonal_(0).max(1).values
     assert (top > .8/9).all()
 
 
-def test_instance_noise_when_every_label_is_wrong(): assert (instance_noise(Y, 1., C, x=X, spread=1e-3) == Y).float().mean() < .01
+def test_instance_noise_when_every_label_is_wrong():
+    assert (instance_noise(Y, 1., C, x=X, spread=1e-3) == Y).float().mean() < .01
 
 
 def test_noise_by_name():
     for name in noise_kinds: assert add_noise(Y, .2, C, 3, name, X).shape == Y.shape
-    with pytest.raises(LabelKitError, match="symmetric, pair, instance"): add_noise(Y, .2, C, noise="white")
+    with pytest.raises(LabelKitError, match="symmetric, pair, instance"):
+        add_noise(Y, .2, C, noise="white")
 
 
 # counted by semilearn 0.3.2, make_imbalance_data: (largest class, classes, imbalance) and the sizes
@@ -77,12 +105,18 @@ def test_long_tail_counts(args, sizes): assert long_tail_counts(*args) == sizes
 
 def test_long_tail_counts_of_a_hundred_classes():
     sizes = long_tail_counts(150, 100, 10)
-    assert sizes[:6] == [150, 146, 143, 139, 136, 133] and sizes[-4:] == [16, 15, 15, 15] and sizes[49:52] == [47, 46, 45]
+    assert (
+        sizes[:6] == [150, 146, 143, 139, 136, 133]
+        and sizes[-4:] == [16, 15, 15, 15]
+        and sizes[49:52] == [47, 46, 45]
+    )
 
 
 def test_long_tail_keeps_different_rows_in_order():
     kept = long_tail(Y, 100, C)
-    assert torch.equal(kept, kept.unique()) and torch.bincount(Y[kept]).tolist() == long_tail_counts(200, C, 100)
+    assert torch.equal(kept, kept.unique()) and torch.bincount(
+        Y[kept]
+    ).tolist() == long_tail_counts(200, C, 100)
     assert torch.bincount(Y[long_tail(Y, -100, C)]).tolist() == long_tail_counts(200, C, -100)
     assert len(long_tail(Y, 1, C)) == len(Y)
 
@@ -90,14 +124,22 @@ def test_long_tail_keeps_different_rows_in_order():
 def test_long_tail_fits_itself_to_what_is_there():
     y = torch.cat([torch.zeros(100), torch.ones(40), torch.full((30,), 2)]).long()
     sizes = torch.bincount(y[long_tail(y, 4, 3)])
-    assert (sizes <= tensor([100, 40, 30])).all() and sizes.tolist() == long_tail_counts(int(sizes[0]), 3, 4) and sizes[0] == 80
+    assert (
+        (sizes <= tensor([100, 40, 30])).all()
+        and sizes.tolist() == long_tail_counts(int(sizes[0]), 3, 4)
+        and sizes[0] == 80
+    )
     with pytest.raises(LabelKitError, match="class 1 has 40 samples"): long_tail(y, 4, 3, n_max=100)
     with pytest.raises(LabelKitError, match="without a sample"): long_tail(y, 1000, 3)
 
 
 def test_keep_labeled():
     rows = keep_labeled(Y, 43, C)
-    assert torch.equal(rows, rows.unique()) and len(rows) == 43 and sorted(torch.bincount(Y[rows]).tolist()) == [4]*7 + [5]*3
+    assert (
+        torch.equal(rows, rows.unique())
+        and len(rows) == 43
+        and sorted(torch.bincount(Y[rows]).tolist()) == [4] * 7 + [5] * 3
+    )
     assert len(keep_labeled(Y, 3, C, balanced=False)) == 3
     some = torch.where(torch.arange(len(Y)) < 200, Y, -1)
     assert keep_labeled(some, 40, C).max() < 200
@@ -117,28 +159,45 @@ def test_keep_labeled_names_the_poor_class():
 
 def test_partial_labels_hold_the_truth():
     sets = partial_labels(Y, .2, C)
-    assert sets.dtype == torch.bool and sets.shape == (len(Y), C) and sets[torch.arange(len(Y)), Y].all()
+    assert (
+        sets.dtype == torch.bool
+        and sets.shape == (len(Y), C)
+        and sets[torch.arange(len(Y)), Y].all()
+    )
     assert abs(float(sets.sum(1).float().mean()) - (1 + .2*9)) < .1
     assert (partial_labels(Y, 0, C).sum(1) == 1).all() and partial_labels(Y, 1, C).all()
 
 
 def test_complementary_labels_are_never_the_truth():
     t = biased_transition(C, generator=3)
-    assert torch.allclose(t.sum(1), torch.ones(C)) and (t.diagonal() == 0).all() and ((t > 0).sum(1) == C - 1).all()
+    assert (
+        torch.allclose(t.sum(1), torch.ones(C))
+        and (t.diagonal() == 0).all()
+        and ((t > 0).sum(1) == C - 1).all()
+    )
     assert t[0].sort(descending=True).values[:3].sum() == pytest.approx(.75)
-    for transitions in (None, t): assert (complementary_labels(Y, C, transition=transitions) != Y).all()
+    for transitions in (None, t):
+        assert (complementary_labels(Y, C, transition=transitions) != Y).all()
     assert (transition(Y, complementary_labels(Y, C), C)[0, 1:] - 1/9).abs().max() < .07
 
 
-@pytest.mark.parametrize("t,what", [(torch.eye(C), "zero diagonal"), (torch.ones(C, C), "distributions"),
-                                    (torch.zeros(3, 3), "10 x 10")])
+@pytest.mark.parametrize(
+    "t,what",
+    [
+        (torch.eye(C), "zero diagonal"),
+        (torch.ones(C, C), "distributions"),
+        (torch.zeros(3, 3), "10 x 10"),
+    ],
+)
 def test_complementary_labels_refuse_a_transition(t, what):
     with pytest.raises(LabelKitError, match=what): complementary_labels(Y, C, transition=t)
 
 
 def test_bags():
     ids, shares = bags(Y[:50], 16, C)
-    assert torch.bincount(ids).tolist() == [16, 16, 16, 2] and torch.allclose(shares.sum(1), torch.ones(4))
+    assert torch.bincount(ids).tolist() == [16, 16, 16, 2] and torch.allclose(
+        shares.sum(1), torch.ones(4)
+    )
     assert torch.allclose(shares[0], torch.bincount(Y[:50][ids == 0], minlength=C)/16)
     for size in (0, 51):
         with pytest.raises(LabelKitError, match="size"): bags(Y[:50], size)
@@ -169,23 +228,39 @@ def test_weak_labels():
 
 
 @pytest.mark.parametrize("rate", [-.1, 1.1, 30, float("nan"), None, "a lot"])
-@pytest.mark.parametrize("f", [symmetric_noise, pair_noise, partial_labels, lambda y, r, c: instance_noise(y, r, c, x=X)])
+@pytest.mark.parametrize(
+    "f", [symmetric_noise, pair_noise, partial_labels, lambda y, r, c: instance_noise(y, r, c, x=X)]
+)
 def test_rates_outside_0_to_1(f, rate):
     with pytest.raises(LabelKitError, match="noise_rate"): f(Y, rate, C)
 
 
-@pytest.mark.parametrize("y,what", [([0, 1, 7], "label 7 at position 2"), ([0, -1], "label -1 at position 1"),
-                                    ([.5, 1.], "whole numbers"), ([[0, 1]], "vector"), ([], "empty"),
-                                    ("cat", "vector"), ([True, False], "whole numbers")])
+@pytest.mark.parametrize(
+    "y,what",
+    [
+        ([0, 1, 7], "label 7 at position 2"),
+        ([0, -1], "label -1 at position 1"),
+        ([0.5, 1.0], "whole numbers"),
+        ([[0, 1]], "vector"),
+        ([], "empty"),
+        ("cat", "vector"),
+        ([True, False], "whole numbers"),
+    ],
+)
 def test_labels_outside_the_classes(y, what):
-    for f in (lambda: symmetric_noise(y, .1, 5), lambda: partial_labels(y, .1, 5), lambda: complementary_labels(y, 5)):
+    for f in (
+        lambda: symmetric_noise(y, 0.1, 5),
+        lambda: partial_labels(y, 0.1, 5),
+        lambda: complementary_labels(y, 5),
+    ):
         with pytest.raises(LabelKitError, match=what): f()
 
 
 def test_other_wrong_input():
     with pytest.raises(LabelKitError, match="pass x="): instance_noise(Y, .1, C)
     with pytest.raises(LabelKitError, match="2 rows"): instance_noise(Y, .1, C, x=X[:2])
-    with pytest.raises(LabelKitError, match="NaN"): instance_noise(Y[:2], .1, C, x=tensor([[1.], [float("nan")]]))
+    with pytest.raises(LabelKitError, match="NaN"):
+        instance_noise(Y[:2], .1, C, x=tensor([[1.], [float("nan")]]))
     with pytest.raises(LabelKitError, match="generator"): as_generator("seed")
     with pytest.raises(LabelKitError, match="imbalance"): long_tail(Y, .5, C)
     with pytest.raises(LabelKitError, match="pairs"): pair_noise(Y, .1, C, pairs=[0, 1])

@@ -1,4 +1,5 @@
-"""Views: each operation against torchvision, parameters per sample, reproducibility, types, wrappers, and what they refuse."""
+"""Views: each operation against torchvision, parameters per sample, reproducibility, types,
+wrappers, and what they refuse."""
 import math, pickle
 from types import SimpleNamespace
 
@@ -7,8 +8,23 @@ import torch
 
 from labelkit.data import views as V
 from labelkit.errors import LabelKitError
-from labelkit.data.views import (Chain, Cutout, Normalized, RAND_OPS, SMALL_OPS, RandAugment, Strong, View, ViewOp, Weak, as_view, default_views,
-                                 op_cutout, view_ops, warp)
+from labelkit.data.views import (
+    Chain,
+    Cutout,
+    Normalized,
+    RAND_OPS,
+    SMALL_OPS,
+    RandAugment,
+    Strong,
+    View,
+    ViewOp,
+    Weak,
+    as_view,
+    default_views,
+    op_cutout,
+    view_ops,
+    warp,
+)
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -17,7 +33,9 @@ def images(b=6, c=3, h=20, w=24, seed=0):
     "Smooth byte images, as floats and as bytes"
     g = gen(seed)
     low = torch.rand(b, c, 5, 6, generator=g)
-    x = torch.nn.functional.interpolate(low, (h,w), mode="bilinear") + .05*torch.randn(b, c, h, w, generator=g)
+    x = torch.nn.functional.interpolate(low, (h, w), mode="bilinear") + 0.05 * torch.randn(
+        b, c, h, w, generator=g
+    )
     u = (x.clamp(0,1)*255).round().to(torch.uint8)
     return u.float()/255, u
 
@@ -31,12 +49,24 @@ def TF(): return pytest.importorskip("torchvision.transforms.v2.functional")
 
 @pytest.mark.parametrize("c", [1, 3])
 @pytest.mark.parametrize("f", [.1, .55, 1., 1.3, 1.9])
-@pytest.mark.parametrize("name,theirs", [("brightness","adjust_brightness"), ("contrast","adjust_contrast"), ("color","adjust_saturation"),
-                                         ("sharpness","adjust_sharpness")])
+@pytest.mark.parametrize(
+    "name,theirs",
+    [
+        ("brightness", "adjust_brightness"),
+        ("contrast", "adjust_contrast"),
+        ("color", "adjust_saturation"),
+        ("sharpness", "adjust_sharpness"),
+    ],
+)
 def test_blends(TF, name, theirs, f, c):
     x,u = images(c=c)
-    # torchvision cuts off fractions of a level, in the base and in the result; a factor enlarges the first
-    assert off(view_ops[name].f(x, torch.full((6,), f)), getattr(TF, theirs)(u, f)).max() <= 1+max(1, abs(1-f))+1e-3
+    # torchvision cuts off fractions of a level, in the base and in the result; a factor enlarges
+    # the first
+    assert (
+        off(view_ops[name].f(x, torch.full((6,), f)), getattr(TF, theirs)(u, f)).max()
+        <= 1 + max(1, abs(1 - f)) + 1e-3
+    )
+
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
 def test_posterize(TF, bits):
@@ -59,8 +89,17 @@ def test_histogram_operations(TF, c):
 def test_equalize_as_pillow():
     Image, ImageOps = (pytest.importorskip(f"PIL.{m}") for m in ("Image","ImageOps"))
     x,u = images(h=33, w=47)
-    want = torch.stack([torch.frombuffer(bytearray(ImageOps.equalize(Image.fromarray(i.permute(1,2,0).numpy())).tobytes()), dtype=torch.uint8)
-                        .view(33,47,3).permute(2,0,1) for i in u])
+    want = torch.stack(
+        [
+            torch.frombuffer(
+                bytearray(ImageOps.equalize(Image.fromarray(i.permute(1, 2, 0).numpy())).tobytes()),
+                dtype=torch.uint8,
+            )
+            .view(33, 47, 3)
+            .permute(2, 0, 1)
+            for i in u
+        ]
+    )
     assert off(V.op_equalize(x), want).max() < 1e-3
 
 def test_flat_images_stay():
@@ -68,27 +107,41 @@ def test_flat_images_stay():
     for f in (V.op_autocontrast, V.op_equalize): assert torch.equal(f(x), x)
     assert torch.isfinite(V.op_autocontrast(torch.zeros(1,1,8,8))).all()
 
-@pytest.mark.parametrize("name,kw", [("rotate", dict(angle=17.)), ("shear_x", dict(shear=[math.degrees(math.atan(.2)),0.])),
-    ("shear_y", dict(shear=[0.,math.degrees(math.atan(.2))])), ("translate_x", dict(translate=[3,0])), ("translate_y", dict(translate=[0,-5]))])
+@pytest.mark.parametrize(
+    "name,kw",
+    [
+        ("rotate", dict(angle=17.0)),
+        ("shear_x", dict(shear=[math.degrees(math.atan(0.2)), 0.0])),
+        ("shear_y", dict(shear=[0.0, math.degrees(math.atan(0.2))])),
+        ("translate_x", dict(translate=[3, 0])),
+        ("translate_y", dict(translate=[0, -5])),
+    ],
+)
 @pytest.mark.parametrize("fill", [0., .5])
 def test_geometry(TF, name, kw, fill):
     x,_ = images(h=20, w=24)
     full = dict(angle=0., translate=[0,0], scale=1., shear=[0.,0.], center=[0,0])
     # torchvision's own fill darkens the rim a second time; its unfilled result is plain sampling
     mode = dict(interpolation=TF.InterpolationMode.BILINEAR, fill=None)
-    want = fill + (TF.rotate(x-fill, **kw, **mode) if name == "rotate" else TF.affine(x-fill, **{**full, **kw}, **mode))
+    want = fill + (
+        TF.rotate(x - fill, **kw, **mode)
+        if name == "rotate"
+        else TF.affine(x - fill, **{**full, **kw}, **mode)
+    )
     v = {"rotate":17., "shear_x":.2, "shear_y":.2, "translate_x":3/24, "translate_y":-5/20}[name]
     assert (warp(x, view_ops[name].f(torch.full((6,), v), 20, 24), fill)-want).abs().max() < 1e-3
 
 def test_composition_is_a_product():
     x = torch.rand(2,1,8,8)
-    a,b = V.op_translate_x(torch.full((2,), .25), 8, 8), V.op_translate_y(torch.full((2,), .125), 8, 8)
+    a = V.op_translate_x(torch.full((2,), .25), 8, 8)
+    b = V.op_translate_y(torch.full((2,), .125), 8, 8)
     assert torch.allclose(warp(x, a@b, 0.), warp(warp(x, a, 0.), b, 0.), atol=1e-5)
 
 @pytest.mark.parametrize("name", list(view_ops))
 def test_values_are_per_sample_and_pure(name):
     o = view_ops[name]
-    x,_ = images(b=3); before = x.clone()
+    x,_ = images(b=3)
+    before = x.clone()
     v = torch.tensor([o.low, (o.low+o.high)/2, o.high])
     def run(x, v, c):
         if o.kind == "geometry": return warp(x, o.f(v, *x.shape[-2:]))
@@ -97,26 +150,51 @@ def test_values_are_per_sample_and_pure(name):
     y = run(x, v, c)
     assert torch.equal(x, before) and y.shape == x.shape and 0 <= y.min() and y.max() <= 1
     for i in range(3): assert torch.allclose(y[i:i+1], run(x[i:i+1], v[i:i+1], c[i:i+1]), atol=1e-6)
-    if o.low != o.high: assert (y[0]-x[0]).abs().max() < 3e-3 and (o.name == "color" or not torch.allclose(y[2], x[2], atol=.01))
+    if o.low != o.high:
+        assert (y[0] - x[0]).abs().max() < 3e-3 and (
+            o.name == "color" or not torch.allclose(y[2], x[2], atol=0.01)
+        )
+
 
 def test_cutout_box_area():
     x = torch.zeros(1000,1,16,16)
     y = op_cutout(x, torch.full((1000,), .5), torch.rand(1000, 2, generator=gen()), 1.)
     area = y.sum((1,2,3))
-    assert area.max() == 64 and area.min() >= 16 and 40 < area.mean() < 56  # (8·¾)² or so: boxes are cut off at the edges
+    # (8·¾)² or so: boxes are cut off at the edges
+    assert area.max() == 64 and area.min() >= 16 and 40 < area.mean() < 56
 
 
 # ---- views
 
-ALL = [Weak(), Weak(pad=2, flip=False), Weak(fill=0.), RandAugment(), Cutout(.3), Strong(), Strong(3, 30, random_magnitude=True, p=.5),
-       Strong(ops=list(view_ops), magnitude=25), Chain(Weak(), Cutout(.5)), Normalized(Strong(), [0.], [1.])]
+ALL = [
+    Weak(),
+    Weak(pad=2, flip=False),
+    Weak(fill=0.0),
+    RandAugment(),
+    Cutout(0.3),
+    Strong(),
+    Strong(3, 30, random_magnitude=True, p=0.5),
+    Strong(ops=list(view_ops), magnitude=25),
+    Chain(Weak(), Cutout(0.5)),
+    Normalized(Strong(), [0.0], [1.0]),
+]
 
 @pytest.mark.parametrize("view", ALL, ids=repr)
-@pytest.mark.parametrize("shape", [(1,1,8,8), (7,3,32,32), (3,1,28,28), (2,2,9,17), (2,4,16,12), (0,3,32,32)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 8, 8), (7, 3, 32, 32), (3, 1, 28, 28), (2, 2, 9, 17), (2, 4, 16, 12), (0, 3, 32, 32)],
+    ids=str,
+)
 def test_every_view_on_every_shape(view, shape):
-    x = torch.rand(shape); before = x.clone()
+    x = torch.rand(shape)
+    before = x.clone()
     y = view(x, gen(1))
-    assert y.shape == x.shape and y.dtype == x.dtype and torch.equal(x, before) and torch.isfinite(y).all()
+    assert (
+        y.shape == x.shape
+        and y.dtype == x.dtype
+        and torch.equal(x, before)
+        and torch.isfinite(y).all()
+    )
     assert not x.numel() or (y.min() >= -1e-5 and y.max() <= 1+1e-5)
     assert y.data_ptr() != x.data_ptr() or not x.numel()
     again = pickle.loads(pickle.dumps(view))
@@ -129,7 +207,8 @@ def test_reproducible_and_on_its_own_stream(view):
     a = view(x, gen(3))
     torch.rand(5)  # whatever happens elsewhere
     assert torch.equal(a, view(x, gen(3))) and not torch.equal(a, view(x, gen(4)))
-    torch.set_rng_state(state); view(x, gen(3))
+    torch.set_rng_state(state)
+    view(x, gen(3))
     assert torch.equal(torch.get_rng_state(), state)
     g = gen(3)
     assert not torch.equal(view(x, g), view(x, g))
@@ -189,16 +268,21 @@ def test_draw_statistics():
 def test_range_formula():
     r = RandAugment(n=1, magnitude=9, ops=dict(rotate=20., posterize=4.))
     op,value,_ = r.draw(500, gen())
-    assert torch.allclose(value[op == 0].abs(), torch.tensor(6.)) and torch.allclose(value[op == 1], torch.tensor(8-.3*4))
+    assert torch.allclose(value[op == 0].abs(), torch.tensor(6.0)) and torch.allclose(
+        value[op == 1], torch.tensor(8 - 0.3 * 4)
+    )
+
 
 def test_no_operations_leave_the_image():
     x = torch.rand(5,3,16,16)
-    for r in (RandAugment(n=0), RandAugment(p=0.), RandAugment(ops=["identity"])): assert torch.equal(r(x, gen()), x)
+    for r in (RandAugment(n=0), RandAugment(p=0.), RandAugment(ops=["identity"])):
+        assert torch.equal(r(x, gen()), x)
 
 def test_views_do_not_mix_samples():
     x = torch.rand(12,3,16,16)
     a = Strong(magnitude=20)(x, gen(2))
-    x2 = x.clone(); x2[5] = torch.rand(3,16,16)
+    x2 = x.clone()
+    x2[5] = torch.rand(3,16,16)
     b = Strong(magnitude=20)(x2, gen(2))
     same = [torch.allclose(a[i], b[i], atol=1e-6) for i in range(12)]
     assert same == [i != 5 for i in range(12)]
@@ -219,7 +303,10 @@ def test_colour_skips_images_without_three_channels():
     for c in (1,2,4):
         x = torch.rand(2,c,8,8)
         assert torch.equal(V.op_color(x, torch.zeros(2)), x)
-        assert torch.allclose(V.op_contrast(x, torch.zeros(2)), x.mean((2,3), keepdim=True).expand_as(x))
+        assert torch.allclose(
+            V.op_contrast(x, torch.zeros(2)), x.mean((2, 3), keepdim=True).expand_as(x)
+        )
+
 
 def test_a_new_operation():
     gamma = ViewOp("gamma", lambda x, v: x**v.view(-1,1,1,1), 1., 3.)
@@ -230,12 +317,15 @@ def test_a_new_operation():
 # ---- wrappers
 
 def test_normalized():
-    x = torch.rand(8,3,16,16); mean, std = [.5,.4,.3], [.2,.25,.3]
+    x = torch.rand(8,3,16,16)
+    mean = [.5,.4,.3]
+    std = [.2,.25,.3]
     m,s = (torch.tensor(o).view(1,3,1,1) for o in (mean,std))
     y = Normalized(Weak(), mean, std)((x-m)/s, gen(1))*s+m
     assert torch.allclose(y, Weak()(x, gen(1)), atol=1e-5)
     assert Normalized(Weak(), m, s).mean == pytest.approx(mean)
-    with pytest.raises(LabelKitError, match="channels"): Normalized(Weak(), mean, std)(torch.rand(2,1,16,16), gen())
+    with pytest.raises(LabelKitError, match="channels"):
+        Normalized(Weak(), mean, std)(torch.rand(2,1,16,16), gen())
     with pytest.raises(LabelKitError, match="positive"): Normalized(Weak(), [0.], [0.])
     with pytest.raises(LabelKitError, match="per channel"): Normalized(Weak(), [0.], [1.,1.])
 
@@ -245,12 +335,16 @@ def test_as_view():
     assert torch.equal(as_view(lambda x: x+1)(x), x+1)
     noise = as_view(lambda x, g: x+torch.rand(x.shape, generator=g))
     assert torch.equal(noise(x, gen(1)), noise(x, gen(1)))
-    assert torch.equal(as_view(lambda x, p=2.: x*p)(x, gen()), x*2)          # a default that is no generator stays
-    assert torch.equal(as_view(torch.neg)(x, gen()), -x)                    # a builtin has no signature
-    w = Weak(); assert as_view(w) is w
+    # a default that is no generator stays
+    assert torch.equal(as_view(lambda x, p=2.: x*p)(x, gen()), x*2)
+    # a builtin has no signature
+    assert torch.equal(as_view(torch.neg)(x, gen()), -x)
+    w = Weak()
+    assert as_view(w) is w
     with pytest.raises(LabelKitError, match=r"Weak\(\)"): as_view(Weak)
     with pytest.raises(LabelKitError, match="cannot be called"): as_view(3)
-    with pytest.raises(LabelKitError, match="one entry per sample"): as_view(lambda x: x.sum())(x, gen())
+    with pytest.raises(LabelKitError, match="one entry per sample"):
+        as_view(lambda x: x.sum())(x, gen())
     with pytest.raises(LabelKitError, match="NoneType"): as_view(lambda x: None)(x, gen())
 
 def test_chain_takes_functions():
@@ -262,20 +356,42 @@ def test_own_view():
         "Half the light"
         def __init__(self, by=.5): self.by = by
         def apply(self, x, generator): return x*self.by
-    assert repr(Dark()) == "Dark(by=0.5)" and torch.equal(Dark()(torch.ones(1,1,8,8), gen()), torch.full((1,1,8,8), .5))
+
+    assert repr(Dark()) == "Dark(by=0.5)" and torch.equal(
+        Dark()(torch.ones(1, 1, 8, 8), gen()), torch.full((1, 1, 8, 8), 0.5)
+    )
 
 
 # ---- views for a data set
 
 def fake_dls(x, norm=None, **kw):
-    return SimpleNamespace(valid=[(x, torch.zeros(len(x)))], train=SimpleNamespace(after_batch=SimpleNamespace(fs=[norm] if norm else [])), **kw)
+    return SimpleNamespace(
+        valid=[(x, torch.zeros(len(x)))],
+        train=SimpleNamespace(after_batch=SimpleNamespace(fs=[norm] if norm else [])),
+        **kw,
+    )
+
 
 def test_default_views():
     weak,strong = default_views(fake_dls(torch.rand(2,3,32,32)))
-    assert weak.flip and strong.cutout == .5 and strong.ops == RAND_OPS and strong.fill == .5 and strong.random_magnitude
-    weak,strong = default_views(fake_dls(torch.rand(2,1,8,8), view_hints=dict(flip=False, magnitude=12)), cutout=.1)
-    assert not weak.flip and not strong.flip and strong.ops == SMALL_OPS and (strong.magnitude, strong.cutout, strong.fill) == (12, .1, 0.)
-    with pytest.raises(LabelKitError, match="'flop'"): default_views(fake_dls(torch.rand(2,1,8,8), view_hints=dict(flop=1)))
+    assert (
+        weak.flip
+        and strong.cutout == 0.5
+        and strong.ops == RAND_OPS
+        and strong.fill == 0.5
+        and strong.random_magnitude
+    )
+    weak, strong = default_views(
+        fake_dls(torch.rand(2, 1, 8, 8), view_hints=dict(flip=False, magnitude=12)), cutout=0.1
+    )
+    assert (
+        not weak.flip
+        and not strong.flip
+        and strong.ops == SMALL_OPS
+        and (strong.magnitude, strong.cutout, strong.fill) == (12, 0.1, 0.0)
+    )
+    with pytest.raises(LabelKitError, match="'flop'"):
+        default_views(fake_dls(torch.rand(2,1,8,8), view_hints=dict(flop=1)))
     with pytest.raises(LabelKitError, match="shape"): default_views(fake_dls(torch.rand(2,5)))
 
 def test_default_views_leave_the_stream():
@@ -291,32 +407,48 @@ def test_default_views_see_normalize():
     tfm = pytest.importorskip("fastai.data.transforms")
     norm = tfm.Normalize.from_stats([.5]*3, [.25]*3, cuda=False)
     weak,strong = default_views(fake_dls(torch.rand(2,3,32,32), norm))
-    assert isinstance(weak, Normalized) and strong.mean == [.5]*3 and strong.std == [.25]*3 and isinstance(strong.view, Strong)
+    assert (
+        isinstance(weak, Normalized)
+        and strong.mean == [0.5] * 3
+        and strong.std == [0.25] * 3
+        and isinstance(strong.view, Strong)
+    )
     x = (torch.rand(4,3,32,32)-.5)/.25
     assert strong(x, gen()).abs().max() <= 2.001
 
 
 # ---- what they refuse
 
-@pytest.mark.parametrize("make,match", [
-    (lambda: Weak()(torch.rand(3,8,8), gen()), r"\[3, 8, 8\].*x\[None\]"),
-    (lambda: Weak()([1,2], gen()), "list"),
-    (lambda: Strong()(torch.zeros(1,3,8,8, dtype=torch.uint8), gen()), "uint8.*x.float"),
-    (lambda: Weak(pad=4)(torch.rand(1,1,4,4), gen()), "4x4.*pad=4.*pad=1 or less"),
-    (lambda: Strong(pad=8)(torch.rand(1,1,8,30), gen()), "8x30"),
-    (lambda: Normalized(Weak(pad=9), [0.], [1.])(torch.rand(1,1,8,8), gen()), "8x8"),
-    (lambda: RandAugment()(torch.rand(1,1,2,9), gen()), "2x9.*3x3"),
-    (lambda: Weak()(torch.rand(1,1,0,8), gen()), "0x8"),
-    (lambda: Strong()(torch.randn(8,3,8,8)*3, gen()), r"Normalized\(view, mean, std\)"),
-    (lambda: Strong()(torch.full((1,1,8,8), math.nan), gen()), "nan"),
-    (lambda: Weak()(torch.rand(1,1,8,8), None), "generator=None"),
-    (lambda: Weak()(torch.rand(1,1,8,8), 0), "generator=0"),
-    (lambda: Weak(pad=-1), "pad=-1"), (lambda: Weak(pad=1.5), "pad=1.5"), (lambda: Weak(fill="red"), "fill"),
-    (lambda: RandAugment(magnitude=31), "magnitude=31"), (lambda: RandAugment(magnitude=0, random_magnitude=True), "magnitude=0"),
-    (lambda: RandAugment(n=1.5), "n=1.5"), (lambda: RandAugment(n=-1), "n=-1"), (lambda: RandAugment(p=2), "p=2"),
-    (lambda: RandAugment(ops=["spin"]), "'spin'.*rotate"), (lambda: Strong(ops=[]), "ops is empty"), (lambda: Strong(ops="rotate"), "ops='rotate'"),
-    (lambda: RandAugment(ops=dict(rotate="far")), "rotate"),
-    (lambda: Cutout(2), "size=2"), (lambda: Strong(cutout=-.1), "cutout=-0.1"),
-])
+@pytest.mark.parametrize(
+    "make,match",
+    [
+        (lambda: Weak()(torch.rand(3, 8, 8), gen()), r"\[3, 8, 8\].*x\[None\]"),
+        (lambda: Weak()([1, 2], gen()), "list"),
+        (lambda: Strong()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), gen()), "uint8.*x.float"),
+        (lambda: Weak(pad=4)(torch.rand(1, 1, 4, 4), gen()), "4x4.*pad=4.*pad=1 or less"),
+        (lambda: Strong(pad=8)(torch.rand(1, 1, 8, 30), gen()), "8x30"),
+        (lambda: Normalized(Weak(pad=9), [0.0], [1.0])(torch.rand(1, 1, 8, 8), gen()), "8x8"),
+        (lambda: RandAugment()(torch.rand(1, 1, 2, 9), gen()), "2x9.*3x3"),
+        (lambda: Weak()(torch.rand(1, 1, 0, 8), gen()), "0x8"),
+        (lambda: Strong()(torch.randn(8, 3, 8, 8) * 3, gen()), r"Normalized\(view, mean, std\)"),
+        (lambda: Strong()(torch.full((1, 1, 8, 8), math.nan), gen()), "nan"),
+        (lambda: Weak()(torch.rand(1, 1, 8, 8), None), "generator=None"),
+        (lambda: Weak()(torch.rand(1, 1, 8, 8), 0), "generator=0"),
+        (lambda: Weak(pad=-1), "pad=-1"),
+        (lambda: Weak(pad=1.5), "pad=1.5"),
+        (lambda: Weak(fill="red"), "fill"),
+        (lambda: RandAugment(magnitude=31), "magnitude=31"),
+        (lambda: RandAugment(magnitude=0, random_magnitude=True), "magnitude=0"),
+        (lambda: RandAugment(n=1.5), "n=1.5"),
+        (lambda: RandAugment(n=-1), "n=-1"),
+        (lambda: RandAugment(p=2), "p=2"),
+        (lambda: RandAugment(ops=["spin"]), "'spin'.*rotate"),
+        (lambda: Strong(ops=[]), "ops is empty"),
+        (lambda: Strong(ops="rotate"), "ops='rotate'"),
+        (lambda: RandAugment(ops=dict(rotate="far")), "rotate"),
+        (lambda: Cutout(2), "size=2"),
+        (lambda: Strong(cutout=-0.1), "cutout=-0.1"),
+    ],
+)
 def test_refusals_name_what_and_how(make, match):
     with pytest.raises(LabelKitError, match=match): make()

@@ -1,4 +1,5 @@
-"DatasetReinforcement: what a batch gets, that its gradient is the paper's, several networks from one store, and wrong input"
+"""tasetReinforcement: what a batch gets, that its gradient is the paper's, several networks from
+one store, and wrong inp"""
 import pytest, torch
 from fastai.basics import Callback, Learner
 from torch.nn import functional as F
@@ -16,29 +17,45 @@ from labelkit.mix.cutmix import CutMix
 
 class Records(Callback):
     order = 6
-    def before_fit(self): self.seen,self.losses = [],[]
+    def before_fit(self):
+        self.seen = []
+        self.losses = []
     def after_loss(self):
-        if self.training: self.seen.append(self.learn.supervision.record); self.losses.append(self.learn.loss_grad)
+        if self.training:
+            self.seen.append(self.learn.supervision.record)
+            self.losses.append(self.learn.loss_grad)
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    return reinforce(tmp_path_factory.mktemp("r")/"s", data(labeled=None), [model(7), model(8)], AugmentViews(scale=(.5, 1.), flip=False),
-                     n_views=6, k=10, dtype="float32", progress=False)
+    return reinforce(
+        tmp_path_factory.mktemp("r") / "s",
+        data(labeled=None),
+        [model(7), model(8)],
+        AugmentViews(scale=(0.5, 1.0), flip=False),
+        n_views=6,
+        k=10,
+        dtype="float32",
+        progress=False,
+    )
 
 
 def test_the_batch_is_what_the_teacher_saw_and_said(store):
     fit(learner([DatasetReinforcement(store), r := Records()], data(labeled=None)))
     teacher = as_teacher([model(7), model(8)])
-    for s in r.seen: torch.testing.assert_close(teacher(s.x).softmax(1), s.targets, rtol=1e-4, atol=1e-5)
+    for s in r.seen:
+        torch.testing.assert_close(teacher(s.x).softmax(1), s.targets, rtol=1e-4, atol=1e-5)
 
 
 def test_the_views_are_those_of_the_store(store):
     dls = data(labeled=None)
     fit(learner([DatasetReinforcement(store), r := Records()], dls), 2)
-    x,used = dls.train_ds.arrays.x,set()
+    x = dls.train_ds.arrays.x
+    used = set()
     for s in r.seen:
-        made = torch.stack([store.views.make(x[s.ids], store.read(s.ids, v).params) for v in range(6)])
+        made = torch.stack(
+            [store.views.make(x[s.ids], store.read(s.ids, v).params) for v in range(6)]
+        )
         hit = (made == s.x).flatten(2).all(2)
         assert hit.any(0).all()
         used |= set(hit.float().argmax(0).tolist())
@@ -49,13 +66,17 @@ def test_the_gradient_is_that_of_the_divergence(store):
     learn = learner([DatasetReinforcement(store)], data(labeled=None))
 
     class Compare(Callback):
-        order,seen = 7,0
+        order = 7
+        seen = 0
         def after_loss(self):
             if not self.training: return
             s = self.learn.supervision.record
             kl = soft_kl(s.pred, s.targets.log(), 1.).mean()
             params = list(self.learn.model.parameters())
-            a,b = (torch.autograd.grad(v, params, retain_graph=True) for v in (kl, self.learn.loss_grad))
+            a, b = (
+                torch.autograd.grad(v, params, retain_graph=True)
+                for v in (kl, self.learn.loss_grad)
+            )
             for p,q in zip(a, b): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-6)
             entropy = -(s.targets*s.targets.log()).sum(1).mean()
             torch.testing.assert_close(self.learn.loss_grad.detach(), (kl+entropy).detach())
@@ -64,8 +85,15 @@ def test_the_gradient_is_that_of_the_divergence(store):
     assert Compare.seen
 
 
-@pytest.mark.parametrize("make", [small_cnn, lambda dls: wide_resnet(dls, depth=10, width=1), lambda dls: small_vit(dls, dim=16, depth=1)],
-                         ids=["small_cnn", "wide_resnet", "small_vit"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        small_cnn,
+        lambda dls: wide_resnet(dls, depth=10, width=1),
+        lambda dls: small_vit(dls, dim=16, depth=1),
+    ],
+    ids=["small_cnn", "wide_resnet", "small_vit"],
+)
 def test_three_architectures_learn_from_one_store(store, make):
     dls = data(labeled=None)
     torch.manual_seed(0)
@@ -76,7 +104,15 @@ def test_three_architectures_learn_from_one_store(store, make):
 
 
 def test_fills(store, tmp_path):
-    few = reinforce(tmp_path/"s", data(labeled=None), model(7), AugmentViews(flip=False), n_views=2, k=2, progress=False)
+    few = reinforce(
+        tmp_path / "s",
+        data(labeled=None),
+        model(7),
+        AugmentViews(flip=False),
+        n_views=2,
+        k=2,
+        progress=False,
+    )
     for fill in ("smooth", "renorm", "official"):
         fit(learner([DatasetReinforcement(few, fill=fill), r := Records()], data(labeled=None)))
         t = r.seen[0].targets
@@ -100,7 +136,9 @@ def test_defaults_of_the_paper(tmp_path):
 
 
 def test_share(store):
-    plain,none = (fit(learner(cbs, data(labeled=None))) for cbs in ([], [DatasetReinforcement(store, p=0)]))
+    plain, none = (
+        fit(learner(cbs, data(labeled=None))) for cbs in ([], [DatasetReinforcement(store, p=0)])
+    )
     assert same(weights(plain), weights(none))
     fit(learner([DatasetReinforcement(store, p=.5), r := Records()], data(labeled=None)), 6)
     taken = [((s.targets > 0).sum(1) > 1).all().item() for s in r.seen]
@@ -116,19 +154,46 @@ def test_wrong_input(store, tmp_path):
     x = data(labeled=None).train_ds.arrays.x
     y = torch.arange(len(x)) % 10
     def refused(match, cb, dls):
-        with pytest.raises(LabelKitError, match=match): fit(Learner(dls, small_cnn(dls, width=4), cbs=cb))
+        with pytest.raises(LabelKitError, match=match):
+            fit(Learner(dls, small_cnn(dls, width=4), cbs=cb))
     refused("was made for other data", DatasetReinforcement(store), from_arrays(x.flip(0), y, x, y))
-    refused("sample 160 is not in the store", DatasetReinforcement(store), from_arrays(torch.cat([x, x]), y.repeat(2), x, y))
-    refused("knows 10 classes and the data 12", DatasetReinforcement(store), from_arrays(x, y, x, y, vocab=range(12)))
+    refused(
+        "sample 160 is not in the store",
+        DatasetReinforcement(store),
+        from_arrays(torch.cat([x, x]), y.repeat(2), x, y),
+    )
+    refused(
+        "knows 10 classes and the data 12",
+        DatasetReinforcement(store),
+        from_arrays(x, y, x, y, vocab=range(12)),
+    )
     multi = F.one_hot(y, 10).float()
-    refused("of kind 'multi'", DatasetReinforcement(store), from_arrays(x, multi, x, multi, kind="multi"))
-    refused("has no views: make one with `reinforce`", DatasetReinforcement(build_store(tmp_path/"p", x, model(), progress=False)), from_arrays(x, y, x, y))
-    with pytest.raises(LabelKitError, match="fill='zeros' is none of"): DatasetReinforcement(store, fill="zeros")
-    with pytest.raises(LabelKitError, match="store is missing: make one with `reinforce"): DatasetReinforcement()
+    refused(
+        "of kind 'multi'",
+        DatasetReinforcement(store),
+        from_arrays(x, multi, x, multi, kind="multi"),
+    )
+    refused(
+        "has no views: make one with `reinforce`",
+        DatasetReinforcement(build_store(tmp_path / "p", x, model(), progress=False)),
+        from_arrays(x, y, x, y),
+    )
+    with pytest.raises(LabelKitError, match="fill='zeros' is none of"):
+        DatasetReinforcement(store, fill="zeros")
+    with pytest.raises(LabelKitError, match="store is missing: make one with `reinforce"):
+        DatasetReinforcement()
     with pytest.raises(LabelKitError, match="p=-1"): DatasetReinforcement(store, p=-1)
 
 
 def test_a_store_that_is_damaged_while_training(store, tmp_path):
-    own = reinforce(tmp_path/"s", data(labeled=None), model(7), AugmentViews(flip=False), n_views=2, progress=False)
+    own = reinforce(
+        tmp_path / "s",
+        data(labeled=None),
+        model(7),
+        AugmentViews(flip=False),
+        n_views=2,
+        progress=False,
+    )
     (tmp_path/"s/values/c/0/0/0").write_bytes(b"x")
-    with pytest.raises(LabelKitError, match="chunk 0 of 'values' .* is damaged"): fit(learner([DatasetReinforcement(own)], data(labeled=None)))
+    with pytest.raises(LabelKitError, match="chunk 0 of 'values' .* is damaged"):
+        fit(learner([DatasetReinforcement(own)], data(labeled=None)))

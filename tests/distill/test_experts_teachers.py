@@ -25,21 +25,27 @@ def test_meal_v2_reference(reference):
     i = {k: tensor(v) for k,v in ref["inputs"].items()}
     mean = Ensemble([lambda x: i["teacher1"], lambda x: i["teacher2"]])(torch.zeros(6, 1))
     torch.testing.assert_close(mean.softmax(1), tensor(ref["expected"]["soft"]), atol=1e-6, rtol=0)
-    loss = MEALv2([lambda x: i["teacher1"], lambda x: i["teacher2"]], adversarial_weight=0.).distill_loss(i["student"], mean, None)
+    loss = MEALv2(
+        [lambda x: i["teacher1"], lambda x: i["teacher2"]], adversarial_weight=0.0
+    ).distill_loss(i["student"], mean, None)
     assert loss.item() == pytest.approx(ref["expected"]["loss"], abs=1e-6)
 
 
 class Watch(Callback):
     "Gradients of each named loss: of the model and of the technique's networks"
     order = 6
-    def __init__(self, module): self.module,self.seen = module,{}
+    def __init__(self, module):
+        self.module = module
+        self.seen = {}
     def after_loss(self):
         if not self.training or self.seen: return
         s = self.learn.supervision.record
         for name,(v,_) in (s.losses | s.auxiliary_losses).items():
             sums = []
             for m in (self.learn.model, self.module()):
-                grads = torch.autograd.grad(v, list(m.parameters()), retain_graph=True, allow_unused=True)
+                grads = torch.autograd.grad(
+                    v, list(m.parameters()), retain_graph=True, allow_unused=True
+                )
                 sums.append(sum(float(g.abs().sum()) for g in grads if g is not None))
             self.seen[name] = sums
 
@@ -54,11 +60,14 @@ def test_student_and_discriminator_learn_apart(variant):
     fit(learner([cb, Before(), w := Watch(lambda: cb.judge.module)]))
     assert w.seen["meal_v2.judge"][0] == 0 < w.seen["meal_v2.judge"][1]
     assert w.seen["meal_v2.adversarial"][1] == 0 < w.seen["meal_v2.adversarial"][0]
-    assert any(not torch.equal(a, b) for a,b in zip(before, cb.judge.module.parameters())), "the discriminator did not learn"
+    assert any(not torch.equal(a, b) for a, b in zip(before, cb.judge.module.parameters())), (
+        "the discriminator did not learn"
+    )
 
 
 def test_the_student_fools_or_helps():
-    "With variant='paper' the student's loss falls as its answers look like a teacher's, with 'official' it rises"
+    """With variant='paper' the student's loss falls as its answers look like a teacher's, with
+    'official' it rises"""
     for variant,sign in (("paper", 1), ("official", -1)):
         cb = MEALv2([model(1)], variant=variant)
         fit(learner([cb]))
@@ -74,13 +83,19 @@ def test_the_student_fools_or_helps():
 
 
 def test_told_apart_prefers_the_truth():
-    assert told_apart(tensor([[4.]]), tensor([[-4.]])) < told_apart(tensor([[0.]]), tensor([[0.]])) < told_apart(tensor([[-4.]]), tensor([[4.]]))
+    assert (
+        told_apart(tensor([[4.0]]), tensor([[-4.0]]))
+        < told_apart(tensor([[0.0]]), tensor([[0.0]]))
+        < told_apart(tensor([[-4.0]]), tensor([[4.0]]))
+    )
 
 
 def test_mdcs_reference(reference):
     ref = reference("mdcs_loss_epoch20")
     i = ref["inputs"]
-    zs,y,n = tensor(i["expert_logits"]),tensor(i["target"]),tensor(i["cls_num_list"])
+    zs = tensor(i["expert_logits"])
+    y = tensor(i["target"])
+    n = tensor(i["cls_num_list"])
     zs = [expert_logits(z, n, e) for z,e in zip(zs, (-.5, 1., 2.5))]
     ce = sum(F.cross_entropy(z, y) for z in zs)
     kl = sum(confident_consistency(z[:3], z[3:], F.one_hot(y[:3], 4).float()) for z in zs)
@@ -90,14 +105,22 @@ def test_mdcs_reference(reference):
 def test_mdcs_loss_is_the_sum_of_its_parts():
     "The callback's own loss on one batch, from the logits of its experts"
     still = lambda x: x
-    cb,kept = MDCS(weak=still, strong=still),{}
+    cb = MDCS(weak=still, strong=still)
+    kept = {}
     class Keep(Callback):
         order = 6
         def after_loss(self):
             if self.training and not kept:
                 s = self.learn.supervision.record
                 zs = cb._experts(s.pred, s.features())
-                kept.update(have=s.losses["mdcs"][0], want=sum(F.cross_entropy(z + e*cb._counts.clamp_min(1).log(), s.y) for z,e in zip(zs, cb.exponents)))
+                kept.update(
+                    have=s.losses["mdcs"][0],
+                    want=sum(
+                        F.cross_entropy(z + e * cb._counts.clamp_min(1).log(), s.y)
+                        for z, e in zip(zs, cb.exponents)
+                    ),
+                )
+
     fit(learner([cb, Keep()], dls=data(labeled=None)))
     torch.testing.assert_close(kept["have"], kept["want"])
 

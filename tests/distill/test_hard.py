@@ -11,7 +11,8 @@ from labelkit.distill.hard import HARD, SpatialAugmentor, augmentor_loss
 
 
 def test_each_loss_trains_its_own():
-    seen,cb = {},HARD(model(9))
+    seen = {}
+    cb = HARD(model(9))
     class Watch(Callback):
         order = 6
         def after_loss(self):
@@ -20,39 +21,58 @@ def test_each_loss_trains_its_own():
             for name,(v,_) in (s.losses | s.auxiliary_losses).items():
                 nets = (self.learn.model, cb.augmentor.module, cb.teacher.model)
                 params = [[p for p in m.parameters() if p.requires_grad] for m in nets]
-                grads = [torch.autograd.grad(v, p, retain_graph=True, allow_unused=True) if p else () for p in params]
-                seen[name] = [sum(float(g.abs().sum()) for g in gs if g is not None) for gs in grads]
+                grads = [
+                    torch.autograd.grad(v, p, retain_graph=True, allow_unused=True) if p else ()
+                    for p in params
+                ]
+                seen[name] = [
+                    sum(float(g.abs().sum()) for g in gs if g is not None) for gs in grads
+                ]
+
     teacher = {k: v.clone() for k,v in cb.teacher.model.state_dict().items()}
     learn = learner([cb, Watch()])
     start = SpatialAugmentor().raw.detach().clone()
     fit(learn)
     assert seen["hard.augmentor"][0] == 0 < seen["hard.augmentor"][1]
-    assert seen["hard"][0] > 0 == seen["hard"][1] and seen["hard.views"][0] > 0 == seen["hard.views"][1]
-    assert all(torch.equal(v, teacher[k]) for k,v in cb.teacher.model.state_dict().items()), "the teacher was trained"
+    assert (
+        seen["hard"][0] > 0 == seen["hard"][1]
+        and seen["hard.views"][0] > 0 == seen["hard.views"][1]
+    )
+    assert all(torch.equal(v, teacher[k]) for k, v in cb.teacher.model.state_dict().items()), (
+        "the teacher was trained"
+    )
     assert not torch.equal(start, cb.augmentor.module.raw.cpu()), "the augmentor did not learn"
 
 
 def test_extra_passes_leave_batch_norm_alone():
     "Running statistics are those of the joint pass: as many updates as batches"
     learn = fit(learner([HARD(model(9))], dls=data(labeled=None)))
-    tracked = {int(m.num_batches_tracked) for m in learn.model.modules() if isinstance(m, nn.BatchNorm2d)}
+    tracked = {
+        int(m.num_batches_tracked) for m in learn.model.modules() if isinstance(m, nn.BatchNorm2d)
+    }
     assert tracked == {len(learn.dls.train)}
 
 
 def test_frozen_call_counts_nothing():
     net = model().train()
     frozen_call(net, torch.rand(4,1,8,8))
-    assert all(int(m.num_batches_tracked) == 0 for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(
+        int(m.num_batches_tracked) == 0 for m in net.modules() if isinstance(m, nn.BatchNorm2d)
+    )
 
 
 def test_augmentor_loss_by_sign():
-    t,same,undecided = tensor([[3.,0.]]),tensor([[3.,0.]]),tensor([[0.,0.]])
+    t = tensor([[3.,0.]])
+    same = tensor([[3.,0.]])
+    undecided = tensor([[0.,0.]])
     assert augmentor_loss(t, same, same) == 0
     assert augmentor_loss(t, same, undecided) < 0 < augmentor_loss(t, undecided, undecided)
     assert augmentor_loss(t, undecided, undecided, stay=0.) == 0
 
 
-@pytest.mark.parametrize("knob,limits", [("shift down", (1., 0., 0., 0.)), ("shift sideways", (0., 1., 0., 0.))])
+@pytest.mark.parametrize(
+    "knob,limits", [("shift down", (1.0, 0.0, 0.0, 0.0)), ("shift sideways", (0.0, 1.0, 0.0, 0.0))]
+)
 def test_a_shift_moves_where_it_says(knob, limits):
     x = torch.zeros(1,1,9,9)
     x[0,0,4,4] = 1
@@ -77,7 +97,8 @@ def test_scale_and_turn():
 
 
 def test_bad_input():
-    with pytest.raises(LabelKitError, match="gradient through the teacher"): HARD([model(1), model(2)])
+    with pytest.raises(LabelKitError, match="gradient through the teacher"):
+        HARD([model(1), model(2)])
     with pytest.raises(LabelKitError, match="moves images"):
         rows = data(labeled=None)
         rows.train_ds.arrays.x = rows.train_ds.arrays.x.flatten(1)

@@ -1,4 +1,5 @@
-"""The explorers in Python: grids, states, errors, sizes, and that the page is told what Python says."""
+"""The explorers in Python: grids, states, errors, sizes, and that the page is told what Python
+says."""
 import json, shutil, subprocess, sys
 
 import numpy as np
@@ -8,14 +9,26 @@ import torch
 from labelkit.errors import LabelKitError
 from labelkit.storage.ledger import Ledger
 from labelkit.explore.explorer import Explorer, esm, fixed, pack, static_text, to_uint8
-from labelkit.explore.mix_explorer import MixExplorer, beta_density, cutmix_pair, default_mixes, mix_grid, mixed_share
+from labelkit.explore.mix_explorer import (
+    MixExplorer,
+    beta_density,
+    cutmix_pair,
+    default_mixes,
+    mix_grid,
+    mixed_share,
+)
 from labelkit.explore.threshold_explorer import ThresholdExplorer, above
 
 
 class Grid(Explorer):
-    _js, refreshable = "function build(ui) { return state => {}; }", True
+    _js = "function build(ui) { return state => {}; }"
+    refreshable = True
     def compute(self, seed):
-        return dict(axes=dict(name=["a", "b"], n=[1, 2, 4]), arrays=dict(v=pack(np.full((2, 3), seed, dtype=np.int32))), data={})
+        return dict(
+            axes=dict(name=["a", "b"], n=[1, 2, 4]),
+            arrays=dict(v=pack(np.full((2, 3), seed, dtype=np.int32))),
+            data={},
+        )
 
 
 @pytest.fixture
@@ -28,12 +41,26 @@ def ledger():
     led = Ledger(200, truth=truth, vocab=["cat", "dog", "<b>ant</b>"])
     for epoch in range(5):
         conf = torch.rand(200)*(.5+.1*epoch)
-        led.record(torch.arange(200), torch.where(torch.rand(200) < conf, truth, (truth+1) % 3), conf, conf >= .4, epoch,
-                   class_threshold=torch.tensor([.3, .4, .5]))
+        led.record(
+            torch.arange(200),
+            torch.where(torch.rand(200) < conf, truth, (truth + 1) % 3),
+            conf,
+            conf >= 0.4,
+            epoch,
+            class_threshold=torch.tensor([0.3, 0.4, 0.5]),
+        )
     return led
 
 
-@pytest.mark.parametrize("dtype, want", [(torch.uint8, "uint8"), (torch.bool, "uint8"), (torch.int64, "int32"), (torch.float64, "float32")])
+@pytest.mark.parametrize(
+    "dtype, want",
+    [
+        (torch.uint8, "uint8"),
+        (torch.bool, "uint8"),
+        (torch.int64, "int32"),
+        (torch.float64, "float32"),
+    ],
+)
 def test_pack_keeps_values(dtype, want):
     a = torch.tensor([[0, 1], [1, 0], [1, 1]]).to(dtype)
     p = pack(a)
@@ -48,7 +75,12 @@ def test_pack_refuses(bad):
 
 def test_to_uint8_and_fixed():
     assert to_uint8([-1, .5, 2]).tolist() == [0, 128, 255]
-    assert [fixed(x, 1) for x in (43.75, 31.25, 0, 100)] == ["43.8", "31.3", "0.0", "100.0"] and fixed(62.5) == "63"
+    assert [fixed(x, 1) for x in (43.75, 31.25, 0, 100)] == [
+        "43.8",
+        "31.3",
+        "0.0",
+        "100.0",
+    ] and fixed(62.5) == "63"
 
 
 def test_state_is_completed_snapped_and_refused():
@@ -64,13 +96,15 @@ def test_state_is_completed_snapped_and_refused():
 
 
 def test_keys_differ_and_link_names_them():
-    a, b = Grid(), Grid()
+    a = Grid()
+    b = Grid()
     assert a.key != b.key
     assert Grid(key="my key", state=dict(name="b")).link("p.html") == "p.html#my%20key=name:b,n:1"
 
 
 def test_kernel_answers():
-    g, sent = Grid(state=dict(n=2)), []
+    g = Grid(state=dict(n=2))
+    sent = []
     g.send = lambda content, buffers=None: sent.append(content)
     g._answer(g, {"kind": "ping"}, [])
     g._answer(g, {"kind": "other"}, [])
@@ -81,14 +115,30 @@ def test_kernel_answers():
 
 def test_too_heavy_is_refused():
     class Heavy(Explorer):
-        def compute(self, seed): return dict(axes=dict(i=[0]), arrays=dict(a=pack(np.zeros(10**6, dtype=np.uint8))), data={})
+        def compute(self, seed):
+            return dict(
+                axes=dict(i=[0]), arrays=dict(a=pack(np.zeros(10**6, dtype=np.uint8))), data={}
+            )
+
     with pytest.raises(LabelKitError, match="max_saved"): Heavy()
 
 
-@pytest.mark.parametrize("js", ["mix_explorer.js", "threshold_explorer.js", "training_explorer.js", "function build(ui) { return s => {}; }"])
+@pytest.mark.parametrize(
+    "js",
+    [
+        "mix_explorer.js",
+        "threshold_explorer.js",
+        "training_explorer.js",
+        "function build(ui) { return s => {}; }",
+    ],
+)
 def test_module_is_one_valid_module(js, tmp_path):
     text = esm(js)
-    assert text.count("export default") == 1 and "import " not in text.replace("@import", "") and "innerHTML" not in text
+    assert (
+        text.count("export default") == 1
+        and "import " not in text.replace("@import", "")
+        and "innerHTML" not in text
+    )
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
     if not shutil.which("node"): pytest.skip("no node to parse the module")
     (tmp_path/"m.mjs").write_text(text, encoding="utf-8")
@@ -102,7 +152,12 @@ def test_sheet_asks_for_nothing_outside():
 
 def test_importing_the_library_does_not_import_widgets():
     code = "import sys, labelkit.all; print([m for m in ('anywidget', 'ipywidgets') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_mix_grid_is_what_the_mixes_give(images):
@@ -110,7 +165,9 @@ def test_mix_grid_is_what_the_mixes_give(images):
     g = mix_grid(x, [(0, 1), (2, 3)], default_mixes, [0., .3, .5, 1.], draws=2, seed=4)
     assert np.abs(g["mask_mean"][g["table"][..., 0]]-g["share"]).max() < 1e-6
     mixed, mask, kept = cutmix_pair(x[2], x[3], .3, torch.Generator().manual_seed(4001))
-    assert np.array_equal(g["masks"][g["table"][1, 1, 1, 1, 0]], to_uint8(mask)) and np.isclose(g["share"][1, 1, 1, 1], kept)
+    assert np.array_equal(g["masks"][g["table"][1, 1, 1, 1, 0]], to_uint8(mask)) and np.isclose(
+        g["share"][1, 1, 1, 1], kept
+    )
     assert torch.equal(mixed, torch.where(mask > 0, x[2], x[3]))
     assert g["mixed"] is None and len(g["masks"]) < g["table"][..., 0].size
 
@@ -126,14 +183,21 @@ def test_a_mix_that_is_no_blend_keeps_its_pictures(images):
 def test_a_shrunken_partner_is_told_by_its_box(images):
     x, y = images
     e = MixExplorer(x, y, technique="ResizeMix", pairs=2)
-    g, t = e.grid, list(e.mixes).index("ResizeMix")
-    assert g["mixed"] is None and (g["table"][t, ..., 2] >= 0).all() and (g["table"][:t, ..., 2] < 0).all()
+    g = e.grid
+    t = list(e.mixes).index("ResizeMix")
+    assert (
+        g["mixed"] is None
+        and (g["table"][t, ..., 2] >= 0).all()
+        and (g["table"][:t, ..., 2] < 0).all()
+    )
     for i in np.ndindex(*g["share"].shape[1:]):
         m, _, q = g["table"][(t, *i)]
         top, left, bottom, right = g["boxes"][q]
         outside = np.ones(g["masks"].shape[1:], dtype=bool)
         outside[top:bottom, left:right] = False
-        assert np.array_equal(g["masks"][m] > 0, outside) and np.isclose(g["share"][(t, *i)], outside.mean())
+        assert np.array_equal(g["masks"][m] > 0, outside) and np.isclose(
+            g["share"][(t, *i)], outside.mean()
+        )
     assert len(e.select(lam=.3).plot().axes) == 4
 
 
@@ -142,9 +206,17 @@ def test_mix_explorer_state_words_and_size(images):
     e = MixExplorer(x, y, vocab=list("abcd"), technique="CutMix", alpha=.3, key="m")
     assert e.state["alpha"] == .3 and e.state["technique"] == "CutMix" and .3 in e.axes["alpha"]
     assert all(a != b for a, b in e.shown[2])
-    assert e.select(technique="MixUp", lam=.25).readout().startswith("MixUp: λ drawn 0.25, true share 0.250. Target: 25.0 % “")
+    assert (
+        e.select(technique="MixUp", lam=0.25)
+        .readout()
+        .startswith("MixUp: λ drawn 0.25, true share 0.250. Target: 25.0 % “")
+    )
     first = e.arrays["images"]["data"]
-    assert e.other_samples().seed == 1 and e.arrays["images"]["data"] != first and e.state["lam"] == .25
+    assert (
+        e.other_samples().seed == 1
+        and e.arrays["images"]["data"] != first
+        and e.state["lam"] == 0.25
+    )
     json.dumps(e.data)
     color = MixExplorer(torch.rand(20, 3, 96, 64), torch.arange(20) % 10)
     assert color.data["shape"] == [3, 32, 21] and color.saved_size < 300_000
@@ -152,51 +224,101 @@ def test_mix_explorer_state_words_and_size(images):
     assert len(e.plot().axes) == 4
 
 
-@pytest.mark.parametrize("change, word", [
-    (dict(images=torch.rand(12, 8, 8)), "shape"), (dict(images=torch.rand(12, 1, 8, 8)*2), "in [0,1]"), (dict(images=torch.rand(1, 1, 8, 8)), "two"),
-    (dict(images=torch.full((12, 1, 8, 8), float("nan"))), "in [0,1]"),
-    (dict(labels=torch.zeros(3)), "labels"), (dict(vocab=["a"]), "vocab"), (dict(technique="mixup"), "MixUp"), (dict(mixes={}), "mixes"),
-    (dict(pairs=0), "pairs"), (dict(alpha=-1), "alpha"), (dict(state=dict(lam=2)), "lam"),
-    (dict(mixes={"m": lambda a, b, lam, g: (a[:, :4], torch.ones(8, 8), 1.)}), "mixes['m']")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(images=torch.rand(12, 8, 8)), "shape"),
+        (dict(images=torch.rand(12, 1, 8, 8) * 2), "in [0,1]"),
+        (dict(images=torch.rand(1, 1, 8, 8)), "two"),
+        (dict(images=torch.full((12, 1, 8, 8), float("nan"))), "in [0,1]"),
+        (dict(labels=torch.zeros(3)), "labels"),
+        (dict(vocab=["a"]), "vocab"),
+        (dict(technique="mixup"), "MixUp"),
+        (dict(mixes={}), "mixes"),
+        (dict(pairs=0), "pairs"),
+        (dict(alpha=-1), "alpha"),
+        (dict(state=dict(lam=2)), "lam"),
+        (dict(mixes={"m": lambda a, b, lam, g: (a[:, :4], torch.ones(8, 8), 1.0)}), "mixes['m']"),
+    ],
+)
 def test_mix_explorer_refuses(images, change, word):
-    with pytest.raises(LabelKitError) as e: MixExplorer(**(dict(images=images[0], labels=images[1]) | change))
+    with pytest.raises(LabelKitError) as e:
+        MixExplorer(**(dict(images=images[0], labels=images[1]) | change))
     assert word in str(e.value)
 
 
 def test_beta():
-    assert np.allclose(beta_density(1.), 1) and abs(beta_density(4.).mean()-1) < 1e-3 and np.isfinite(beta_density(.01)).all()
+    assert (
+        np.allclose(beta_density(1.0), 1)
+        and abs(beta_density(4.0).mean() - 1) < 1e-3
+        and np.isfinite(beta_density(0.01)).all()
+    )
     draws = torch.distributions.Beta(.4, .4).sample((20000,))
     assert abs(mixed_share(.4)-((draws > .1) & (draws < .9)).float().mean().item()) < .02
 
 
 def test_threshold_explorer_counts(ledger):
-    e, h = ThresholdExplorer(ledger, threshold=.4), ledger.history()
-    assert e.state == dict(threshold=.4, epoch=4, view="counts") and e.data["classes"] == ["cat", "dog", "<b>ant</b>"]
+    e = ThresholdExplorer(ledger, threshold=.4)
+    h = ledger.history()
+    assert e.state == dict(threshold=0.4, epoch=4, view="counts") and e.data["classes"] == [
+        "cat",
+        "dog",
+        "<b>ant</b>",
+    ]
     for epoch in h["epochs"]:
         e.select(epoch=epoch)
-        n, right = int(h["accepted"][epoch]), int(h["accepted_correct"][epoch])
-        assert e.readout() == (f"Epoch {epoch}, threshold 0.4: {n} of 200 accepted ({fixed(100*(n/200))} %), "
-                               f"{fixed(100*((n-right)/n), 1)} % of them wrong.")
+        n = int(h["accepted"][epoch])
+        right = int(h["accepted_correct"][epoch])
+        assert e.readout() == (
+            f"Epoch {epoch}, threshold 0.4: {n} of 200 accepted ({fixed(100 * (n / 200))} %), "
+            f"{fixed(100 * ((n - right) / n), 1)} % of them wrong."
+        )
     assert e.select(threshold=.99).readout() == "Epoch 4, threshold 0.99: none of 200 accepted."
     assert above([[1, 2, 3]]).tolist() == [[6, 5, 3]] and e.plot().axes
 
 
 def test_without_truth_nothing_is_said_about_right_and_wrong():
     led = Ledger(10)
-    led.record(torch.arange(10), torch.zeros(10).long(), torch.linspace(0, .99, 10), torch.arange(10) > 5, 0)
+    led.record(
+        torch.arange(10),
+        torch.zeros(10).long(),
+        torch.linspace(0, 0.99, 10),
+        torch.arange(10) > 5,
+        0,
+    )
     e = ThresholdExplorer(led, threshold=.5)
-    assert e.data["truth"] is False and e.readout() == "Epoch 0, threshold 0.5: 5 of 10 accepted (50 %)." and e.plot().axes
+    assert (
+        e.data["truth"] is False
+        and e.readout() == "Epoch 0, threshold 0.5: 5 of 10 accepted (50 %)."
+        and e.plot().axes
+    )
 
 
 def test_long_runs_are_thinned(ledger):
     h = ledger.history()
-    long = {k: np.tile(h[k], (60,)+(1,)*(np.ndim(h[k])-1)) for k in ("correct", "wrong", "unknown", "accepted", "accepted_correct", "class_threshold")}
+    long = {
+        k: np.tile(h[k], (60,) + (1,) * (np.ndim(h[k]) - 1))
+        for k in ("correct", "wrong", "unknown", "accepted", "accepted_correct", "class_threshold")
+    }
     e = ThresholdExplorer(long | dict(epochs=list(range(300)), bins=h["bins"]))
-    assert len(e.axes["epoch"]) == 100 and e.axes["epoch"][0] == 0 and e.axes["epoch"][-1] == 299 and e.saved_size < 300_000
+    assert (
+        len(e.axes["epoch"]) == 100
+        and e.axes["epoch"][0] == 0
+        and e.axes["epoch"][-1] == 299
+        and e.saved_size < 300_000
+    )
 
 
-@pytest.mark.parametrize("change, word", [(dict(bins=None), "bins"), (dict(correct=np.zeros((5, 3))), "correct"), (dict(epochs=[]), "epoch"),
-    (dict(accepted=np.zeros(2)), "accepted"), (dict(bins=np.zeros(101)), "rising")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (dict(bins=None), "bins"),
+        (dict(correct=np.zeros((5, 3))), "correct"),
+        (dict(epochs=[]), "epoch"),
+        (dict(accepted=np.zeros(2)), "accepted"),
+        (dict(bins=np.zeros(101)), "rising"),
+    ],
+)
 def test_threshold_explorer_refuses(ledger, change, word):
     with pytest.raises(LabelKitError) as e: ThresholdExplorer(ledger.history() | change)
     assert word in str(e.value)

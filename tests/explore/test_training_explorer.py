@@ -27,28 +27,65 @@ def test_every_technique_can_be_explored(slug, tmp_path):
     else: e = cb.explore()
     assert isinstance(e, Explorer) and 1000 < e.saved_size <= Explorer.max_saved
     assert type(e).__name__ == type(cb).explorer.split(":")[1]
-    if isinstance(e, TrainingExplorer): assert set(e.parts) == set(learn.supervision.parts) and "labeled" in e.readout() and e.metrics["accuracy"] != [None]
+    if isinstance(e, TrainingExplorer):
+        assert (
+            set(e.parts) == set(learn.supervision.parts)
+            and "labeled" in e.readout()
+            and e.metrics["accuracy"] != [None]
+        )
 
 
 def test_words_by_hand():
-    e = TrainingExplorer({"labeled": [2., 1., .5], "late": [NAN, None, 12.5]}, dict(valid_loss=[3., 2., 1.], accuracy=[.1, .5, None]), [0., .5, 1.], [None, .25, 1.])
+    e = TrainingExplorer(
+        {"labeled": [2.0, 1.0, 0.5], "late": [NAN, None, 12.5]},
+        dict(valid_loss=[3.0, 2.0, 1.0], accuracy=[0.1, 0.5, None]),
+        [0.0, 0.5, 1.0],
+        [None, 0.25, 1.0],
+    )
     assert e.state == dict(loss="all", scale="linear", epoch=2, metric="accuracy")
-    assert e.readout() == "Epoch 2: labeled 0.500, late 12.500; 100 % accepted, 100.0 % of them right."
-    assert e.select(epoch=1, scale="share of its first value").readout() == "Epoch 1, of the first value: labeled 50.0 %; accuracy 0.500; 50 % accepted, 25.0 % of them right."
-    assert e.select(epoch=0, loss="late", metric="valid_loss", scale="linear").readout() == "Epoch 0: no such loss; valid_loss 3.000; 0 % accepted."
+    assert (
+        e.readout() == "Epoch 2: labeled 0.500, late 12.500; 100 % accepted, 100.0 % of them right."
+    )
+    assert (
+        e.select(epoch=1, scale="share of its first value").readout()
+        == "Epoch 1, of the first value: labeled 50.0 %; accuracy 0.500; 50 % accepted, 25.0 % of "
+           "them right."
+    )
+    assert (
+        e.select(epoch=0, loss="late", metric="valid_loss", scale="linear").readout()
+        == "Epoch 0: no such loss; valid_loss 3.000; 0 % accepted."
+    )
     assert len(e.plot().axes) == 3
-    assert TrainingExplorer({"a": [1e-7, 3e9]}).readout() == "Epoch 1: a 3.00e+09." and len(TrainingExplorer({"a": [1.]}).plot().axes) == 1
+    assert (
+        TrainingExplorer({"a": [1e-7, 3e9]}).readout() == "Epoch 1: a 3.00e+09."
+        and len(TrainingExplorer({"a": [1.0]}).plot().axes) == 1
+    )
 
 
 def test_series_and_shares():
     assert series("parts", {"a": torch.tensor([1., NAN])}) == {"a": [1., None]}
-    assert share_of_first([None, 0., 4., 2.]) == [None, 0., 1., .5] and share_of_first([0., None]) == [None, None]
+    assert share_of_first([None, 0.0, 4.0, 2.0]) == [None, 0.0, 1.0, 0.5] and share_of_first(
+        [0.0, None]
+    ) == [None, None]
 
 
-@pytest.mark.parametrize("args, word", [
-    (({},), "parts holds no epoch"), (({"a": []},), "parts holds no epoch"), (([1.],), "parts is a list"), (({"a": [1.], "b": [1., 2.]},), "parts['b'] has 2 values for 1 epochs"),
-    (({"a": [float("inf")]},), "parts['a'] holds inf"), (({"a": ["x"]},), "parts['a'] holds 'x'"), (({"a": 1.},), "parts['a'] is 1.0"), (({"a": [[1., 2.]]},), "parts['a'] holds [1.0, 2.0]"), (({"all": [1.]},), "parts['all']"),
-    (({"a": [1.]}, {"m": [1., 2.]}), "metrics['m']"), (({"a": [1.]}, None, [2.]), "accepted holds 2"), (({"a": [1.]}, None, None, None, 0), "max_epochs")])
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        (({},), "parts holds no epoch"),
+        (({"a": []},), "parts holds no epoch"),
+        (([1.0],), "parts is a list"),
+        (({"a": [1.0], "b": [1.0, 2.0]},), "parts['b'] has 2 values for 1 epochs"),
+        (({"a": [float("inf")]},), "parts['a'] holds inf"),
+        (({"a": ["x"]},), "parts['a'] holds 'x'"),
+        (({"a": 1.0},), "parts['a'] is 1.0"),
+        (({"a": [[1.0, 2.0]]},), "parts['a'] holds [1.0, 2.0]"),
+        (({"all": [1.0]},), "parts['all']"),
+        (({"a": [1.0]}, {"m": [1.0, 2.0]}), "metrics['m']"),
+        (({"a": [1.0]}, None, [2.0]), "accepted holds 2"),
+        (({"a": [1.0]}, None, None, None, 0), "max_epochs"),
+    ],
+)
 def test_refused(args, word):
     with pytest.raises(LabelKitError) as e: TrainingExplorer(*args)
     assert word in str(e.value)
@@ -70,9 +107,17 @@ def test_a_loss_that_comes_and_goes_is_shown_in_its_epoch():
     cb = Late()
     learn = fit(learner([cb]), 3)
     p = learn.supervision.parts
-    assert {len(v) for v in p.values()} == {3} and [math.isnan(v) for v in p["late"]] == [True, False, True] and p["late"][1] == 2
+    assert (
+        {len(v) for v in p.values()} == {3}
+        and [math.isnan(v) for v in p["late"]] == [True, False, True]
+        and p["late"][1] == 2
+    )
     e = cb.explore()
-    assert e.parts["late"] == [None, 2., None] and e.readout().startswith("Epoch 2: labeled ") and "late" not in e.readout()
+    assert (
+        e.parts["late"] == [None, 2.0, None]
+        and e.readout().startswith("Epoch 2: labeled ")
+        and "late" not in e.readout()
+    )
     assert "late 2.000" in e.select(epoch=1).readout()
 
 
@@ -90,9 +135,16 @@ def test_a_second_fit_goes_on():
     cb = build("fixmatch", active=True)
     learn = fit(fit(learner([cb]), 2), 3)
     e = TrainingExplorer.from_technique(cb)
-    assert len(e.axes["epoch"]) == 5 and e.metrics["accuracy"][:2] == [None, None] and e.metrics["accuracy"][2:] == [r[-1] for r in learn.recorder.values]
+    assert (
+        len(e.axes["epoch"]) == 5
+        and e.metrics["accuracy"][:2] == [None, None]
+        and e.metrics["accuracy"][2:] == [r[-1] for r in learn.recorder.values]
+    )
     s = cb.ledger.summary()
-    assert e.pseudo["accepted"][:2] == [None, None] and e.pseudo["accepted"][2:] == s.mask_rate.tolist()[-3:] == [1.]*3
+    assert (
+        e.pseudo["accepted"][:2] == [None, None]
+        and e.pseudo["accepted"][2:] == s.mask_rate.tolist()[-3:] == [1.0] * 3
+    )
     assert e.pseudo["accuracy"][2:] == pytest.approx(s.accuracy.tolist()[-3:])
 
 
@@ -105,8 +157,15 @@ def test_without_truth_and_without_validation():
     cb_learn = fit(learn)
     assert isinstance(cb.ledger, Ledger)
     e = TrainingExplorer.from_technique(cb_learn.fix_match)
-    assert not e.metrics and "accuracy" not in e.pseudo and "right" not in e.readout() and "metric" not in e.axes
+    assert (
+        not e.metrics
+        and "accuracy" not in e.pseudo
+        and "right" not in e.readout()
+        and "metric" not in e.axes
+    )
 
 
 def test_techniques_of_their_own_have_the_losses():
-    assert LabelCallback.explorer.endswith(":TrainingExplorer") and all(c.cls.explorer for c in registry.values())
+    assert LabelCallback.explorer.endswith(":TrainingExplorer") and all(
+        c.cls.explorer for c in registry.values()
+    )

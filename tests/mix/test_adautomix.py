@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from contract import data, fit, learner, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
-from labelkit.core.supervision import soft_target_loss
+from labelkit.core.losses import soft_target_loss
 from labelkit.mix.adautomix import AdAutoMix, MaskGenerator, generator_loss, mix_by_masks
 from labelkit.mix.base import take_partner
 
@@ -21,30 +21,48 @@ def close(a, b, tol=1e-5): torch.testing.assert_close(a, b, atol=tol, rtol=1e-5)
 class Watch(Callback):
     "Records, masks, and which loss reaches which network"
     order = 7
-    def __init__(self): self.seen,self.reached = [],[]
+    def __init__(self):
+        self.seen = []
+        self.reached = []
     def after_loss(self):
         if not self.training: return
-        cb,s = self.learn.ad_auto_mix,self.learn.supervision.record
+        cb = self.learn.ad_auto_mix
+        s = self.learn.supervision.record
         self.seen.append((s, cb.masks, cb.partners))
-        own,gen = list(self.learn.model.parameters()),list(cb.generator.module.parameters())
-        losses = {"labeled": soft_target_loss(self.learn.loss_func, s.pred, s.targets)} | {k: v for k,(v,_) in (s.losses | s.auxiliary_losses).items()}
+        own = list(self.learn.model.parameters())
+        gen = list(cb.generator.module.parameters())
+        losses = {"labeled": soft_target_loss(self.learn.loss_func, s.pred, s.targets)} | {
+            k: v for k, (v, _) in (s.losses | s.auxiliary_losses).items()
+        }
         for name,value in losses.items():
             grads = torch.autograd.grad(value, own+gen, retain_graph=True, allow_unused=True)
-            hit = [any(g is not None and g.abs().sum() > 0 for g in gs) for gs in (grads[:len(own)], grads[len(own):])]
+            hit = [
+                any(g is not None and g.abs().sum() > 0 for g in gs)
+                for gs in (grads[: len(own)], grads[len(own) :])
+            ]
             self.reached.append((name, *hit))
 
 
-@pytest.mark.parametrize("kwargs", [dict(), dict(variant="official"), dict(decoupled=.2, n_mix=2), dict(decoupled=.2)])
+@pytest.mark.parametrize(
+    "kwargs", [dict(), dict(variant="official"), dict(decoupled=0.2, n_mix=2), dict(decoupled=0.2)]
+)
 def test_neither_loss_trains_the_other_network(kwargs):
     learn = learner([AdAutoMix(**kwargs), watch := Watch()])
     fit(learn, 2)
     names = {name for name,*_ in watch.reached}
-    assert {"labeled", "adautomix_clean", "adautomix_generator"} <= names and ("ad_auto_mix_decoupled" in names) == ("decoupled" in kwargs)
+    assert {"labeled", "adautomix_clean", "adautomix_generator"} <= names and (
+        "ad_auto_mix_decoupled" in names
+    ) == ("decoupled" in kwargs)
     for name,own,gen in watch.reached:
         assert not (own and gen)
-        if name != "ad_auto_mix_decoupled": assert (own, gen) == ((False, True) if name == "adautomix_generator" else (True, False)), name
+        if name != "ad_auto_mix_decoupled":
+            assert (own, gen) == (
+                (False, True) if name == "adautomix_generator" else (True, False)
+            ), name
         else: assert not gen
-    assert not any(p.requires_grad or p.grad is not None for p in learn.ad_auto_mix.teacher.model.parameters())
+    assert not any(
+        p.requires_grad or p.grad is not None for p in learn.ad_auto_mix.teacher.model.parameters()
+    )
 
 
 def test_the_classifier_alone_is_stepped_by_its_optimiser_and_the_generator_by_its_own():
@@ -56,17 +74,29 @@ def test_the_classifier_alone_is_stepped_by_its_optimiser_and_the_generator_by_i
     assert cb.generator.opt.state_dict()["state"], "the generator was never stepped"
     learned = [id(p) for g in learn.opt.param_lists for p in g]
     assert not {id(p) for p in cb.generator.module.parameters()} & set(learned)
-    assert all(torch.equal(v, frozen[k]) for k,v in cb.generator.module.state_dict().items())  # batch 0 was long ago
+    # batch 0 was long ago
+    assert all(torch.equal(v, frozen[k]) for k,v in cb.generator.module.state_dict().items())
 
 
-@pytest.mark.parametrize("kwargs", [dict(), dict(per_sample=True), dict(n_mix=2), dict(n_mix=4, per_sample=True)])
+@pytest.mark.parametrize(
+    "kwargs", [dict(), dict(per_sample=True), dict(n_mix=2), dict(n_mix=4, per_sample=True)]
+)
 def test_targets_are_the_masks_means(kwargs):
     learn = learner([AdAutoMix(**kwargs), watch := Watch()])
     fit(learn, 2)
     for s,masks,partners in watch.seen:
-        assert len(masks) == kwargs.get("n_mix", 3) and partners[0] == 0 and len(set(partners)) == len(partners)
+        assert (
+            len(masks) == kwargs.get("n_mix", 3)
+            and partners[0] == 0
+            and len(set(partners)) == len(partners)
+        )
         close(masks.sum(0), torch.ones(16, 8, 8))
-        close(s.targets, sum(m.mean((1,2))[:,None]*take_partner(hot(s.y), p) for m,p in zip(masks, partners)))
+        close(
+            s.targets,
+            sum(
+                m.mean((1, 2))[:, None] * take_partner(hot(s.y), p) for m, p in zip(masks, partners)
+            ),
+        )
         given = s.requests["ad_auto_mix_clean"]
         close(s.x, sum(m[:,None]*take_partner(given, p) for m,p in zip(masks, partners)))
     if kwargs.get("per_sample"): assert (masks.mean((2,3)).std(1) > .01).any()
@@ -81,20 +111,27 @@ def test_official_labels_follow_lambda():
 
 
 def test_generator_loss_by_hand_and_its_signs():
-    z,parts,share = tensor([[3.,0.],[0.,1.]]),tensor([[[1.,0.],[1.,0.]],[[0.,2.],[0.,2.]]]),tensor([[.75,.75],[.25,.25]])
+    z = tensor([[3.,0.],[0.,1.]])
+    parts = tensor([[[1.,0.],[1.,0.]],[[0.,2.],[0.,2.]]])
+    share = tensor([[.75,.75],[.25,.25]])
     # cosines 1 and 0, then 0 and 1: .75 and .25, on average .5
     close(generator_loss(z, parts, share, tensor(2.), .3), tensor(-.3*2 + .7*.5))
     close(generator_loss(z, parts, share, tensor(2.), .3, sign=-1.), tensor(-.3*2 - .7*.5))
     z = torch.randn(4, 3, requires_grad=True)
     ce = F.cross_entropy(z, tensor([0,1,2,0]))
-    g, = torch.autograd.grad(generator_loss(z, torch.randn(2,4,3), torch.full((2,4), .5), ce, beta=1.), z, retain_graph=True)
+    (g,) = torch.autograd.grad(
+        generator_loss(z, torch.randn(2, 4, 3), torch.full((2, 4), 0.5), ce, beta=1.0),
+        z,
+        retain_graph=True,
+    )
     close(g, -torch.autograd.grad(ce, z)[0])  # alone, it goes uphill on the cross-entropy
 
 
 def test_generator_masks():
     torch.manual_seed(0)
     net = MaskGenerator(5)
-    f,lam = torch.randn(3,4,5,6,3),torch.rand(3,4)
+    f = torch.randn(3,4,5,6,3)
+    lam = torch.rand(3,4)
     lam = lam/lam.sum(0)
     masks = net(f, lam, (12,6))
     assert masks.shape == (3,4,12,6) and masks.min() >= 0
@@ -109,18 +146,24 @@ def test_generator_masks():
 
 
 def test_the_opponent_makes_it_harder():
-    "Against a classifier that stands still, the generator's mixes come to cost more than at the start"
+    """Against a classifier that stands still, the generator's mixes come to cost more than at the
+    start"""
     from labelkit.core.teachers import EMA
     learn = learner(dls=data(n=400, labeled=None, bs=64))
     fit(learn, 5)
     torch.manual_seed(0)
-    model,net = EMA(learn.model).model,MaskGenerator(8)
+    model = EMA(learn.model).model
+    net = MaskGenerator(8)
     x,y = (o[:64] for o in learn.dls.train.one_batch())
-    with torch.no_grad(): seen,clean = model.body[:2](model.normalize(x)),model(x)
-    f,lam = torch.stack([seen, seen.roll(-1, 0)]),torch.full((2,64), .5)
+    with torch.no_grad():
+        seen = model.body[:2](model.normalize(x))
+        clean = model(x)
+    f = torch.stack([seen, seen.roll(-1, 0)])
+    lam = torch.full((2,64), .5)
     def losses():
         mixed,share = mix_by_masks(x, [0,1], net(f, lam, (8,8)))
-        pred,share = model(mixed),share.detach()
+        pred = model(mixed)
+        share = share.detach()
         t = share[0][:,None]*hot(y) + share[1][:,None]*hot(y.roll(-1, 0))
         ce = soft_target_loss(nn.CrossEntropyLoss(), pred, t)
         return ce,generator_loss(pred, torch.stack([clean, clean.roll(-1, 0)]), share, ce, beta=1.)
@@ -138,14 +181,22 @@ def test_teacher_follows_and_state_is_kept():
     learn = learner([cb := AdAutoMix(ema_decay=(.5,.9))])
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     fit(learn, 2)
-    assert not same(cb.teacher.model.state_dict(), before) and not same(cb.teacher.model.state_dict(), weights(learn))
-    assert cb.teacher.decay == pytest.approx(.9, abs=.05) and cb.batches == 8 and cb.teacher.steps == 8
+    assert not same(cb.teacher.model.state_dict(), before) and not same(
+        cb.teacher.model.state_dict(), weights(learn)
+    )
+    assert (
+        cb.teacher.decay == pytest.approx(0.9, abs=0.05)
+        and cb.batches == 8
+        and cb.teacher.steps == 8
+    )
     state = pickle.loads(pickle.dumps(cb.state_dict()))
     assert {"teacher", "batches", "generator", "rng"} == set(state)
     again = learner([other := AdAutoMix()])
     other.learn = again
     other.load_state_dict(state)
-    assert other.batches == 8 and same(other.generator.module.state_dict(), cb.generator.module.state_dict())
+    assert other.batches == 8 and same(
+        other.generator.module.state_dict(), cb.generator.module.state_dict()
+    )
 
 
 def test_explorer_shows_the_generators_mask():
@@ -158,13 +209,27 @@ def test_explorer_shows_the_generators_mask():
 
 
 def test_refused():
-    for kwargs,word in ((dict(n_mix=1), "n_mix"), (dict(beta=2), "beta"), (dict(every=0), "every"), (dict(variant="x"), "variant"), (dict(ema_decay=(.9,2)), "ema_decay")):
+    for kwargs, word in (
+        (dict(n_mix=1), "n_mix"),
+        (dict(beta=2), "beta"),
+        (dict(every=0), "every"),
+        (dict(variant="x"), "variant"),
+        (dict(ema_decay=(0.9, 2)), "ema_decay"),
+    ):
         with pytest.raises(LabelKitError, match=word): AdAutoMix(**kwargs)
-    for layer,word in (("head", "no feature maps"), ("nothing", "is not in the model: choose from .*body.0")):
+    for layer, word in (
+        ("head", "no feature maps"),
+        ("nothing", "is not in the model: choose from .*body.0"),
+    ):
         with pytest.raises(LabelKitError, match=word): fit(learner([AdAutoMix(layer=layer)]))
-    x,y = torch.rand(8,1,8,8),torch.rand(8,3)
+    x = torch.rand(8,1,8,8)
+    y = torch.rand(8,3)
     dls = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=4, dl_type=DataLoader)
-    with pytest.raises(LabelKitError, match="'multi'"): fit(Learner(dls, small_cnn(c=3, c_in=1), loss_func=nn.BCEWithLogitsLoss(), cbs=AdAutoMix()))
+    with pytest.raises(LabelKitError, match="'multi'"):
+        fit(Learner(dls, small_cnn(c=3, c_in=1), loss_func=nn.BCEWithLogitsLoss(), cbs=AdAutoMix()))
     x = torch.rand(8,5)
-    flat = DataLoaders.from_dsets([(o, tensor(0)) for o in x], [(o, tensor(0)) for o in x], bs=4, dl_type=DataLoader)
-    with pytest.raises(LabelKitError, match="AdAutoMix cuts images"): fit(Learner(flat, nn.Linear(5,2), loss_func=nn.CrossEntropyLoss(), cbs=AdAutoMix()))
+    flat = DataLoaders.from_dsets(
+        [(o, tensor(0)) for o in x], [(o, tensor(0)) for o in x], bs=4, dl_type=DataLoader
+    )
+    with pytest.raises(LabelKitError, match="AdAutoMix cuts images"):
+        fit(Learner(flat, nn.Linear(5,2), loss_func=nn.CrossEntropyLoss(), cbs=AdAutoMix()))

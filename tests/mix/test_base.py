@@ -1,7 +1,7 @@
-"Decoupled loss, schedules, ResizeMix, Manifold Mixup, SMMix: against published numbers, by hand, and on real learners"
+"""coupled loss, schedules, ResizeMix, Manifold Mixup, SMMix: against published numbers, by hand,
+and on real learne"""
 import json
 import pickle
-from pathlib import Path
 
 import pytest, torch
 import fastai.callback.progress  # noqa: F401 gives learners no_bar
@@ -42,16 +42,24 @@ class Keep(Callback):
 class TestDecoupled:
     def test_published(self):
         e = REFERENCE["decoupled_mixup_loss"]
-        i,x = e["inputs"],e["expected"]
-        z,a,b = tensor(i["logits"]),tensor(i["y_a"]),tensor(i["y_b"])
+        i = e["inputs"]
+        x = e["expected"]
+        z = tensor(i["logits"])
+        a = tensor(i["y_a"])
+        b = tensor(i["y_b"])
         close(decoupled_terms(z, a, b), tensor([x["dm_term_a"], x["dm_term_b"]]).T)
         for eta,key in zip((0., *i["eta"]), ("mixup_ce", "decoupled_eta_0_1", "decoupled_eta_1")):
             for ya,yb in ((a, b), (hot(a, 5), hot(b, 5)), (a, hot(b, 5))):
-                assert decoupled_loss(z, ya, yb, i["lam"], eta).item() == pytest.approx(x[key], abs=e["tolerance"]*5)
+                assert decoupled_loss(z, ya, yb, i["lam"], eta).item() == pytest.approx(
+                    x[key], abs=e["tolerance"] * 5
+                )
 
     def test_the_weight_is_the_pairs(self):
-        "Exchanging the two sides, or renaming the classes, changes nothing: not so where η follows the class number"
-        z,a,b = torch.randn(20, 6),torch.randint(6, (20,)),torch.randint(6, (20,))
+        """Exchanging the two sides, or renaming the classes, changes nothing: not so where η
+        follows the class number"""
+        z = torch.randn(20, 6)
+        a = torch.randint(6, (20,))
+        b = torch.randint(6, (20,))
         loss = decoupled_loss(z, a, b, .3, 1.)
         close(decoupled_loss(z, b, a, .7, 1.), loss)
         order = torch.randperm(6)
@@ -60,7 +68,8 @@ class TestDecoupled:
     def test_gradient_is_right_and_finite(self):
         z = torch.randn(4, 5, dtype=torch.float32)*30
         z[0,0] = 200.
-        a,b = tensor([0,0,1,2]),tensor([1,0,2,3])
+        a = tensor([0,0,1,2])
+        b = tensor([1,0,2,3])
         for ya,yb in ((a, b), (hot(a, 5), hot(b, 5))):
             z.grad = None
             z.requires_grad_()
@@ -68,11 +77,20 @@ class TestDecoupled:
             assert z.grad.isfinite().all() and z.grad[0].abs().sum() > 0 and not z.grad[1].any()
         two = torch.randn(3, 2, requires_grad=True)
         decoupled_terms(two, tensor([0,1,0]), tensor([1,0,0])).sum().backward()
-        assert two.grad.isfinite().all() and two.grad.abs().max() < 1e-6  # of two classes, none is left to compete with
+        # of two classes, none is left to compete with
+        assert two.grad.isfinite().all() and two.grad.abs().max() < 1e-6
 
     def test_soft_terms_are_an_expectation(self):
-        z,a,b = torch.randn(7, 4),torch.rand(7, 4).softmax(1),torch.rand(7, 4).mul(4).softmax(1)
-        want = sum(a[:,i,None]*b[:,j,None]*decoupled_terms(z, torch.full((7,), i), torch.full((7,), j)) for i in range(4) for j in range(4))
+        z = torch.randn(7, 4)
+        a = torch.rand(7, 4).softmax(1)
+        b = torch.rand(7, 4).mul(4).softmax(1)
+        want = sum(
+            a[:, i, None]
+            * b[:, j, None]
+            * decoupled_terms(z, torch.full((7,), i), torch.full((7,), j))
+            for i in range(4)
+            for j in range(4)
+        )
         close(decoupled_terms(z, a, b), want, 1e-5)
 
     def test_three_labels(self):
@@ -82,16 +100,24 @@ class TestDecoupled:
             three = {int(o[r]) for o in (a, b, c)}
             for k,own in enumerate((a, b, c)):
                 keep = [j for j in range(6) if j not in three or j == own[r]]
-                want = F.cross_entropy(z[r,keep][None], tensor([keep.index(int(own[r]))])) if len(three) == 3 else tensor(0.)
+                want = (
+                    F.cross_entropy(z[r, keep][None], tensor([keep.index(int(own[r]))]))
+                    if len(three) == 3
+                    else tensor(0.0)
+                )
                 close(got[r,k], want, 1e-5)
-        with pytest.raises(LabelKitError, match="3 soft targets"): decoupled_terms(z, *(hot(o, 6) for o in (a, b, c)))
+        with pytest.raises(LabelKitError, match="3 soft targets"):
+            decoupled_terms(z, *(hot(o, 6) for o in (a, b, c)))
 
     def test_weights_trust_and_shares_at_the_ends(self):
-        z,a,b = torch.randn(6, 5),torch.randint(5, (6,)),torch.randint(5, (6,))
+        z = torch.randn(6, 5)
+        a = torch.randint(5, (6,))
+        b = torch.randint(5, (6,))
         w = tensor([1.,0.,2.,0.,1.,1.])
         rows = torch.stack([decoupled_loss(z[i:i+1], a[i:i+1], b[i:i+1], .4, .5) for i in range(6)])
         close(decoupled_loss(z, a, b, .4, .5, weights=w), (rows*w).sum()/w.sum())
-        close(decoupled_loss(z, a, b, tensor([1.]*6), 3.), F.cross_entropy(z, a))  # nothing of b is in the picture
+        # nothing of b is in the picture
+        close(decoupled_loss(z, a, b, tensor([1.]*6), 3.), F.cross_entropy(z, a))
         dm = decoupled_terms(z, a, b)
         plain = decoupled_loss(z, a, b, .4, 0.)
         close(decoupled_loss(z, a, b, .4, .5, trust_b=0.), plain + .5*dm[:,0].mean())
@@ -122,7 +148,8 @@ class TestDecoupled:
         assert not trust[::2,0].any() and trust[1::2,0].all()  # who is pruned has no term
 
     def test_refused(self):
-        x,y = torch.rand(8,1,8,8),torch.rand(8,3)
+        x = torch.rand(8,1,8,8)
+        y = torch.rand(8,3)
         dls = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=4, dl_type=DataLoader)
         for loss in (nn.BCEWithLogitsLoss(), nn.MSELoss()):
             with pytest.raises(LabelKitError, match="decoupled=0.1 is for one label"):
@@ -138,22 +165,33 @@ class TestSchedule:
             def after_batch(self):
                 if self.training: self.seen.append(self.learn.mix_up.current_alpha)
         learn = fit(learner([MixUp(alpha=SchedCos(1., .1)), log := Alphas()]), 3)
-        assert log.seen[0] == pytest.approx(1., abs=.02) and log.seen[-1] == pytest.approx(.1, abs=.02) and log.seen == sorted(log.seen, reverse=True)
+        assert (
+            log.seen[0] == pytest.approx(1.0, abs=0.02)
+            and log.seen[-1] == pytest.approx(0.1, abs=0.02)
+            and log.seen == sorted(log.seen, reverse=True)
+        )
         assert pickle.loads(pickle.dumps(MixUp(alpha=SchedCos(1., .1)))).alpha(0.) == 1.
         assert learn.mix_up.explore().state["technique"] == "MixUp"
 
     def test_zero_is_off_and_below_is_refused(self):
-        off,plain = fit(learner([MixUp(alpha=lambda pct: 0.)])),fit(learner())
+        off = fit(learner([MixUp(alpha=lambda pct: 0.)]))
+        plain = fit(learner())
         assert same(weights(off), weights(plain))
-        with pytest.raises(LabelKitError, match="alpha=-1.0"): fit(learner([MixUp(alpha=lambda pct: -1.)]))
+        with pytest.raises(LabelKitError, match="alpha=-1.0"):
+            fit(learner([MixUp(alpha=lambda pct: -1.)]))
 
 
 class TestResizeMix:
     def test_published(self):
         e = REFERENCE["resizemix_box_and_lam"]
         for i,o in zip(e["inputs"], e["expected"]):
-            boxes,lam = resize_boxes((i["W"], i["H"]), tensor([i["tau"]]), tensor([[i["cx"], i["cy"]]]))
-            assert boxes[0].tolist() == o["bbox"] and (boxes[0,2:]-boxes[0,:2]).tolist() == o["small"]
+            boxes, lam = resize_boxes(
+                (i["W"], i["H"]), tensor([i["tau"]]), tensor([[i["cx"], i["cy"]]])
+            )
+            assert (
+                boxes[0].tolist() == o["bbox"]
+                and (boxes[0, 2:] - boxes[0, :2]).tolist() == o["small"]
+            )
             assert lam.item() == pytest.approx(o["lam"], abs=1e-7)
 
     @pytest.mark.parametrize("same_size", [True, False])
@@ -162,16 +200,29 @@ class TestResizeMix:
         g = torch.Generator().manual_seed(0)
         x = torch.rand(5, 3, 17, 22, generator=g)
         tau = torch.full((5,), .37) if same_size else tensor([.1,.37,.55,.8,1.])
-        boxes,kept = resize_boxes((17,22), tau, torch.stack([torch.randint(17, (5,), generator=g), torch.randint(22, (5,), generator=g)], 1))
-        before,mixed = x.clone(),resizemix(x, partner, boxes)
+        boxes, kept = resize_boxes(
+            (17, 22),
+            tau,
+            torch.stack(
+                [torch.randint(17, (5,), generator=g), torch.randint(22, (5,), generator=g)], 1
+            ),
+        )
+        before = x.clone()
+        mixed = resizemix(x, partner, boxes)
         assert torch.equal(x, before)
         other = x.roll(-2, 0) if isinstance(partner, int) else x[partner]
         for i,(t,l,b,r) in enumerate(boxes.tolist()):
             assert 0 <= t < b <= 17 and 0 <= l < r <= 22
             want = x[i].clone()
-            want[:,t:b,l:r] = other[i][:,torch.arange(b-t)*17//(b-t)][...,torch.arange(r-l)*22//(r-l)]
-            assert torch.equal(mixed[i], want) and kept[i].item() == pytest.approx(1-(b-t)*(r-l)/(17*22), abs=1e-6)
-        assert torch.equal(resizemix(x.to(memory_format=torch.channels_last), partner, boxes), mixed)
+            want[:, t:b, l:r] = other[i][:, torch.arange(b - t) * 17 // (b - t)][
+                ..., torch.arange(r - l) * 22 // (r - l)
+            ]
+            assert torch.equal(mixed[i], want) and kept[i].item() == pytest.approx(
+                1 - (b - t) * (r - l) / (17 * 22), abs=1e-6
+            )
+        assert torch.equal(
+            resizemix(x.to(memory_format=torch.channels_last), partner, boxes), mixed
+        )
 
     def test_segmentation_goes_along(self):
         img = torch.rand(12,1,8,8)
@@ -179,18 +230,33 @@ class TestResizeMix:
         dls = DataLoaders.from_dsets(pairs, pairs, bs=6, dl_type=DataLoader)
         for per_sample in (False, True):
             set_seed(0)
-            learn = Learner(dls, nn.Conv2d(1,2,1), loss_func=nn.CrossEntropyLoss(), cbs=[ResizeMix(per_sample=per_sample), keep := Keep()])
+            learn = Learner(
+                dls,
+                nn.Conv2d(1, 2, 1),
+                loss_func=nn.CrossEntropyLoss(),
+                cbs=[ResizeMix(per_sample=per_sample), keep := Keep()],
+            )
             fit(learn)
             for s in keep.seen: assert torch.equal(s.targets.argmax(1), (s.x[:,0]>.5).long())
 
     def test_share_is_what_is_shown(self):
         fit(learner([cb := ResizeMix(per_sample=True), keep := Keep()]))
-        boxes,s = cb.boxes,keep.seen[-1]
+        boxes = cb.boxes
+        s = keep.seen[-1]
         area = (boxes[:,2:]-boxes[:,:2]).prod(1)/64
         close(cb.lam, 1-area.float())
-        assert (s.targets[torch.arange(16), s.y] >= cb.lam-1e-6).all() and cb.lam.unique().numel() > 3
+        assert (
+            s.targets[torch.arange(16), s.y] >= cb.lam - 1e-6
+        ).all() and cb.lam.unique().numel() > 3
 
-    @pytest.mark.parametrize("kwargs, word", [(dict(scope=(.8,.1)), "begins above"), (dict(scope=(0,2)), "scope=2"), (dict(p=2), "p=2")])
+    @pytest.mark.parametrize(
+        "kwargs, word",
+        [
+            (dict(scope=(0.8, 0.1)), "begins above"),
+            (dict(scope=(0, 2)), "scope=2"),
+            (dict(p=2), "p=2"),
+        ],
+    )
     def test_refused(self, kwargs, word):
         with pytest.raises(LabelKitError, match=word): ResizeMix(**kwargs)
 
@@ -201,7 +267,12 @@ class TestManifold:
         got = {}
         class Look(LabelCallback):
             order = -3
-            def before_forward(self, s): s.hook(self.learn.model.get_submodule(layer), lambda m,a,o: got.update(out=o.detach().clone(), args=a))
+            def before_forward(self, s):
+                s.hook(
+                    self.learn.model.get_submodule(layer),
+                    lambda m, a, o: got.update(out=o.detach().clone(), args=a),
+                )
+
             def after_forward(self, s): got.update(s=s)
         learn = learner([*others, ManifoldMixUp(layers=[layer], **kwargs), Look()])
         fit(learn, cbs=[Stop()])
@@ -209,12 +280,19 @@ class TestManifold:
 
     def test_only_labeled_rows_are_mixed(self):
         got,learn = self.mixed_at("body.1", FixMatch(threshold=0.))
-        s,cb = got["s"],learn.manifold_mix_up
+        s = got["s"]
+        cb = learn.manifold_mix_up
         torch.manual_seed(0)
         with torch.no_grad(): plain = learn.model.body[1].train()(got["args"][0])
         assert len(plain) > len(s.x)
         close(got["out"][len(s.x):], plain[len(s.x):], 1e-5)
-        shift = next(k for k in range(1, len(s.x)) if torch.allclose(s.targets, torch.lerp(hot(s.y, 10).roll(-k, 0), hot(s.y, 10), cb.lam), atol=1e-6))
+        shift = next(
+            k
+            for k in range(1, len(s.x))
+            if torch.allclose(
+                s.targets, torch.lerp(hot(s.y, 10).roll(-k, 0), hot(s.y, 10), cb.lam), atol=1e-6
+            )
+        )
         want = torch.lerp(plain[:len(s.x)].roll(-shift, 0), plain[:len(s.x)], cb.lam)
         close(got["out"][:len(s.x)], want, 1e-5)
 
@@ -226,7 +304,9 @@ class TestManifold:
         learn.add_cb(ManifoldMixUp(layers=[learn.model.body[2]]))
         fit(learn, cbs=[keep := Layers()])
         assert keep.seen == {"body.2"}
-        assert body_layers(nn.Sequential(nn.Flatten(), nn.Linear(4,8), nn.ReLU(), nn.Linear(8,2))) == ["1", "2"]
+        assert body_layers(
+            nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        ) == ["1", "2"]
 
     @pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss"])
     def test_no_hook_is_left_behind(self, event):
@@ -239,11 +319,26 @@ class TestManifold:
         class Two(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.rnn,self.unused,self.head = nn.GRU(8, 4, batch_first=True),nn.Linear(2,2),nn.Linear(4, 10)
+                self.rnn = nn.GRU(8, 4, batch_first=True)
+                self.unused = nn.Linear(2,2)
+                self.head = nn.Linear(4, 10)
             def forward(self, x): return self.head(self.rnn(x[:,0])[0][:,-1])
-        for layers,word in ((["rnn"], "gives a tuple"), (["unused"], "did not run"), (["nothing"], "no layer 'nothing': choose from input, rnn, unused"),
-                            ([nn.Linear(1,1)], "has no layer")):
-            with pytest.raises(LabelKitError, match=word): fit(Learner(data(), Two(), loss_func=nn.CrossEntropyLoss(), cbs=ManifoldMixUp(layers=layers)))
+
+        for layers, word in (
+            (["rnn"], "gives a tuple"),
+            (["unused"], "did not run"),
+            (["nothing"], "no layer 'nothing': choose from input, rnn, unused"),
+            ([nn.Linear(1, 1)], "has no layer"),
+        ):
+            with pytest.raises(LabelKitError, match=word):
+                fit(
+                    Learner(
+                        data(),
+                        Two(),
+                        loss_func=nn.CrossEntropyLoss(),
+                        cbs=ManifoldMixUp(layers=layers),
+                    )
+                )
         with pytest.raises(LabelKitError, match="leaves nothing to mix"): ManifoldMixUp(layers=[])
 
 
@@ -264,8 +359,13 @@ class TestSMMix:
     def test_published(self):
         e = REFERENCE["smmix_regions"]
         x = torch.stack([torch.zeros(16), torch.arange(16.)]).view(2,1,4,4)
-        mixed,pasted = smmix(x, 1, *attended_regions(torch.arange(16.).view(1,4,4).expand(2,4,4), 2), 2, (4,4))
-        assert mixed[0,0].tolist() == e["expected"]["img0"] and pasted[0].int().tolist() == e["expected"]["source_mask0"]
+        mixed, pasted = smmix(
+            x, 1, *attended_regions(torch.arange(16.0).view(1, 4, 4).expand(2, 4, 4), 2), 2, (4, 4)
+        )
+        assert (
+            mixed[0, 0].tolist() == e["expected"]["img0"]
+            and pasted[0].int().tolist() == e["expected"]["source_mask0"]
+        )
         assert 1-pasted[0].float().mean().item() == e["expected"]["lam"]
 
     @pytest.mark.parametrize("k", [1, 2, 3])
@@ -274,11 +374,15 @@ class TestSMMix:
         least,most = attended_regions(att, k)
         for a,(r,c),(R,C) in zip(att, least.tolist(), most.tolist()):
             sums = {(i,j): a[i:i+k,j:j+k].sum().item() for i in range(4-k) for j in range(6-k)}
-            assert sums[r,c] == pytest.approx(min(sums.values())) and sums[R,C] == pytest.approx(max(sums.values()))
+            assert sums[r, c] == pytest.approx(min(sums.values())) and sums[R, C] == pytest.approx(
+                max(sums.values())
+            )
         x = torch.rand(6, 2, 12, 10)
-        mixed,pasted = smmix(x, tensor([1,2,3,4,5,0]), least, most, k, (3,5))  # patches of 4×2 pixels
+        # patches of 4×2 pixels
+        mixed,pasted = smmix(x, tensor([1,2,3,4,5,0]), least, most, k, (3,5))
         for i in range(6):
-            (r,c),(R,C) = least[i].tolist(),most[(i+1)%6].tolist()
+            (r,c) = least[i].tolist()
+            (R,C) = most[(i+1)%6].tolist()
             want = x[i].clone()
             want[:,4*r:4*(r+k),2*c:2*(c+k)] = x[(i+1)%6][:,4*R:4*(R+k),2*C:2*(C+k)]
             assert torch.equal(mixed[i], want) and pasted[i].sum() == k*k
@@ -289,20 +393,41 @@ class TestSMMix:
         original = cb.unmixed
         cb.unmixed = lambda x: logits.append(original(x)) or logits[-1]
         tokens = []
-        learn.model.norm.register_forward_hook(lambda m,a,o: tokens.append(o.detach()) if m.training else None)
+        learn.model.norm.register_forward_hook(
+            lambda m, a, o: tokens.append(o.detach()) if m.training else None
+        )
         fit(learn, cbs=[NoStep()])
-        s,(z,maps) = keep.seen[-1],logits[-1]
+        s = keep.seen[-1]
+        (z,maps) = logits[-1]
         k = round((16*(1-float(cb.lam)))**.5)
         least,_ = attended_regions(maps, k)
         region = torch.zeros(16, 4, 4)
         for m,(r,c) in zip(region, least.tolist()): m[r:r+k,c:c+k] = 1
-        shift = next(i for i in range(1, 16) if torch.allclose(s.targets, torch.lerp(hot(s.y, 10).roll(-i, 0), hot(s.y, 10), float(cb.lam)), atol=1e-6))
-        head,t = cb.token_head.module,tokens[-1][:16,1:]
-        inside,outside = ((t*m.flatten(1)[...,None]).sum(1)/m.sum((1,2))[:,None] for m in (region, 1-region))
-        fine = (F.cross_entropy(head(outside), s.y) + F.cross_entropy(head(inside), s.y.roll(-shift)))/2
+        shift = next(
+            i
+            for i in range(1, 16)
+            if torch.allclose(
+                s.targets,
+                torch.lerp(hot(s.y, 10).roll(-i, 0), hot(s.y, 10), float(cb.lam)),
+                atol=1e-6,
+            )
+        )
+        head = cb.token_head.module
+        t = tokens[-1][:16,1:]
+        inside, outside = (
+            (t * m.flatten(1)[..., None]).sum(1) / m.sum((1, 2))[:, None]
+            for m in (region, 1 - region)
+        )
+        fine = (
+            F.cross_entropy(head(outside), s.y) + F.cross_entropy(head(inside), s.y.roll(-shift))
+        ) / 2
         close(s.losses["smmix_fine"][0].detach(), fine.detach(), 1e-4)
         p = torch.lerp(z.roll(-shift, 0), z, float(cb.lam)).softmax(1)
-        close(s.losses["smmix_consistency"][0].detach(), (p*(p.log()-s.pred.log_softmax(1))).sum(1).mean().detach(), 1e-5)
+        close(
+            s.losses["smmix_consistency"][0].detach(),
+            (p * (p.log() - s.pred.log_softmax(1))).sum(1).mean().detach(),
+            1e-5,
+        )
 
     def test_the_unmixed_pass_leaves_no_trace(self):
         learn = learner([cb := SMMix(switch=1.)], slug="smmix")
@@ -311,23 +436,45 @@ class TestSMMix:
         learn.model.norm.eval()  # somebody keeps a part in evaluation mode
         before = {k: v.clone() for k,v in learn.model.state_dict().items()}
         z,maps = cb.unmixed(torch.rand(4,1,8,8))
-        assert learn.model.training and not learn.model.norm.training and not z.requires_grad and maps.shape == (4,4,4)
+        assert (
+            learn.model.training
+            and not learn.model.norm.training
+            and not z.requires_grad
+            and maps.shape == (4, 4, 4)
+        )
         assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
 
     def test_small_pieces(self):
         t = torch.arange(12.).view(1,6,2)
-        assert region_tokens(t, tensor([[[True,True,False],[False,False,True]]])).tolist() == [[(0+2+10)/3, (1+3+11)/3]]
+        assert region_tokens(t, tensor([[[True, True, False], [False, False, True]]])).tolist() == [
+            [(0 + 2 + 10) / 3, (1 + 3 + 11) / 3]
+        ]
         z = torch.randn(5,4, requires_grad=True)
-        loss = mixed_consistency_loss(z, w := torch.randn(5,4, requires_grad=True), w.roll(1, 0), tensor([.4]))
+        loss = mixed_consistency_loss(
+            z, w := torch.randn(5, 4, requires_grad=True), w.roll(1, 0), tensor([0.4])
+        )
         loss.backward()
         assert loss >= 0 and w.grad is None and z.grad.abs().sum() > 0
 
     def test_refused(self):
-        with pytest.raises(LabelKitError, match="SmallCNN gives none: use a model whose forward takes attention=, such as small_vit"): fit(learner([SMMix()]))
-        x,y = torch.rand(8,1,8,8),torch.randint(2, (8,3)).float()
+        with pytest.raises(
+            LabelKitError,
+            match="SmallCNN gives none: use a model whose forward takes attention=, such as "
+                  "small_vit",
+        ):
+            fit(learner([SMMix()]))
+        x = torch.rand(8,1,8,8)
+        y = torch.randint(2, (8,3)).float()
         dls = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=4, dl_type=DataLoader)
         with pytest.raises(LabelKitError, match="'multi'"):
-            fit(Learner(dls, small_vit(c=3, c_in=1, size=8, dim=16, depth=1), loss_func=nn.BCEWithLogitsLoss(), cbs=SMMix()))
+            fit(
+                Learner(
+                    dls,
+                    small_vit(c=3, c_in=1, size=8, dim=16, depth=1),
+                    loss_func=nn.BCEWithLogitsLoss(),
+                    cbs=SMMix(),
+                )
+            )
         for kwargs in (dict(switch=2), dict(fine=-1), dict(sides=(.2,3))):
             with pytest.raises(LabelKitError, match=next(iter(kwargs))): SMMix(**kwargs)
         with pytest.raises(LabelKitError, match="give it to a Learner"): SMMix().explore()
@@ -344,7 +491,8 @@ class NoStep(Callback):
 def test_attention_maps_of_the_transformer(attention):
     torch.manual_seed(0)
     vit = small_vit(c=3, c_in=1, size=(8,12), dim=16, depth=2, heads=2).eval()
-    x,kept = torch.rand(3,1,8,12),[]
+    x = torch.rand(3,1,8,12)
+    kept = []
     vit.blocks[-1].qkv.register_forward_hook(lambda m,a,o: kept.append(o))
     with torch.no_grad(): logits,maps = vit(x, attention=attention)
     q,k,_ = kept[0].view(3, 25, 3, 2, 8).permute(2, 0, 3, 1, 4)

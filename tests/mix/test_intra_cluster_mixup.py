@@ -1,4 +1,5 @@
-"IntraClusterMixUp: clusters, partners that share them, labels shared with the image, and a resumed fit with the same clusters"
+"""traClusterMixUp: clusters, partners that share them, labels shared with the image, and a resumed
+fit with the same cluste"""
 import pickle
 
 import pytest, torch
@@ -22,9 +23,12 @@ class Keep(Callback):
 def fit(cbs, dls=None, seed=0, pct=.1, **kwargs):
     set_seed(seed)
     dls = dls or digits(complementary=True, bs=32)
-    learn = Learner(dls, small_cnn(c=10, c_in=1, width=4), cbs=cbs, loss_func=torch.nn.CrossEntropyLoss())
+    learn = Learner(
+        dls, small_cnn(c=10, c_in=1, width=4), cbs=cbs, loss_func=torch.nn.CrossEntropyLoss()
+    )
     keep = Keep()
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=[keep, ShortEpochCallback(pct, short_valid=False)])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, 1e-3, cbs=[keep, ShortEpochCallback(pct, short_valid=False)])
     return learn,keep.seen
 
 
@@ -59,10 +63,14 @@ class TestPartner:
             assert (j == i)[m].all() if m.sum() == 1 else not (j == i)[m].any()
 
     def test_random_within_the_cluster(self):
-        c,g = torch.zeros(5, dtype=torch.long),gen()
+        c = torch.zeros(5, dtype=torch.long)
+        g = gen()
         counts = torch.zeros(5, 5)
         for _ in range(2000): counts[torch.arange(5), cluster_partner(c, g)] += 1
-        assert counts.diagonal().sum() == 0 and (counts[~torch.eye(5, dtype=torch.bool)]/2000 - .25).abs().max() < .05
+        assert (
+            counts.diagonal().sum() == 0
+            and (counts[~torch.eye(5, dtype=torch.bool)] / 2000 - 0.25).abs().max() < 0.05
+        )
 
     def test_one_sample(self): assert cluster_partner(torch.tensor([3]), gen()).tolist() == [0]
 
@@ -75,7 +83,9 @@ class TestCallback:
         for s,_ in seen:
             lam = learn.intra_cluster_mix_up.lam
             named = [set(dls.given[s.ids][cluster[s.ids] == cluster[i]].tolist()) for i in s.ids]
-            assert all(set(t.nonzero().flatten().tolist()) <= n for t,n in zip(s.targets, named)) and lam.shape == (1,)
+            assert all(
+                set(t.nonzero().flatten().tolist()) <= n for t, n in zip(s.targets, named)
+            ) and lam.shape == (1,)
             assert torch.allclose(s.targets.sum(1), torch.ones(len(s.targets)))
 
     def test_clusters_by_id(self):
@@ -87,9 +97,16 @@ class TestCallback:
         mate = torch.isin(s.ids ^ 1, s.ids)
         raw = dls.train_ds.arrays.x[s.ids]
         assert mate.any() and not mate.all()
-        assert torch.equal(x[~mate], raw[~mate]) and torch.equal(s.targets[~mate].argmax(1), s.y[~mate])
+        assert torch.equal(x[~mate], raw[~mate]) and torch.equal(
+            s.targets[~mate].argmax(1), s.y[~mate]
+        )
         lam = learn.intra_cluster_mix_up.lam if len(seen) == 1 else None
-        if lam is not None: assert torch.allclose(x[mate], lam*raw[mate] + (1-lam)*dls.train_ds.arrays.x[s.ids[mate] ^ 1], atol=1e-6)
+        if lam is not None:
+            assert torch.allclose(
+                x[mate],
+                lam * raw[mate] + (1 - lam) * dls.train_ds.arrays.x[s.ids[mate] ^ 1],
+                atol=1e-6,
+            )
 
     def test_labels_only(self):
         dls = digits(complementary=True, bs=64)
@@ -100,7 +117,12 @@ class TestCallback:
     def test_features(self):
         "k-means on one number: its two clusters are the bright and the dark"
         dls = digits(bs=64)
-        learn,_ = fit(IntraClusterMixUp(n_clusters=2, features=lambda x: x.mean((1,2,3))[:,None].round(decimals=1)*100), dls)
+        learn, _ = fit(
+            IntraClusterMixUp(
+                n_clusters=2, features=lambda x: x.mean((1, 2, 3))[:, None].round(decimals=1) * 100
+            ),
+            dls,
+        )
         bright = (dls.train_ds.arrays.x.mean((1,2,3))).round(decimals=1)
         c = learn.intra_cluster_mix_up.cluster
         assert all(c[bright == v].unique().numel() == 1 for v in bright.unique())
@@ -114,7 +136,10 @@ class TestCallback:
     def test_with_complementary_labels(self):
         learn,seen = fit([ComplementaryLabels("scl-nl"), IntraClusterMixUp(alpha=4., n_clusters=5)])
         s,_ = seen[-1]
-        assert torch.allclose(s.losses["complementary_labels"][0], scl_loss(s.pred, s.targets)) and (s.targets > 0).sum(1).max() == 2
+        assert (
+            torch.allclose(s.losses["complementary_labels"][0], scl_loss(s.pred, s.targets))
+            and (s.targets > 0).sum(1).max() == 2
+        )
 
     def test_the_state_has_the_clusters(self):
         a,_ = fit(IntraClusterMixUp(n_clusters=4))
@@ -126,8 +151,13 @@ class TestCallback:
 
     def test_own_loaders(self):
         g = gen()
-        items = [(torch.rand(1, 8, 8, generator=g)*.1 + (i % 2), torch.tensor(i % 10)) for i in range(40)]
-        dls = label_dls(DataLoaders(DataLoader(items, bs=10, shuffle=True), DataLoader(items, bs=10)))
+        items = [
+            (torch.rand(1, 8, 8, generator=g) * 0.1 + (i % 2), torch.tensor(i % 10))
+            for i in range(40)
+        ]
+        dls = label_dls(
+            DataLoaders(DataLoader(items, bs=10, shuffle=True), DataLoader(items, bs=10))
+        )
         dls.c = 10
         learn,_ = fit(IntraClusterMixUp(n_clusters=2), dls, pct=1.)
         c = learn.intra_cluster_mix_up.cluster
@@ -135,9 +165,16 @@ class TestCallback:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("kwargs,text", [
-        (dict(n_clusters=5000), "n_clusters=5000 and there are 1258 samples: pass a number from 1 to 1258"),
-        (dict(clusters=torch.zeros(4)), r"clusters has shape \(4,\): pass \[1258\]")])
+    @pytest.mark.parametrize(
+        "kwargs,text",
+        [
+            (
+                dict(n_clusters=5000),
+                "n_clusters=5000 and there are 1258 samples: pass a number from 1 to 1258",
+            ),
+            (dict(clusters=torch.zeros(4)), r"clusters has shape \(4,\): pass \[1258\]"),
+        ],
+    )
     def test_in_the_fit(self, kwargs, text):
         with pytest.raises(LabelKitError, match=text): fit(IntraClusterMixUp(**kwargs))
 

@@ -14,23 +14,42 @@ from labelkit.mix.laso import LaSO, SetOperations, combine_labels, laso_losses, 
 
 
 def test_sets():
-    a,b = tensor([[1.,1.,0.,0.]]),tensor([[0.,1.,1.,0.]])
+    a = tensor([[1.,1.,0.,0.]])
+    b = tensor([[0.,1.,1.,0.]])
     s = combine_labels(a, b)
-    assert s["union"].tolist() == [[1,1,1,0]] and s["intersection"].tolist() == [[0,1,0,0]] and s["difference"].tolist() == [[1,0,0,0]]
-    assert torch.equal(s["difference"] + s["intersection"], a), "a set is its difference and its intersection"
+    assert (
+        s["union"].tolist() == [[1, 1, 1, 0]]
+        and s["intersection"].tolist() == [[0, 1, 0, 0]]
+        and s["difference"].tolist() == [[1, 0, 0, 0]]
+    )
+    assert torch.equal(s["difference"] + s["intersection"], a), (
+        "a set is its difference and its intersection"
+    )
 
 
 def test_losses_by_the_formula():
     torch.manual_seed(0)
-    ops,head = SetOperations(6, 8),torch.nn.Linear(6, 3)
-    a,b = torch.randn(5, 6),torch.randn(5, 6)
+    ops = SetOperations(6, 8)
+    head = torch.nn.Linear(6, 3)
+    a = torch.randn(5, 6)
+    b = torch.randn(5, 6)
     ya,yb = torch.rand(2, 5, 3).round()
-    z,back = ops(a, b),ops(b, a)
-    found = (F.binary_cross_entropy_with_logits(head(z["union"]), ((ya+yb) > 0).float()) + F.binary_cross_entropy_with_logits(head(z["intersection"]), ya*yb)
-             + F.binary_cross_entropy_with_logits(head(z["difference"]), ya*(1-yb)))
-    symmetry = (z["union"]-back["union"]).square().mean() + (z["intersection"]-back["intersection"]).square().mean()
-    whole = sum((ops.one("union", o["difference"], o["intersection"]) - f).square().mean() for o,f in ((z, a), (back, b)))
-    for have,want in zip(laso_losses(ops, head, a, b, ya, yb), (found, symmetry, whole)): torch.testing.assert_close(have, want)
+    z = ops(a, b)
+    back = ops(b, a)
+    found = (
+        F.binary_cross_entropy_with_logits(head(z["union"]), ((ya + yb) > 0).float())
+        + F.binary_cross_entropy_with_logits(head(z["intersection"]), ya * yb)
+        + F.binary_cross_entropy_with_logits(head(z["difference"]), ya * (1 - yb))
+    )
+    symmetry = (z["union"] - back["union"]).square().mean() + (
+        z["intersection"] - back["intersection"]
+    ).square().mean()
+    whole = sum(
+        (ops.one("union", o["difference"], o["intersection"]) - f).square().mean()
+        for o, f in ((z, a), (back, b))
+    )
+    for have,want in zip(laso_losses(ops, head, a, b, ya, yb), (found, symmetry, whole)):
+        torch.testing.assert_close(have, want)
 
 
 def test_beside_changes_nothing_and_learns():
@@ -45,14 +64,17 @@ def test_beside_changes_nothing_and_learns():
 
 def test_several_labels_a_sample():
     dls = multi_digits(120, 40, bs=20)
-    x,y = dls.train_ds.arrays.x,dls.train_ds.arrays.y
+    x = dls.train_ds.arrays.x
+    y = dls.train_ds.arrays.y
     assert set(y.sum(1).int().tolist()) <= {1,2,3} and x.shape == (120,1,16,16)
     taken = x.view(120,2,8,2,8).amax((2,4)).flatten(1).gt(0).sum(1)
     assert (taken >= y.sum(1)).all(), "a digit can stand twice, but no label is without a digit"
     learn = Learner(dls, small_cnn(dls, width=4), cbs=LaSO(), metrics=accuracy_multi)
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
     z = learn.laso.combine(x[:7], x[7:14])
-    assert {k: v.shape for k,v in z.items()} == {k: (7, 16) for k in ("union", "intersection", "difference")}
+    assert {k: v.shape for k, v in z.items()} == {
+        k: (7, 16) for k in ("union", "intersection", "difference")
+    }
     assert not learn.model.training or learn.model.train()
 
 
@@ -64,5 +86,6 @@ def test_the_same_seed_makes_the_same_pictures():
 def test_bad_input():
     with pytest.raises(LabelKitError, match="most=0"): multi_digits(most=0)
     with pytest.raises(LabelKitError, match="names no digit"): multi_digits(classes=[12])
-    with pytest.raises(LabelKitError, match="no set operations yet"): LaSO().combine(torch.rand(2,1,8,8), torch.rand(2,1,8,8))
+    with pytest.raises(LabelKitError, match="no set operations yet"):
+        LaSO().combine(torch.rand(2,1,8,8), torch.rand(2,1,8,8))
     with pytest.raises(LabelKitError, match="hidden=0"): LaSO(hidden=0)

@@ -1,4 +1,5 @@
-"""Metrix: the official code's values, gradients where two embeddings meet, and mixes that are what they say."""
+"""Metrix: the official code's values, gradients where two embeddings meet, and mixes that are what
+they say."""
 import json
 
 import pytest
@@ -9,16 +10,28 @@ from torch.nn import functional as F
 
 from contract import data, fit, learner
 from labelkit.errors import LabelKitError
-from labelkit.mix.metrix import Metrix, contrastive_loss, draw_triples, mean_nonzero, metrix_loss, recall_at_1, utilization
+from labelkit.mix.metrix import (
+    Metrix,
+    contrastive_loss,
+    draw_triples,
+    mean_nonzero,
+    metrix_loss,
+    recall_at_1,
+    utilization,
+)
 
 
 def test_reference(root):
     (ref,) = json.loads((root/"tests/reference/metrix.json").read_text())
-    d,lam = tensor(ref["inputs"]["dist_matrix"]).diagonal(),ref["inputs"]["lam"]
-    pos,neg = tensor(ref["expected"]["pos"]),tensor(ref["expected"]["neg"])
+    d = tensor(ref["inputs"]["dist_matrix"]).diagonal()
+    lam = ref["inputs"]["lam"]
+    pos = tensor(ref["expected"]["pos"])
+    neg = tensor(ref["expected"]["neg"])
     torch.testing.assert_close(lam*d.relu(), pos, atol=1e-6, rtol=0)
     torch.testing.assert_close((1-lam)*(.5-d).relu(), neg, atol=1e-6, rtol=0)
-    assert metrix_loss(d, lam).item() == pytest.approx((pos.mean() + neg[neg > 0].mean()).item(), abs=1e-6)
+    assert metrix_loss(d, lam).item() == pytest.approx(
+        (pos.mean() + neg[neg > 0].mean()).item(), abs=1e-6
+    )
 
 
 def test_pure_shares_are_pure_pairs():
@@ -40,7 +53,12 @@ def test_mean_nonzero():
 def test_triples_have_what_they_need():
     y = tensor([0,0,1,2,2,2])
     a,p,n = draw_triples(y, torch.Generator().manual_seed(0))
-    assert a.tolist() == [0,1,3,4,5] and (y[a] == y[p]).all() and (a != p).all() and (y[a] != y[n]).all()
+    assert (
+        a.tolist() == [0, 1, 3, 4, 5]
+        and (y[a] == y[p]).all()
+        and (a != p).all()
+        and (y[a] != y[n]).all()
+    )
     drawn = {draw_triples(y, torch.Generator().manual_seed(i))[1][3].item() for i in range(30)}
     assert drawn == {3, 5}, "positives are not drawn at random"
 
@@ -48,12 +66,15 @@ def test_triples_have_what_they_need():
 @pytest.mark.parametrize("level", ["input", "feature", "embedding"])
 def test_mixes_are_what_they_say(level):
     "Recompute the loss of the first batch from the model's own pieces"
-    cb,kept = Metrix(level=level),{}
+    cb = Metrix(level=level)
+    kept = {}
     class Keep(Callback):
         order = 6
         def after_loss(self):
             if not self.training or kept: return
-            s,(pos,neg),lam = self.learn.supervision.record,cb._pair,cb._lam
+            s = self.learn.supervision.record
+            (pos,neg) = cb._pair
+            lam = cb._lam
             model = self.learn.model
             z = F.normalize(s.features(), dim=1)
             if level == "input":
@@ -62,7 +83,12 @@ def test_mixes_are_what_they_say(level):
             elif level == "feature": mixed = F.normalize(s.features("metrix"), dim=1)
             else: mixed = F.normalize(lam*z[pos] + (1-lam)*z[neg], dim=1)
             d = (z[cb._triples[0]] - mixed).norm(dim=1)
-            kept.update(have=s.losses["metrix"][0], want=metrix_loss(d, lam), hooks=len(model.body._forward_hooks) + len(model.body[1]._forward_hooks))
+            kept.update(
+                have=s.losses["metrix"][0],
+                want=metrix_loss(d, lam),
+                hooks=len(model.body._forward_hooks) + len(model.body[1]._forward_hooks),
+            )
+
     fit(learner([cb, Keep()], dls=data(labeled=None)))
     torch.testing.assert_close(kept["have"], kept["want"], atol=1e-5, rtol=1e-4)
     assert kept["hooks"] == 0
@@ -71,7 +97,8 @@ def test_mixes_are_what_they_say(level):
 def test_features_are_mixed_inside():
     "With λ=1 the mixed rows are the positives' own; with λ=0 the negatives'"
     for alpha_lam,which in ((1., 0), (0., 1)):
-        cb,kept = Metrix(level="feature"),{}
+        cb = Metrix(level="feature")
+        kept = {}
         class Fix(Callback):
             order = 5.5
             def before_batch(self):
@@ -81,11 +108,16 @@ def test_features_are_mixed_inside():
             def after_loss(self):
                 if self.training and not kept:
                     s = self.learn.supervision.record
-                    kept.update(a=s.features("metrix").detach(), b=s.features().detach()[cb._pair[which]])
+                    kept.update(
+                        a=s.features("metrix").detach(), b=s.features().detach()[cb._pair[which]]
+                    )
+
         dls = data(labeled=None)
         learn = learner([cb, Fix(), Keep()], dls=dls)
         for m in learn.model.modules():
-            if isinstance(m, torch.nn.BatchNorm2d): m.momentum,m.track_running_stats = 0.,False
+            if isinstance(m, torch.nn.BatchNorm2d):
+                m.momentum = 0.
+                m.track_running_stats = False
         fit(learn)
         torch.testing.assert_close(kept["a"], kept["b"], atol=1e-4, rtol=1e-3)
 
@@ -99,4 +131,5 @@ def test_retrieval_measures():
 def test_bad_input():
     with pytest.raises(LabelKitError, match="embedding='logits'"): Metrix(embedding="logits")
     with pytest.raises(LabelKitError, match="weight=-1"): Metrix(weight=-1)
-    with pytest.raises(LabelKitError, match="layer=.* is no module"): fit(learner([Metrix(level="feature", layer="nothing")]))
+    with pytest.raises(LabelKitError, match="layer=.* is no module"):
+        fit(learner([Metrix(level="feature", layer="nothing")]))

@@ -1,4 +1,5 @@
-"""The label share is the image share, in every mix: images of one colour show by their brightness how much of whom is in them."""
+"""The label share is the image share, in every mix: images of one colour show by their brightness
+how much of whom is in them."""
 import pytest
 import torch
 from fastai.basics import Callback
@@ -10,7 +11,11 @@ from labelkit.mix.base import MixCallback
 
 MIXES = [s for s in SLUGS if issubclass(registry[s].cls, MixCallback)]
 # What makes a mix one of the images themselves, in every batch.
-KNOBS = dict(manifoldmixup=dict(layers=["input"]), smmix=dict(switch=0.), intraclustermixup=dict(clusters=torch.zeros(64).long()))
+KNOBS = dict(
+    manifoldmixup=dict(layers=["input"]),
+    smmix=dict(switch=0.0),
+    intraclustermixup=dict(clusters=torch.zeros(64).long()),
+)
 
 
 def black_and_white(n=64, bs=16):
@@ -31,12 +36,17 @@ class Seen(Callback):
 
 @pytest.mark.parametrize("slug", MIXES)
 def test_label_share_is_image_share(slug):
-    cb,seen = build(slug, active=True, **KNOBS.get(slug, {})),Seen()
+    cb = build(slug, active=True, **KNOBS.get(slug, {}))
+    seen = Seen()
     learn = learner([cb, seen], dls=black_and_white())
     learn.model = MODEL.get(slug, model)(0)
     if slug == "manifoldmixup":  # its mixing happens in a hook on the model's input
         seen.inputs = []
-        learn.model.normalize.register_forward_hook(lambda m,args,out: seen.inputs.append(args[0].detach()) if learn.model.training else None)
+        learn.model.normalize.register_forward_hook(
+            lambda m, args, out: (
+                seen.inputs.append(args[0].detach()) if learn.model.training else None
+            )
+        )
     fit(learn, 2)
     shares = []
     for i,(x,t) in enumerate(seen.batches):

@@ -19,8 +19,11 @@ from labelkit.pseudo.flexmatch import FlexMatch
 def alone(n, c, **kwargs):
     "The callback with `n` unlabeled samples and `c` classes, and no training"
     cb = FlexMatch(**kwargs)
-    cb.learn = SimpleNamespace(dls=SimpleNamespace(unlabeled=SimpleNamespace(dataset=range(n)), c=c), epoch=0)
-    cb.ledger,cb.selected = Ledger(n),torch.full((n,), -1)
+    cb.learn = SimpleNamespace(
+        dls=SimpleNamespace(unlabeled=SimpleNamespace(dataset=range(n)), c=c), epoch=0
+    )
+    cb.ledger = Ledger(n)
+    cb.selected = torch.full((n,), -1)
     cb._set_thresholds()
     return cb
 
@@ -33,32 +36,52 @@ def step(cb, logits, ids):
 
 
 def test_reference(root):
-    (ref,) = [o for o in json.loads((root/"tests/reference/pseudo.json").read_text()) if o["name"].startswith("flexmatch_cpl")]
+    (ref,) = [
+        o
+        for o in json.loads((root / "tests/reference/pseudo.json").read_text())
+        if o["name"].startswith("flexmatch_cpl")
+    ]
     i = ref["inputs"]
     logits = tensor(i["batch1_logits_weak"])
     cb = alone(i["ulb_dest_len"], i["num_classes"], threshold=i["p_cutoff"])
     for want,z in zip(ref["expected"], (logits, logits[i["batch2_rows_of_batch1"]])):
-        torch.testing.assert_close(cb.class_threshold, tensor(want["class_thresholds_used"]), atol=ref["tolerance_abs"], rtol=0)
+        torch.testing.assert_close(
+            cb.class_threshold,
+            tensor(want["class_thresholds_used"]),
+            atol=ref["tolerance_abs"],
+            rtol=0,
+        )
         assert step(cb, z, tensor(want["idx"])).float().tolist() == want["mask"]
         assert cb.selected.tolist() == want["selected_label_after"]
         beta = tensor(want["classwise_acc_after"])
-        torch.testing.assert_close(cb.class_threshold, i["p_cutoff"]*beta/(2-beta), atol=ref["tolerance_abs"], rtol=0)
+        torch.testing.assert_close(
+            cb.class_threshold, i["p_cutoff"] * beta / (2 - beta), atol=ref["tolerance_abs"], rtol=0
+        )
 
 
 def test_thresholds_by_hand():
     counts = tensor([4, 2, 0])
     torch.testing.assert_close(class_thresholds(counts, .9), tensor([.9, .3, 0.]))
-    torch.testing.assert_close(class_thresholds(counts, .9, unused=8), tensor([.9/3, .9*.25/1.75, 0.]))
-    torch.testing.assert_close(class_thresholds(counts, .9, unused=3), tensor([.9, .3, 0.]))                # the most frequent class is larger
-    torch.testing.assert_close(class_thresholds(counts, .9, mapping="linear"), tensor([.9, .45, 0.]))
-    torch.testing.assert_close(class_thresholds(counts, .9, mapping="concave"), tensor([.9, .9*.5849625, 0.]))
+    torch.testing.assert_close(
+        class_thresholds(counts, 0.9, unused=8), tensor([0.9 / 3, 0.9 * 0.25 / 1.75, 0.0])
+    )
+    # the most frequent class is larger
+    torch.testing.assert_close(class_thresholds(counts, .9, unused=3), tensor([.9, .3, 0.]))
+    torch.testing.assert_close(
+        class_thresholds(counts, 0.9, mapping="linear"), tensor([0.9, 0.45, 0.0])
+    )
+    torch.testing.assert_close(
+        class_thresholds(counts, 0.9, mapping="concave"), tensor([0.9, 0.9 * 0.5849625, 0.0])
+    )
     assert class_thresholds(torch.zeros(3), .9).tolist() == [0, 0, 0]
 
 
 def test_the_mask_takes_the_status_before_the_batch():
     cb = alone(4, 2, threshold=.8, warmup=False)
-    sure,unsure = tensor([[4.,0.]]),tensor([[.2,0.]])
-    assert step(cb, torch.cat([sure, unsure]), tensor([0, 1])).all()         # thresholds were 0, though afterwards that of class 0 is .8
+    sure = tensor([[4.,0.]])
+    unsure = tensor([[.2,0.]])
+    # thresholds were 0, though afterwards that of class 0 is .8
+    assert step(cb, torch.cat([sure, unsure]), tensor([0, 1])).all()
     torch.testing.assert_close(cb.class_threshold, tensor([.8, 0.]))
     assert not step(cb, unsure, tensor([1])).any()
 
@@ -75,7 +98,10 @@ def test_status_and_ledger_of_a_fit():
     given = learn.dls.given
     assert (cb.selected[given >= 0] == -1).all() and (cb.selected[given == -1] >= 0).any()
     counts = torch.bincount(cb.selected[cb.selected >= 0], minlength=10)
-    torch.testing.assert_close(cb.class_threshold, class_thresholds(counts, .15, unused=int((given == -1).sum()-counts.sum())))
+    torch.testing.assert_close(
+        cb.class_threshold,
+        class_thresholds(counts, 0.15, unused=int((given == -1).sum() - counts.sum())),
+    )
     history = cb.ledger.history()["class_threshold"]
     assert history.shape == (3, 10) and (history[-1] > 0).any() and (history <= .15 + 1e-6).all()
     cb.explore()
@@ -83,7 +109,8 @@ def test_status_and_ledger_of_a_fit():
 
 
 def test_the_loss_is_that_of_the_thresholds():
-    cb,seen = FlexMatch(threshold=.15, warmup=False),[]
+    cb = FlexMatch(threshold=.15, warmup=False)
+    seen = []
 
     class Check(Callback):
         order = 6
@@ -91,16 +118,26 @@ def test_the_loss_is_that_of_the_thresholds():
         def after_pred(self):
             if not self.training: return
             s = self.learn.supervision.record
-            p,z = s.outputs["flex_match.weak"].softmax(1),s.outputs["flex_match.strong"]
+            p = s.outputs["flex_match.weak"].softmax(1)
+            z = s.outputs["flex_match.strong"]
             mask = p.amax(1) >= self.threshold[p.argmax(1)]
-            seen.append((s.losses["flex_match"][0].item(), (F.cross_entropy(z, p.argmax(1), reduction="none")*mask).mean().item(), mask.all().item()))
+            seen.append(
+                (
+                    s.losses["flex_match"][0].item(),
+                    (F.cross_entropy(z, p.argmax(1), reduction="none") * mask).mean().item(),
+                    mask.all().item(),
+                )
+            )
+
     fit(learner([cb, Check()]), 4)
     a,b,everything = zip(*seen)
     assert a == pytest.approx(b, rel=1e-5) and not all(everything)
 
 
 def test_knobs_change_something():
-    runs = [weights(fit(learner([FlexMatch(threshold=.15, **k)]), 3)) for k in ({}, dict(warmup=False))]
+    runs = [
+        weights(fit(learner([FlexMatch(threshold=0.15, **k)]), 3)) for k in ({}, dict(warmup=False))
+    ]
     runs.append(weights(fit(learner([FixMatch(threshold=.15)]), 3)))
     assert not any(same(a, b) for i,a in enumerate(runs) for b in runs[:i])
 
@@ -113,9 +150,21 @@ def test_a_search_gives_nobody_a_status():
 
 def test_without_ids():
     dls = data()
-    with pytest.raises(LabelKitError, match="no ids: call `label_dls"): FlexMatch.check_needs(SimpleNamespace(needs=FlexMatch.needs, dls=SimpleNamespace(train=[0], unlabeled=dls.unlabeled)))
+    with pytest.raises(LabelKitError, match="no ids: call `label_dls"):
+        FlexMatch.check_needs(
+            SimpleNamespace(
+                needs=FlexMatch.needs, dls=SimpleNamespace(train=[0], unlabeled=dls.unlabeled)
+            )
+        )
 
 
-@pytest.mark.parametrize("kwargs,said", [(dict(threshold=95), "threshold=95"), (dict(mapping="cubic"), "mapping='cubic'.*'convex'"), (dict(weight=-1), "weight=-1")])
+@pytest.mark.parametrize(
+    "kwargs,said",
+    [
+        (dict(threshold=95), "threshold=95"),
+        (dict(mapping="cubic"), "mapping='cubic'.*'convex'"),
+        (dict(weight=-1), "weight=-1"),
+    ],
+)
 def test_bad_input(kwargs, said):
     with pytest.raises(LabelKitError, match=said): FlexMatch(**kwargs)

@@ -1,4 +1,5 @@
-"""Looking ahead: a virtual step is the step that would be taken, nothing of the real student moves, and the teacher follows."""
+"""Looking ahead: a virtual step is the step that would be taken, nothing of the real student moves,
+and the teacher follows."""
 import copy
 
 import pytest
@@ -17,7 +18,9 @@ from labelkit.pseudo.future_self_training import FutureSelfTraining, draw_batch
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(.5), nn.Linear(5, 2))
+    return nn.Sequential(
+        nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 2)
+    )
 
 
 def tensors(model, opt):
@@ -31,16 +34,30 @@ def tensors(model, opt):
         elif isinstance(o, (list, tuple)): [visit(v) for v in o]
         elif isinstance(o, (int, float)): found.append(tensor(float(o)))
     visit(states if isinstance(states, dict) else list(states))
-    return [*(v.clone() for v in model.state_dict().values()), *found, *(p.grad.clone() for p in model.parameters() if p.grad is not None), torch.get_rng_state()]
+    return [
+        *(v.clone() for v in model.state_dict().values()),
+        *found,
+        *(p.grad.clone() for p in model.parameters() if p.grad is not None),
+        torch.get_rng_state(),
+    ]
 
 
-optimisers = {"SGD": partial(SGD, lr=.1, mom=.9), "Adam": partial(Adam, lr=.01, wd=.1), "torch AdamW": partial(OptimWrapper, opt=torch.optim.AdamW, lr=.01)}
+optimisers = {
+    "SGD": partial(SGD, lr=0.1, mom=0.9),
+    "Adam": partial(Adam, lr=0.01, wd=0.1),
+    "torch AdamW": partial(OptimWrapper, opt=torch.optim.AdamW, lr=0.01),
+}
+
 
 @pytest.mark.parametrize("name", optimisers)
 def test_a_virtual_step_is_the_real_one_and_nothing_moves(name):
-    model,x = net(),torch.randn(8, 3)
+    model = net()
+    x = torch.randn(8, 3)
     opt = optimisers[name](list(model.parameters()))
-    for _ in range(2): model(x).pow(2).sum().backward(); opt.step(); opt.zero_grad()
+    for _ in range(2):
+        model(x).pow(2).sum().backward()
+        opt.step()
+        opt.zero_grad()
     model(x).sum().backward()  # gradients that are waiting, as under accumulation
     waiting = [p.grad.clone() for p in model.parameters()]
     loss = model(x).pow(2).sum()
@@ -61,38 +78,51 @@ def test_a_virtual_step_is_the_real_one_and_nothing_moves(name):
 def test_two_virtual_steps_are_two_real_ones():
     "Without dropout, whose numbers a virtual step does not spend"
     torch.manual_seed(0)
-    model,x = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)),torch.randn(8, 3)
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    x = torch.randn(8, 3)
     opt = Adam(model.parameters(), lr=.05)
     loss = model(x).pow(2).sum()
     ahead = VirtualStudent(model, opt).step(loss)
     ahead.step(ahead(x).pow(2).sum())
-    loss.backward(); opt.step(); opt.zero_grad()
-    model(x).pow(2).sum().backward(); opt.step()
-    for k,p in model.named_parameters(): torch.testing.assert_close(p.detach(), ahead.weights[k].detach())
+    loss.backward()
+    opt.step()
+    opt.zero_grad()
+    model(x).pow(2).sum().backward()
+    opt.step()
+    for k,p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), ahead.weights[k].detach())
     for k,b in model.named_buffers(): torch.testing.assert_close(b, ahead.buffers[k])
 
 
 def test_frozen_layers_stay():
-    model,x = net(),torch.randn(8, 3)
+    model = net()
+    x = torch.randn(8, 3)
     opt = SGD([list(model[0].parameters()), [p for m in model[1:] for p in m.parameters()]], lr=.1)
     opt.freeze_to(1)
     ahead = VirtualStudent(model, opt).step(model(x).pow(2).sum())
-    assert torch.equal(ahead.weights["0.weight"], model[0].weight) and not torch.equal(ahead.weights["4.weight"], model[4].weight)
+    assert torch.equal(ahead.weights["0.weight"], model[0].weight) and not torch.equal(
+        ahead.weights["4.weight"], model[4].weight
+    )
 
 
 def test_scaled_losses_make_the_same_step():
-    model,x = net(),torch.randn(8, 3)
+    model = net()
+    x = torch.randn(8, 3)
     opt = SGD(model.parameters(), lr=.1)
     loss = model(x).pow(2).sum()
-    a,b = VirtualStudent(model, opt).step(loss),VirtualStudent(model, opt).step(loss, scale=1024.)
+    a = VirtualStudent(model, opt).step(loss)
+    b = VirtualStudent(model, opt).step(loss, scale=1024.)
     for k in a.weights: torch.testing.assert_close(a.weights[k], b.weights[k])
 
 
 def test_future_averages_students_and_refuses_others():
-    model,x = net(),torch.randn(8, 3)
-    opt,teacher = SGD(model.parameters(), lr=.1),Future(model, .5, warmup=None)
+    model = net()
+    x = torch.randn(8, 3)
+    opt = SGD(model.parameters(), lr=.1)
+    teacher = Future(model, .5, warmup=None)
     loss = model(x)
-    a,b = VirtualStudent(model, opt).step(loss.pow(2).sum()),VirtualStudent(model, opt).step(loss.sum())
+    a = VirtualStudent(model, opt).step(loss.pow(2).sum())
+    b = VirtualStudent(model, opt).step(loss.sum())
     want = .5*model[0].weight + .25*(a.weights["0.weight"] + b.weights["0.weight"])
     teacher.update(a, b)
     torch.testing.assert_close(teacher.model[0].weight, want)
@@ -100,13 +130,15 @@ def test_future_averages_students_and_refuses_others():
     for t in (plain := Future(model, .5, warmup=None), ema): t.update(copy.deepcopy(model))
     assert same(plain.state_dict()["model"], ema.state_dict()["model"])
     for wrong in ((), (a, model), (3,)):
-        with pytest.raises(LabelKitError, match="pass one module, or VirtualStudents"): teacher.update(*wrong)
+        with pytest.raises(LabelKitError, match="pass one module, or VirtualStudents"):
+            teacher.update(*wrong)
     with pytest.raises(LabelKitError, match="other parameters"): Future(nn.Linear(2, 2)).update(a)
 
 
 class Untouched(FutureSelfTraining):
     "Compares everything of the student before and after the look ahead"
-    name,looks = "future_self_training",0
+    name = "future_self_training"
+    looks = 0
     def look_ahead(self, s):
         before = tensors(self.learn.model, self.learn.opt)
         super().look_ahead(s)
@@ -114,13 +146,17 @@ class Untouched(FutureSelfTraining):
         assert len(before) == len(after) and all(torch.equal(a, b) for a,b in zip(before, after))
         self.looks += 1
 
-@pytest.mark.parametrize("kwargs", [dict(deep=1), dict(deep=3), dict(wide=3), dict(variant="official")])
+@pytest.mark.parametrize(
+    "kwargs", [dict(deep=1), dict(deep=3), dict(wide=3), dict(variant="official")]
+)
 def test_the_student_is_untouched_in_training(kwargs):
     learn = learner([cb := Untouched(threshold=0., **kwargs), GradientAccumulation(32)])
     fit(learn)
     n = len(learn.dls.train)
     assert cb.looks == n
-    assert cb.teacher.steps == (3 if kwargs.get("deep") == 3 else 1)*n + ("variant" in kwargs)*(n//2)
+    assert cb.teacher.steps == (3 if kwargs.get("deep") == 3 else 1) * n + ("variant" in kwargs) * (
+        n // 2
+    )
 
 
 def test_virtual_step_equals_the_real_step_of_the_old_teacher():
@@ -131,19 +167,32 @@ def test_virtual_step_equals_the_real_step_of_the_old_teacher():
         name = "future_self_training"
         def look_ahead(self, s):
             super().look_ahead(s)
-            self.expected = VirtualStudent(self.learn.model, self.learn.opt).step(self.virtual_loss(s, s.pred, s.targets, s.weights, s.outputs[self.name], self._views[0]))
+            self.expected = VirtualStudent(self.learn.model, self.learn.opt).step(
+                self.virtual_loss(
+                    s, s.pred, s.targets, s.weights, s.outputs[self.name], self._views[0]
+                )
+            )
+
         def after_step(self):
             got = dict(self.learn.model.named_parameters())
-            seen.append(max(float((got[k]-v).detach().abs().max()) for k,v in self.expected.weights.items()))
+            seen.append(
+                max(
+                    float((got[k] - v).detach().abs().max())
+                    for k, v in self.expected.weights.items()
+                )
+            )
+
     fit(learner([Check(threshold=0., ema_decay=1.)]))
     assert max(seen) < 1e-5 and len(seen) > 2
 
 
 def test_the_learner_is_the_same_when_nothing_is_believed():
-    "Pseudo-labels that are never accepted: looking ahead must leave the student as a teacher of the past leaves it"
+    """Pseudo-labels that are never accepted: looking ahead must leave the student as a teacher of
+    the past leaves it"""
     a,b = (fit(learner([FutureSelfTraining(deep=d, threshold=1.)]), 2) for d in (0, 3))
     assert same(weights(a), weights(b)) and a.recorder.losses == b.recorder.losses
-    ta,tb = a.future_self_training.teacher.state_dict(),b.future_self_training.teacher.state_dict()
+    ta = a.future_self_training.teacher.state_dict()
+    tb = b.future_self_training.teacher.state_dict()
     assert not same(ta["model"], tb["model"])
 
 
@@ -166,16 +215,32 @@ def test_a_search_teaches_nobody():
 
 
 def test_what_is_refused():
-    for bad,what in ((dict(deep=-1), "deep"), (dict(wide=0), "wide"), (dict(deep=1.5), "whole number"), (dict(deep=2, wide=2), "together"),
-                     (dict(deep=0, wide=2), "together"), (dict(variant="x"), "variant"), (dict(ema_decay=2), "ema_decay"), (dict(threshold=-1), "threshold")):
+    for bad, what in (
+        (dict(deep=-1), "deep"),
+        (dict(wide=0), "wide"),
+        (dict(deep=1.5), "whole number"),
+        (dict(deep=2, wide=2), "together"),
+        (dict(deep=0, wide=2), "together"),
+        (dict(variant="x"), "variant"),
+        (dict(ema_decay=2), "ema_decay"),
+        (dict(threshold=-1), "threshold"),
+    ):
         with pytest.raises(LabelKitError, match=what): FutureSelfTraining(**bad)
 
 
 class Count(Callback):
     "Forward passes of the student"
-    order,handle = 1000,None
+    order = 1000
+    handle = None
     def before_batch(self):  # not earlier: the teacher is a copy of the model, hooks included
-        if self.handle is None: self.n,self.handle = 0,self.learn.model.register_forward_hook(lambda *_: setattr(self, "n", self.n + self.training))
+        if self.handle is None:
+            self.n, self.handle = (
+                0,
+                self.learn.model.register_forward_hook(
+                    lambda *_: setattr(self, "n", self.n + self.training)
+                ),
+            )
+
     def after_fit(self): self.handle.remove()
 
 @pytest.mark.parametrize("deep,passes", [(0, 1), (1, 1), (3, 3)])

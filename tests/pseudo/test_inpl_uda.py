@@ -11,8 +11,16 @@ from torch.nn import functional as F
 from contract import fit, learner, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.mix.cutmix import CutMix
-from labelkit.pseudo.base import (above_threshold, align_distribution, below_energy, consistency_loss, energy_score, hard_target, kl_consistency,
-                                  sharpen)
+from labelkit.pseudo.base import (
+    above_threshold,
+    align_distribution,
+    below_energy,
+    consistency_loss,
+    energy_score,
+    hard_target,
+    kl_consistency,
+    sharpen,
+)
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.inpl import InPL, margin_logits
@@ -20,7 +28,11 @@ from labelkit.pseudo.uda import UDA, tsa_keep, tsa_threshold
 
 
 def reference(root, name):
-    (ref,) = [o for o in json.loads((root/"tests/reference/pseudo.json").read_text()) if o["name"].startswith(name)]
+    (ref,) = [
+        o
+        for o in json.loads((root / "tests/reference/pseudo.json").read_text())
+        if o["name"].startswith(name)
+    ]
     return ref["inputs"],ref["expected"],ref["tolerance_abs"]
 
 
@@ -30,29 +42,62 @@ def test_parts_by_hand():
     z = tensor([[0.,0.], [math.log(3),0.]])
     torch.testing.assert_close(energy_score(z), -tensor([2.,4.]).log())
     assert below_energy(z, -math.log(3)).tolist() == [False, True]
-    assert below_energy(z, float(energy_score(z)[1])).tolist() == [False, False]                       # strictly below
+    # strictly below
+    assert below_energy(z, float(energy_score(z)[1])).tolist() == [False, False]
     p = tensor([[.8,.2], [.75,.25]])
-    assert above_threshold(p, .75).tolist() == [True, True] and above_threshold(p, .75, strict=True).tolist() == [True, False]
+    assert above_threshold(p, 0.75).tolist() == [True, True] and above_threshold(
+        p, 0.75, strict=True
+    ).tolist() == [True, False]
     kl = .75*math.log(1.5) + .25*math.log(.5)
-    assert kl_consistency(torch.zeros(2, 2), tensor([[.75,.25], [1.,0.]]), tensor([True,False])).item() == pytest.approx(kl/2, rel=1e-5)
-    assert kl_consistency(torch.zeros(1, 2), tensor([[1.,0.]]), tensor([1.])).item() == pytest.approx(math.log(2))  # a class without mass is no NaN
-    torch.testing.assert_close(align_distribution(tensor([[.6,.4]]), tensor([.75,.25])), tensor([[1/3,2/3]]))
+    assert kl_consistency(
+        torch.zeros(2, 2), tensor([[0.75, 0.25], [1.0, 0.0]]), tensor([True, False])
+    ).item() == pytest.approx(kl / 2, rel=1e-5)
+    # a class without mass is no NaN
+    assert kl_consistency(
+        torch.zeros(1, 2), tensor([[1.0, 0.0]]), tensor([1.0])
+    ).item() == pytest.approx(math.log(2))
+    torch.testing.assert_close(
+        align_distribution(tensor([[0.6, 0.4]]), tensor([0.75, 0.25])), tensor([[1 / 3, 2 / 3]])
+    )
 
 
 def test_divergence_and_cross_entropy_have_one_gradient():
     z = torch.randn(6, 4, requires_grad=True)
-    t,mask = torch.rand(6, 4).softmax(1),tensor([1,0,1,1,0,1.])
+    t = torch.rand(6, 4).softmax(1)
+    mask = tensor([1,0,1,1,0,1.])
     a,b = (torch.autograd.grad(f(z, t, mask), z)[0] for f in (kl_consistency, consistency_loss))
     torch.testing.assert_close(a, b)
 
 
-# slug -> the technique, and its loss composed of the parts, from logits of both views and the technique as it was before the batch
+# slug -> the technique, and its loss composed of the parts, from logits of both views and the
+# technique as it was before the batch
 COMPOSED = {
-    "fix_match": (FixMatch(threshold=.16), lambda w,s,cb: consistency_loss(s, hard_target(w), above_threshold(w.softmax(1), .16))),
-    "flex_match": (FlexMatch(threshold=.15, warmup=False), lambda w,s,cb: consistency_loss(s, hard_target(w), above_threshold(w.softmax(1), cb["class_threshold"][w.argmax(1)]))),
-    "in_pl": (InPL(-2.4), lambda w,s,cb: consistency_loss(s, hard_target(w), below_energy(w, -2.4))),
-    "in_pl.margin": (InPL(-2.4, margin=.5, ema_decay=.5), lambda w,s,cb: consistency_loss(margin_logits(s, cb["mean"], .5), hard_target(w), below_energy(w, -2.4))),
-    "uda": (UDA(threshold=.16), lambda w,s,cb: kl_consistency(s, sharpen(w, .4), above_threshold(w.softmax(1), .16, strict=True))),
+    "fix_match": (
+        FixMatch(threshold=0.16),
+        lambda w, s, cb: consistency_loss(s, hard_target(w), above_threshold(w.softmax(1), 0.16)),
+    ),
+    "flex_match": (
+        FlexMatch(threshold=0.15, warmup=False),
+        lambda w, s, cb: consistency_loss(
+            s, hard_target(w), above_threshold(w.softmax(1), cb["class_threshold"][w.argmax(1)])
+        ),
+    ),
+    "in_pl": (
+        InPL(-2.4),
+        lambda w, s, cb: consistency_loss(s, hard_target(w), below_energy(w, -2.4)),
+    ),
+    "in_pl.margin": (
+        InPL(-2.4, margin=0.5, ema_decay=0.5),
+        lambda w, s, cb: consistency_loss(
+            margin_logits(s, cb["mean"], 0.5), hard_target(w), below_energy(w, -2.4)
+        ),
+    ),
+    "uda": (
+        UDA(threshold=0.16),
+        lambda w, s, cb: kl_consistency(
+            s, sharpen(w, 0.4), above_threshold(w.softmax(1), 0.16, strict=True)
+        ),
+    ),
 }
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -62,11 +107,13 @@ def test_a_technique_is_selection_target_and_loss(name):
 
     class Check(Callback):
         order = 6
-        def before_batch(self): self.state = {k: v for k,v in vars(cb).items() if isinstance(v, torch.Tensor)}
+        def before_batch(self):
+            self.state = {k: v for k,v in vars(cb).items() if isinstance(v, torch.Tensor)}
         def after_pred(self):
             if not self.training: return
             s = self.learn.supervision.record
-            w,z = s.outputs[f"{cb.name}.weak"].detach(),s.outputs[f"{cb.name}.strong"]
+            w = s.outputs[f"{cb.name}.weak"].detach()
+            z = s.outputs[f"{cb.name}.strong"]
             seen.append((s.losses[cb.name][0].item(), composed(w, z, self.state).item()))
     learn = fit(learner([cb, Check()]), 3)
     a,b = zip(*seen)
@@ -79,20 +126,28 @@ def test_a_technique_is_selection_target_and_loss(name):
 
 def test_inpl_reference(root):
     i,want,tol = reference(root, "inpl_energy")
-    weak,strong = tensor(i["logits_weak"]),tensor(i["logits_strong"])
+    weak = tensor(i["logits_weak"])
+    strong = tensor(i["logits_strong"])
     cb = InPL(energy_threshold=i["e_cutoff"])
-    target,mask = cb.target(weak, None),cb.select(weak, None)
+    target = cb.target(weak, None)
+    mask = cb.select(weak, None)
     torch.testing.assert_close(energy_score(weak), tensor(want["energy"]), atol=tol, rtol=0)
-    assert mask.float().tolist() == want["mask"] and target.argmax(1).tolist() == want["pseudo_label"]
+    assert (
+        mask.float().tolist() == want["mask"] and target.argmax(1).tolist() == want["pseudo_label"]
+    )
     assert cb.consistency(strong, target, mask).item() == pytest.approx(want["unsup_loss"], abs=tol)
 
 
 def test_margin_by_hand():
-    z,q = torch.zeros(1, 2),tensor([.75,.25])
+    z = torch.zeros(1, 2)
+    q = tensor([.75,.25])
     torch.testing.assert_close(margin_logits(z, q, 1.).softmax(1), q[None])
     assert margin_logits(z, q, .5).softmax(1)[0,0].item() == pytest.approx(3**.5/(1+3**.5))
-    loss = lambda c: consistency_loss(margin_logits(z, q, 1.), F.one_hot(tensor([c]), 2).float(), tensor([1.])).item()
-    assert loss(1) == pytest.approx(math.log(4)) and loss(0) == pytest.approx(math.log(4/3))             # the rare class has more to win
+    loss = lambda c: consistency_loss(
+        margin_logits(z, q, 1.0), F.one_hot(tensor([c]), 2).float(), tensor([1.0])
+    ).item()
+    # the rare class has more to win
+    assert loss(1) == pytest.approx(math.log(4)) and loss(0) == pytest.approx(math.log(4/3))
 
 
 def test_the_mean_prediction_follows_only_with_a_margin():
@@ -115,14 +170,18 @@ def test_the_ledger_has_the_energy():
 def test_tsa_reference(root):
     i,want,tol = reference(root, "uda_tsa")
     for schedule,values in want.items():
-        assert [tsa_threshold(n/i["total_iter"], i["num_classes"], schedule) for n in i["cur_iter"]] == pytest.approx(values, abs=tol)
+        assert [
+            tsa_threshold(n / i["total_iter"], i["num_classes"], schedule) for n in i["cur_iter"]
+        ] == pytest.approx(values, abs=tol)
 
 
 def test_annealing_by_hand():
-    z,y = tensor([[math.log(3),0.], [0.,0.], [0.,math.log(3)]]),tensor([0,0,0])
+    z = tensor([[math.log(3),0.], [0.,0.], [0.,math.log(3)]])
+    y = tensor([0,0,0])
     keep = tsa_keep(z, F.one_hot(y, 2).float(), .6)                           # ¾, ½, ¼
     assert keep.tolist() == [False, True, True]
-    assert tsa_keep(z, tensor([[.5,.5]]*3), .5).all()                         # a mixed target has ½ of everything
+    # a mixed target has ½ of everything
+    assert tsa_keep(z, tensor([[.5,.5]]*3), .5).all()
 
 
 class Labeled(Callback):
@@ -137,7 +196,9 @@ class Labeled(Callback):
         ce = F.cross_entropy(s.pred, s.y, reduction="none")
         keep = p <= eta
         want = (ce*keep).sum()/keep.sum().clamp_min(1)
-        self.values.append(((self.learn.loss_grad - s.losses["uda"][0]).item(), want.item(), keep.sum().item()))
+        self.values.append(
+            ((self.learn.loss_grad - s.losses["uda"][0]).item(), want.item(), keep.sum().item())
+        )
 
 
 def test_annealing_divides_by_what_is_kept():
@@ -150,12 +211,19 @@ def test_all_labels_learned_is_no_division_by_zero():
     cb = UDA(tsa="exp")
     s = SimpleNamespace(pred=20*torch.eye(10), targets=torch.eye(10))
     assert not tsa_keep(s.pred, s.targets, tsa_threshold(0, 10, cb.tsa)).any()
-    from labelkit.core.supervision import soft_target_loss
-    assert soft_target_loss(torch.nn.CrossEntropyLoss(), s.pred, s.targets, torch.zeros(10)).item() == 0
+    from labelkit.core.losses import soft_target_loss
+
+    assert (
+        soft_target_loss(torch.nn.CrossEntropyLoss(), s.pred, s.targets, torch.zeros(10)).item()
+        == 0
+    )
 
 
 def test_annealing_beside_a_mix_and_without():
-    runs = [fit(learner(cbs), 2) for cbs in ([UDA()], [UDA(tsa="log")], [UDA(tsa="exp")], [UDA(tsa="exp"), CutMix()])]
+    runs = [
+        fit(learner(cbs), 2)
+        for cbs in ([UDA()], [UDA(tsa="log")], [UDA(tsa="exp")], [UDA(tsa="exp"), CutMix()])
+    ]
     assert all(torch.isfinite(v).all() for r in runs for v in weights(r).values())
     assert not any(same(weights(a), weights(b)) for i,a in enumerate(runs) for b in runs[:i])
 
@@ -165,7 +233,16 @@ def test_temperature_is_used():
     assert not same(*runs)
 
 
-@pytest.mark.parametrize("make,said", [(lambda: InPL("low"), "energy_threshold='low'"), (lambda: InPL(margin=-1), "margin=-1"), (lambda: InPL(ema_decay=2), "ema_decay=2"),
-                                       (lambda: UDA(temperature=0), "temperature=0"), (lambda: UDA(threshold=80), "threshold=80"), (lambda: UDA(tsa="cosine"), "tsa='cosine'.*'exp'")])
+@pytest.mark.parametrize(
+    "make,said",
+    [
+        (lambda: InPL("low"), "energy_threshold='low'"),
+        (lambda: InPL(margin=-1), "margin=-1"),
+        (lambda: InPL(ema_decay=2), "ema_decay=2"),
+        (lambda: UDA(temperature=0), "temperature=0"),
+        (lambda: UDA(threshold=80), "threshold=80"),
+        (lambda: UDA(tsa="cosine"), "tsa='cosine'.*'exp'"),
+    ],
+)
 def test_bad_input(make, said):
     with pytest.raises(LabelKitError, match=said): make()

@@ -1,4 +1,5 @@
-"""IOMatch: a value of the official code, the sum of the shares, which samples teach which head, and where the gradients go."""
+"""IOMatch: a value of the official code, the sum of the shares, which samples teach which head, and
+where the gradients go."""
 import json, pickle
 
 import pytest
@@ -14,21 +15,28 @@ from labelkit.pseudo.iomatch import IOMatch, one_vs_all_loss, open_targets
 
 def test_one_vs_all_reference(root):
     (ref,) = json.loads((root/"tests/reference/iomatch.json").read_text())
-    logits,labels = tensor(ref["inputs"]["logits_mb [B,2K]"]),tensor(ref["inputs"]["labels"])
+    logits = tensor(ref["inputs"]["logits_mb [B,2K]"])
+    labels = tensor(ref["inputs"]["labels"])
     loss = one_vs_all_loss(logits.view(len(logits), 2, -1), torch.eye(3)[labels])
     assert loss.item() == pytest.approx(ref["expected"], abs=ref["tolerance_abs"])
 
 
 def test_weights_leave_a_sample_out():
-    logits,t = torch.randn(4, 2, 3),torch.eye(3)[[0,1,2,0]]
-    assert torch.allclose(one_vs_all_loss(logits, t, tensor([1.,1.,0.,1.])), one_vs_all_loss(logits[[0,1,3]], t[[0,1,3]]))
+    logits = torch.randn(4, 2, 3)
+    t = torch.eye(3)[[0,1,2,0]]
+    assert torch.allclose(
+        one_vs_all_loss(logits, t, tensor([1.0, 1.0, 0.0, 1.0])),
+        one_vs_all_loss(logits[[0, 1, 3]], t[[0, 1, 3]]),
+    )
 
 
 def test_open_targets_are_distributions():
     q = open_targets(torch.randn(50, 6).softmax(1), 5*torch.randn(50, 2, 6))
     assert q.shape == (50, 7) and (q >= 0).all()
     torch.testing.assert_close(q.sum(1), torch.ones(50))
-    certain = open_targets(torch.eye(3), torch.stack([torch.full((3,3), -50.), torch.full((3,3), 50.)], 1))
+    certain = open_targets(
+        torch.eye(3), torch.stack([torch.full((3, 3), -50.0), torch.full((3, 3), 50.0)], 1)
+    )
     torch.testing.assert_close(certain, torch.cat([torch.eye(3), torch.zeros(3,1)], 1))
 
 
@@ -36,14 +44,26 @@ def test_who_teaches_whom():
     cb = IOMatch(threshold=.9)
     cb._p = tensor([[.95,.05], [.95,.05], [.6,.4]])
     cb._q = tensor([[.8,.05,.15], [.3,.02,.68], [.5,.3,.2]])
-    assert cb.select(None, None).tolist() == [True, False, False]  # sure and known; sure and unknown; unsure
+    # sure and known; sure and unknown; unsure
+    assert cb.select(None, None).tolist() == [True, False, False]
     assert torch.equal(cb.target(None, None), cb._p)
 
 
 def opened(n=120, **kwargs):
     base = data(n=n, labeled=None)
     a = base.train_ds.arrays
-    return from_arrays(a.x, base.truth, base.valid_ds.arrays.x, base.valid_ds.arrays.y, labeled=24, known=6, bs=8, ratio=3, view_hints=dict(flip=False), **kwargs)
+    return from_arrays(
+        a.x,
+        base.truth,
+        base.valid_ds.arrays.x,
+        base.valid_ds.arrays.y,
+        labeled=24,
+        known=6,
+        bs=8,
+        ratio=3,
+        view_hints=dict(flip=False),
+        **kwargs,
+    )
 
 
 def six():
@@ -59,10 +79,23 @@ def test_heads_and_features_learn_but_the_classifier_is_not_taught_by_the_open_l
         order = 6
         def after_loss(self):
             if not self.training: return
-            losses,cb = self.learn.supervision.record.losses,self.learn.io_match
-            where = [next(self.learn.model.parameters()), self.learn.model.head.weight, cb.heads.module.projector[0].weight]
+            losses = self.learn.supervision.record.losses
+            cb = self.learn.io_match
+            where = [
+                next(self.learn.model.parameters()),
+                self.learn.model.head.weight,
+                cb.heads.module.projector[0].weight,
+            ]
             for k in ("io_match.open", "io_match.binary"):
-                seen.append([0. if g is None else float(g.abs().max()) for g in torch.autograd.grad(losses[k][0], where, retain_graph=True, allow_unused=True)])
+                seen.append(
+                    [
+                        0.0 if g is None else float(g.abs().max())
+                        for g in torch.autograd.grad(
+                            losses[k][0], where, retain_graph=True, allow_unused=True
+                        )
+                    ]
+                )
+
     cb = IOMatch(warmup=0, open_threshold=0.)
     learn = Learner(opened(), six(), cbs=[cb, Keep()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
@@ -80,13 +113,19 @@ def test_the_open_head_waits():
 def test_asking_changes_nothing():
     learn = Learner(dls := opened(), six(), cbs=IOMatch())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
-    learn.model.train(); learn.model.head.eval()
-    before,state = {k: v.clone() for k,v in learn.model.state_dict().items()},torch.get_rng_state()
+    learn.model.train()
+    learn.model.head.eval()
+    before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    state = torch.get_rng_state()
     p = learn.io_match.predict_open(dls.x_unknown)
     assert p.shape == (len(dls.x_unknown), 7) and not p.requires_grad
     torch.testing.assert_close(p.sum(1), torch.ones(len(p)))
     torch.testing.assert_close(learn.io_match.inlier_score(dls.x_unknown), p[:,:-1].sum(1))
-    assert learn.model.training and not learn.model.head.training and torch.equal(state, torch.get_rng_state())
+    assert (
+        learn.model.training
+        and not learn.model.head.training
+        and torch.equal(state, torch.get_rng_state())
+    )
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
 
 
@@ -112,14 +151,26 @@ def test_unknown_samples_are_marked_in_the_ledger():
 
 
 def test_what_is_refused():
-    for bad in (dict(threshold=2), dict(open_threshold=-.1), dict(open_weight=-1), dict(binary_weight="1"), dict(warmup=-1)):
+    for bad in (
+        dict(threshold=2),
+        dict(open_threshold=-0.1),
+        dict(open_weight=-1),
+        dict(binary_weight="1"),
+        dict(warmup=-1),
+    ):
         with pytest.raises(LabelKitError, match=next(iter(bad))): IOMatch(**bad)
-    with pytest.raises(LabelKitError, match="no heads yet"): IOMatch().predict_open(torch.rand(2,1,8,8))
+    with pytest.raises(LabelKitError, match="no heads yet"):
+        IOMatch().predict_open(torch.rand(2,1,8,8))
     learn = fit(learner([IOMatch()]))
     again = pickle.loads(pickle.dumps(learn.io_match.heads))
-    cb = IOMatch(); cb.heads = again
-    with pytest.raises(LabelKitError, match="left out of a pickle"): cb.predict_open(torch.rand(2,1,8,8))
+    cb = IOMatch()
+    cb.heads = again
+    with pytest.raises(LabelKitError, match="left out of a pickle"):
+        cb.predict_open(torch.rand(2,1,8,8))
     y = torch.eye(10)[torch.arange(40) % 10]
     y[20:] = float("nan")
-    dls = from_arrays(torch.rand(40,1,8,8), y, torch.rand(8,1,8,8), torch.eye(10)[:8], bs=4, kind="soft")
-    with pytest.raises(LabelKitError, match="kind 'soft'"): fit(Learner(dls, model(), cbs=[IOMatch()]))
+    dls = from_arrays(
+        torch.rand(40, 1, 8, 8), y, torch.rand(8, 1, 8, 8), torch.eye(10)[:8], bs=4, kind="soft"
+    )
+    with pytest.raises(LabelKitError, match="kind 'soft'"):
+        fit(Learner(dls, model(), cbs=[IOMatch()]))

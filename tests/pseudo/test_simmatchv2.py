@@ -12,10 +12,19 @@ from contract import data, fit, learner, model, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.models import head_of
 from labelkit.pseudo.base import align_distribution
-from labelkit.pseudo.simmatchv2 import Bank, SimMatchV2, edge_edge_loss, edges, node_edge_loss, normalize_features, propagated_labels
+from labelkit.pseudo.simmatchv2 import (
+    Bank,
+    SimMatchV2,
+    edge_edge_loss,
+    edges,
+    node_edge_loss,
+    normalize_features,
+    propagated_labels,
+)
 
 
-def unit(*shape, seed=0): return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+def unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
 def by_inverse(f, p, bank, labels, k, t, alpha):
@@ -23,22 +32,51 @@ def by_inverse(f, p, bank, labels, k, t, alpha):
     out = []
     for x,y in zip(f.double(), p.double()):
         near = (bank.double()@x).topk(min(k, len(bank))).indices
-        nodes,Y = torch.cat([x[None], bank.double()[near]]),torch.cat([y[None], labels.double()[near]])
+        nodes = torch.cat([x[None], bank.double()[near]])
+        Y = torch.cat([y[None], labels.double()[near]])
         A = (nodes@nodes.T/t).fill_diagonal_(-torch.inf).softmax(1)
         out.append(((1-alpha)*torch.linalg.inv(torch.eye(len(A)).double()-alpha*A)@Y)[0])
     return torch.stack(out).float()
 
 
 def test_reference(root):
-    (ref,) = [o for o in json.loads((root/"tests/reference/pseudo.json").read_text()) if o["name"] == "simmatchv2_graph_consistency"]
-    i,want,tol = ref["inputs"],ref["expected"],ref["tolerance_abs"]
-    weak,strong,logits,l_bank,u_bank,u_labels = (tensor(i[k]) for k in ("feat_weak (L2-normalised)", "feat_strong", "logits_weak", "l_bank", "u_bank", "u_labels"))
+    (ref,) = [
+        o
+        for o in json.loads((root / "tests/reference/pseudo.json").read_text())
+        if o["name"] == "simmatchv2_graph_consistency"
+    ]
+    i = ref["inputs"]
+    want = ref["expected"]
+    tol = ref["tolerance_abs"]
+    weak, strong, logits, l_bank, u_bank, u_labels = (
+        tensor(i[k])
+        for k in (
+            "feat_weak (L2-normalised)",
+            "feat_strong",
+            "logits_weak",
+            "l_bank",
+            "u_bank",
+            "u_labels",
+        )
+    )
     close = lambda a,b: torch.testing.assert_close(a, tensor(b), atol=tol, rtol=0)
-    mean,raw = torch.full((3,), 1/3),logits.softmax(1)
+    mean = torch.full((3,), 1/3)
+    raw = logits.softmax(1)
     probs = align_distribution(raw, mean)
     close(probs, want["prob_ku_after_DA"])
     close((i["da_m"]*mean + (1-i["da_m"])*raw.mean(0))[None], want["da_after"])
-    close(propagated_labels(weak, probs, l_bank, F.one_hot(tensor(i["l_labels"])).float(), i["topn"], i["t"], i["alpha"]), want["pseudo_label"])
+    close(
+        propagated_labels(
+            weak,
+            probs,
+            l_bank,
+            F.one_hot(tensor(i["l_labels"])).float(),
+            i["topn"],
+            i["t"],
+            i["alpha"],
+        ),
+        want["pseudo_label"],
+    )
     e = edges(strong, u_bank, i["t"])
     close(edge_edge_loss(e, edges(weak, u_bank, i["t"])), want["loss_ee"])
     close(node_edge_loss(e, u_labels, probs), want["loss_ne"])
@@ -48,19 +86,39 @@ def test_reference(root):
 @pytest.mark.parametrize("alpha", [0., .1, .8])
 @pytest.mark.parametrize("t", [.01, .1, 1.])
 def test_propagation_is_the_inverse(n, k, alpha, t):
-    f,bank = unit(7, 4),unit(n, 4, seed=1)
-    p,labels = torch.rand(7, 3).softmax(1),F.one_hot(torch.arange(n) % 3, 3).float()
-    torch.testing.assert_close(propagated_labels(f, p, bank, labels, k, t, alpha), by_inverse(f, p, bank, labels, k, t, alpha), atol=2e-5, rtol=1e-4)
+    f = unit(7, 4)
+    bank = unit(n, 4, seed=1)
+    p = torch.rand(7, 3).softmax(1)
+    labels = F.one_hot(torch.arange(n) % 3, 3).float()
+    torch.testing.assert_close(
+        propagated_labels(f, p, bank, labels, k, t, alpha),
+        by_inverse(f, p, bank, labels, k, t, alpha),
+        atol=2e-5,
+        rtol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("k", [3, 8])
 @pytest.mark.parametrize("t", [.01, .1])
 def test_rows_that_hold_nothing_are_left_out(k, t):
-    f,bank,p = unit(5, 4),unit(8, 4, seed=1),torch.rand(5, 3).softmax(1)
-    labels,known = F.one_hot(torch.arange(8) % 3, 3).float(),torch.arange(8) % 2 == 0
+    f = unit(5, 4)
+    bank = unit(8, 4, seed=1)
+    p = torch.rand(5, 3).softmax(1)
+    labels = F.one_hot(torch.arange(8) % 3, 3).float()
+    known = torch.arange(8) % 2 == 0
     holes = bank*known[:,None],labels*known[:,None]
-    torch.testing.assert_close(propagated_labels(f, p, *holes, k, t, .3, known), propagated_labels(f, p, bank[known], labels[known], k, t, .3), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(propagated_labels(f, p, torch.zeros(8, 4), torch.zeros(8, 3), k, t, .3, torch.zeros(8, dtype=torch.bool)), p)
+    torch.testing.assert_close(
+        propagated_labels(f, p, *holes, k, t, 0.3, known),
+        propagated_labels(f, p, bank[known], labels[known], k, t, 0.3),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    torch.testing.assert_close(
+        propagated_labels(
+            f, p, torch.zeros(8, 4), torch.zeros(8, 3), k, t, 0.3, torch.zeros(8, dtype=torch.bool)
+        ),
+        p,
+    )
     e = edges(f, holes[0], t, known)
     torch.testing.assert_close(e[:,known], edges(f, bank[known], t))
     assert (e[:,~known].exp() == 0).all()
@@ -70,20 +128,39 @@ def test_the_bank_keeps_by_id():
     b = Bank(tensor([1, 3, 4, 8]), 10, 2, 2, size=2)
     assert b.size == 2 and b.place[[1, 4]].tolist() == [0, 1]                # every second one
     b.write(tensor([3, 4]), tensor([[9.,9.],[0.,1.]]), torch.eye(2))
-    assert b.known.tolist() == [False, True] and b.features.tolist() == [[0,0],[0,1]] and b.labels[1].tolist() == [0,1]
+    assert (
+        b.known.tolist() == [False, True]
+        and b.features.tolist() == [[0, 0], [0, 1]]
+        and b.labels[1].tolist() == [0, 1]
+    )
     again = Bank(tensor([1, 3, 4, 8]), 10, 2, 2, size=2)
     again.load_state_dict(b.state_dict())
     assert torch.equal(again.features, b.features) and torch.equal(again.known, b.known)
 
 
 def test_banks_and_teacher_in_a_fit():
-    cb,history = SimMatchV2(ema_decay=.5),[]
+    cb = SimMatchV2(ema_decay=.5)
+    history = []
 
     class Weights(Callback):
         order = 1000
-        def before_train(self): history.append([head_of(self.learn.model).weight.detach().clone(), cb.projector.module.layers[1].weight.detach().clone()])
+        def before_train(self):
+            history.append(
+                [
+                    head_of(self.learn.model).weight.detach().clone(),
+                    cb.projector.module.layers[1].weight.detach().clone(),
+                ]
+            )
+
         def after_batch(self):
-            if self.training: history.append([head_of(self.learn.model).weight.detach().clone(), cb.projector.module.layers[1].weight.detach().clone()])
+            if self.training:
+                history.append(
+                    [
+                        head_of(self.learn.model).weight.detach().clone(),
+                        cb.projector.module.layers[1].weight.detach().clone(),
+                    ]
+                )
+
     learn = fit(learner([cb, Weights()]))
     mean = history[0]
     for w in history[1:]: mean = [.5*a + .5*b for a,b in zip(mean, w)]
@@ -92,27 +169,49 @@ def test_banks_and_teacher_in_a_fit():
     assert not torch.equal(history[0][1], history[-1][1]), "the projector is not trained"
     given = learn.dls.given
     assert cb.labeled.known.all() and torch.equal(cb.labeled.labels.argmax(1), given[given >= 0])
-    torch.testing.assert_close(cb.unlabeled.features[cb.unlabeled.known].norm(dim=1), torch.ones(int(cb.unlabeled.known.sum())))
+    torch.testing.assert_close(
+        cb.unlabeled.features[cb.unlabeled.known].norm(dim=1),
+        torch.ones(int(cb.unlabeled.known.sum())),
+    )
     torch.testing.assert_close(cb.mean.sum(), tensor(1.))
     assert len(cb.unlabeled.features) == (given == -1).sum()
 
 
 def test_losses_of_a_step():
     "The node loss has the propagated label and the aligned confidence; several views are averaged"
-    cb,seen = SimMatchV2(threshold=.12, views=2),[]
+    cb = SimMatchV2(threshold=.12, views=2)
+    seen = []
 
     class Check(Callback):
         order = 6
-        def before_batch(self): self.before = None if not self.training else SimpleNamespace(mean=cb.mean.clone(), l=cb.labeled.state_dict(), x=cb._seen[0])
+        def before_batch(self):
+            self.before = (
+                None
+                if not self.training
+                else SimpleNamespace(mean=cb.mean.clone(), l=cb.labeled.state_dict(), x=cb._seen[0])
+            )
+
         def after_pred(self):
             if not self.training: return
-            s,n = self.learn.supervision.record,len(self.learn.supervision.record.x)
+            s = self.learn.supervision.record
+            n = len(self.learn.supervision.record.x)
             logits,f = cb.teacher(self.before.x, features=True)
             f = cb.teacher_projector(f)
             p = align_distribution(logits[n:].softmax(1), self.before.mean)
             l = {k: v[:-1] for k,v in self.before.l.items()}
-            target = by_inverse(f[n:], p, l["features"][l["known"]], l["labels"][l["known"]], 128, .1, .1) if l["known"].any() else p
-            ce = torch.stack([F.cross_entropy(z, target, reduction="none")*(p.amax(1) >= .12) for z in s.outputs["sim_match_v2"].chunk(2)]).mean()
+            target = (
+                by_inverse(
+                    f[n:], p, l["features"][l["known"]], l["labels"][l["known"]], 128, 0.1, 0.1
+                )
+                if l["known"].any()
+                else p
+            )
+            ce = torch.stack(
+                [
+                    F.cross_entropy(z, target, reduction="none") * (p.amax(1) >= 0.12)
+                    for z in s.outputs["sim_match_v2"].chunk(2)
+                ]
+            ).mean()
             seen.append((s.losses["sim_match_v2.node"][0].item(), ce.item()))
     fit(learner([cb, Check()]), 2)
     a,b = zip(*seen)
@@ -122,33 +221,54 @@ def test_losses_of_a_step():
 def test_nothing_is_learned_in_a_search():
     learn = learner([cb := SimMatchV2()])
     with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
-    assert not cb.labeled.known.any() and not cb.unlabeled.known.any() and cb.teacher.steps == 0 and torch.equal(cb.mean, torch.full((10,), .1))
+    assert (
+        not cb.labeled.known.any()
+        and not cb.unlabeled.known.any()
+        and cb.teacher.steps == 0
+        and torch.equal(cb.mean, torch.full((10,), 0.1))
+    )
 
 
 def test_a_bank_smaller_than_the_data():
     learn = fit(learner([cb := SimMatchV2(bank=20, k=3, dim=8)]), 2)
-    assert cb.unlabeled.features.shape == (20, 8) and all(torch.isfinite(v).all() for v in weights(learn).values())
+    assert cb.unlabeled.features.shape == (20, 8) and all(
+        torch.isfinite(v).all() for v in weights(learn).values()
+    )
     assert not same(weights(learn), weights(fit(learner([SimMatchV2(k=3, dim=8)]), 2)))
 
 
 def test_feature_normalisation_is_in_front_of_the_head():
     net = model()
-    x,head = torch.rand(4, 1, 8, 8),net.head
+    x = torch.rand(4, 1, 8, 8)
+    head = net.head
     want = head(F.layer_norm(net.embed(net.normalize(x)), (head.in_features,)))
     torch.testing.assert_close(normalize_features(net)(x), want)
     assert head_of(net) is head
-    with pytest.raises(LabelKitError, match="no linear layer"): normalize_features(nn.Sequential(nn.Flatten()))
+    with pytest.raises(LabelKitError, match="no linear layer"):
+        normalize_features(nn.Sequential(nn.Flatten()))
 
 
 def test_several_labels_are_refused():
     from fastai.basics import Learner
     dls = data()
     learn = Learner(dls, model(), loss_func=nn.BCEWithLogitsLoss(), cbs=[SimMatchV2()])
-    for dl in (dls.train, dls.valid): dl.dataset.arrays.y = F.one_hot(dl.dataset.arrays.y.clamp_min(0), 10).float()
+    for dl in (dls.train, dls.valid):
+        dl.dataset.arrays.y = F.one_hot(dl.dataset.arrays.y.clamp_min(0), 10).float()
     with pytest.raises(LabelKitError, match="kind 'multi': SimMatchV2"): fit(learn)
 
 
-@pytest.mark.parametrize("kwargs,said", [(dict(alpha=1.), "alpha=1.0"), (dict(threshold=70), "threshold=70"), (dict(temperature=0), "temperature=0"), (dict(k=0), "k=0"),
-                                         (dict(bank=0), "bank=0"), (dict(views=0), "views=0"), (dict(edge_weight=-1), "edge_weight=-1"), (dict(weight=-1), "weight=-1")])
+@pytest.mark.parametrize(
+    "kwargs,said",
+    [
+        (dict(alpha=1.0), "alpha=1.0"),
+        (dict(threshold=70), "threshold=70"),
+        (dict(temperature=0), "temperature=0"),
+        (dict(k=0), "k=0"),
+        (dict(bank=0), "bank=0"),
+        (dict(views=0), "views=0"),
+        (dict(edge_weight=-1), "edge_weight=-1"),
+        (dict(weight=-1), "weight=-1"),
+    ],
+)
 def test_bad_input(kwargs, said):
     with pytest.raises(LabelKitError, match=said): SimMatchV2(**kwargs)

@@ -1,6 +1,6 @@
-"ConfidentRelabel: cleanlab's numbers, what it does to a fit and what it leaves alone, users' own loaders, and wrong input"
+"""nfidentRelabel: cleanlab's numbers, what it does to a fit and what it leaves alone, users' own
+loaders, and wrong inp"""
 import json, pickle, random
-from pathlib import Path
 
 import numpy as np, pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy
@@ -28,7 +28,9 @@ def data(n=120, c=4, noise_rate=.25, seed=0, bs=16, **kwargs):
     y = torch.arange(2*n) % c
     x = torch.rand(2*n, 1, 4, 4, generator=g)*.4
     for i,k in enumerate(y.tolist()): x[i, 0, 2*(k//2):2*(k//2)+2, 2*(k%2):2*(k%2)+2] += .5
-    return from_arrays(x[:n], y[:n], x[n:], y[n:], noise_rate=noise_rate, seed=seed, bs=bs, **kwargs)
+    return from_arrays(
+        x[:n], y[:n], x[n:], y[n:], noise_rate=noise_rate, seed=seed, bs=bs, **kwargs
+    )
 
 
 def probs_for(dls, sure=.9):
@@ -38,16 +40,25 @@ def probs_for(dls, sure=.9):
 
 
 def make(cbs, dls=None, seed=0, metrics=accuracy, **kwargs):
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     dls = data(**kwargs) if dls is None else dls
-    return Learner(dls, small_cnn(dls, width=4), cbs=cbs, metrics=metrics, loss_func=nn.CrossEntropyLoss())
+    return Learner(
+        dls, small_cnn(dls, width=4), cbs=cbs, metrics=metrics, loss_func=nn.CrossEntropyLoss()
+    )
+
 
 def fit(learn, epochs=2, **kwargs):
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 3e-3, **kwargs)
     return learn
 
 def weights(learn): return [p.detach().clone() for p in learn.model.state_dict().values()]
-def same(a, b): return all(torch.equal(p, q) for p,q in zip(weights(a), weights(b))) and a.recorder.losses == b.recorder.losses
+def same(a, b):
+    return (
+        all(torch.equal(p, q) for p, q in zip(weights(a), weights(b)))
+        and a.recorder.losses == b.recorder.losses
+    )
 
 
 class Records(Callback):
@@ -59,10 +70,14 @@ class Records(Callback):
 
 class TestStatistics:
     def test_reference(self):
-        e,tol = reference["expected"],reference["tolerance"]
-        y,p = torch.tensor(reference["inputs"]["labels"]),torch.tensor(reference["inputs"]["pred_probs"], dtype=torch.double)
+        e = reference["expected"]
+        tol = reference["tolerance"]
+        y = torch.tensor(reference["inputs"]["labels"])
+        p = torch.tensor(reference["inputs"]["pred_probs"], dtype=torch.double)
         f = confident_learning(y, p)
-        assert torch.allclose(f["thresholds"].double(), torch.tensor(e["thresholds"]).double(), atol=tol)
+        assert torch.allclose(
+            f["thresholds"].double(), torch.tensor(e["thresholds"]).double(), atol=tol
+        )
         assert f["counts"].tolist() == e["uncalibrated"]
         assert torch.allclose(f["joint"], torch.tensor(e["joint"]), atol=tol)
         assert torch.allclose(f["trust"], torch.tensor(e["noise_matrix"]).diagonal(), atol=tol)
@@ -99,12 +114,19 @@ class TestFolds:
         dls = data(noise_rate=0.)
         seen = []
         class Parrot(nn.Module):
-            def __init__(self): super().__init__(); self.w,self.known = nn.Parameter(torch.zeros(4)),[]; seen.append(self)
+            def __init__(self):
+                super().__init__()
+                self.w = nn.Parameter(torch.zeros(4))
+                self.known = []
+                seen.append(self)
             def forward(self, x):
                 if self.training: self.known += [o.sum().item() for o in x]
                 else: assert not {o.sum().item() for o in x} & set(self.known)
                 return self.w.expand(len(x), 4)
-        p = out_of_fold(dls.train, given_labels(dls)[1], Parrot, nn.CrossEntropyLoss(), folds=3, epochs=2)
+
+        p = out_of_fold(
+            dls.train, given_labels(dls)[1], Parrot, nn.CrossEntropyLoss(), folds=3, epochs=2
+        )
         assert len(seen) == 3 and torch.allclose(p.sum(1), torch.ones(len(p)))
 
     def test_fresh_copy(self):
@@ -119,7 +141,14 @@ class TestFolds:
     @pytest.mark.parametrize("bs", [1, 7, 200])
     def test_batch_sizes(self, bs):
         dls = data(n=29, bs=bs)
-        p = out_of_fold(dls.train, given_labels(dls)[1], lambda: small_cnn(dls, width=4), nn.CrossEntropyLoss(), folds=2, epochs=1)
+        p = out_of_fold(
+            dls.train,
+            given_labels(dls)[1],
+            lambda: small_cnn(dls, width=4),
+            nn.CrossEntropyLoss(),
+            folds=2,
+            epochs=1,
+        )
         assert torch.allclose(p.sum(1), torch.ones(29), atol=1e-5)
 
 
@@ -135,12 +164,16 @@ class TestActions:
     def test_prune(self, dls):
         learn,seen = self.run(dls)
         wrong = dls.given != dls.truth
-        for s in seen: assert torch.equal(s.weights, (~wrong[s.ids]).float()) and torch.equal(s.y, dls.given[s.ids])
+        for s in seen:
+            assert torch.equal(s.weights, (~wrong[s.ids]).float()) and torch.equal(
+                s.y, dls.given[s.ids]
+            )
 
     @pytest.mark.parametrize("soft", [False, True])
     def test_relabel(self, dls, soft):
         learn,seen = self.run(dls, action="relabel", soft=soft)
-        wrong,hot = dls.given != dls.truth,nn.functional.one_hot(dls.truth, dls.c).float()
+        wrong = dls.given != dls.truth
+        hot = nn.functional.one_hot(dls.truth, dls.c).float()
         target = torch.where(wrong[:,None] & soft, probs_for(dls), hot)
         for s in seen: assert torch.allclose(s.targets, target[s.ids]) and s.weights is None
 
@@ -163,21 +196,36 @@ class TestActions:
         learn = fit(make(ConfidentRelabel(pred_probs=p, share=3/120), dls), 1)
         book = learn.confident_relabel.issues()
         assert sorted(book.id[book.touched]) == worst.tolist() and len(book) == len(wrong)
-        assert (learn.confident_relabel.new_weights == 0).nonzero().flatten().tolist() == worst.tolist()
+        assert (
+            learn.confident_relabel.new_weights == 0
+        ).nonzero().flatten().tolist() == worst.tolist()
 
     def test_issues(self, dls):
         dls.vocab = ["<b>", "cat", "dog", "it's"]
         learn,_ = self.run(dls)
         f = learn.confident_relabel.issues()
         wrong = (dls.given != dls.truth).nonzero().flatten().tolist()
-        assert sorted(f.id) == wrong and (f.suggested_label == f.true_label).all() and set(f.severity) == {"high"}
+        assert (
+            sorted(f.id) == wrong
+            and (f.suggested_label == f.true_label).all()
+            and set(f.severity) == {"high"}
+        )
         row = f.iloc[0]
-        assert row.reason.startswith(f"given {row.given_label} is predicted with 0.03, below its class threshold 0.")
+        assert row.reason.startswith(
+            f"given {row.given_label} is predicted with 0.03, below its class threshold 0."
+        )
         assert f"; {row.suggested_label} with 0.90, reaching its class threshold 0." in row.reason
-        assert row.given_label == dls.vocab[dls.given[row.id]] and row.label_quality == pytest.approx(.1/3)
+        assert row.given_label == dls.vocab[
+            dls.given[row.id]
+        ] and row.label_quality == pytest.approx(0.1 / 3)
         book = learn.confident_relabel.ledger
-        assert book.summary().accuracy.tolist() == [1.] and book.summary().mask_rate.iloc[0] == pytest.approx(len(wrong)/120)
-        assert set(book.frame().reason) == {"not flagged", "another class reaches its threshold, the given one does not"}
+        assert book.summary().accuracy.tolist() == [1.0] and book.summary().mask_rate.iloc[
+            0
+        ] == pytest.approx(len(wrong) / 120)
+        assert set(book.frame().reason) == {
+            "not flagged",
+            "another class reaches its threshold, the given one does not",
+        }
 
     def test_ledger_file(self, dls, tmp_path):
         learn,_ = self.run(dls)
@@ -187,7 +235,8 @@ class TestActions:
 
 
 class TestFit:
-    def test_neutral(self): assert same(fit(make(ConfidentRelabel(**ConfidentRelabel.card.neutral))), fit(make([])))
+    def test_neutral(self):
+        assert same(fit(make(ConfidentRelabel(**ConfidentRelabel.card.neutral))), fit(make([])))
 
     def test_cross_validation_leaves_no_trace(self):
         "With a share too small for one sample it looks at all labels and touches none"
@@ -200,9 +249,14 @@ class TestFit:
 
     def test_only_once(self, monkeypatch):
         calls = []
-        monkeypatch.setattr(ConfidentRelabel, "cross_validate", lambda self: calls.append(1) or probs_for(self.dls)[self.ids])
+        monkeypatch.setattr(
+            ConfidentRelabel,
+            "cross_validate",
+            lambda self: calls.append(1) or probs_for(self.dls)[self.ids],
+        )
         learn = make(ConfidentRelabel())
-        learn.validate(); learn.get_preds()
+        learn.validate()
+        learn.get_preds()
         assert not calls
         with learn.no_bar(), learn.no_logging(): learn.lr_find(show_plot=False, num_it=8)
         assert not calls and not learn.confident_relabel.found
@@ -220,7 +274,11 @@ class TestFit:
         learn = make(ConfidentRelabel(model_fn=lambda: (_ for _ in ()).throw(stop("now"))))
         rng = torch.get_rng_state()
         with pytest.raises(stop): fit(learn)
-        assert torch.equal(torch.get_rng_state(), rng) and "one_batch" not in learn.__dict__ and not learn.confident_relabel.found
+        assert (
+            torch.equal(torch.get_rng_state(), rng)
+            and "one_batch" not in learn.__dict__
+            and not learn.confident_relabel.found
+        )
         learn.confident_relabel.model_fn = None
         fit(learn, 1)
 
@@ -231,7 +289,9 @@ class TestFit:
         ours = lambda *cbs: make([ConfidentRelabel(action="relabel", **quick), *cbs])
         whole = fit(ours(Checkpoint(tmp_path/"a.pt")), 3)
         with pytest.raises(KeyboardInterrupt): fit(ours(Checkpoint(tmp_path/"b.pt"), Stop()), 3)
-        monkeypatch.setattr(ConfidentRelabel, "cross_validate", lambda self: pytest.fail("judged again"))
+        monkeypatch.setattr(
+            ConfidentRelabel, "cross_validate", lambda self: pytest.fail("judged again")
+        )
         resumed = fit(ours(Checkpoint(tmp_path/"b.pt")), 3)
         assert same(whole, resumed)
         assert whole.confident_relabel.issues().equals(resumed.confident_relabel.issues())
@@ -239,15 +299,23 @@ class TestFit:
     def test_beside_others(self):
         dls = data(n=160, labeled=80, ratio=1)
         rec = Records()
-        learn = make([ConfidentRelabel(action="relabel", **quick), FixMatch(threshold=.3), CutMix(), rec], dls)
+        learn = make(
+            [ConfidentRelabel(action="relabel", **quick), FixMatch(threshold=0.3), CutMix(), rec],
+            dls,
+        )
         fit(learn)
-        assert all(torch.allclose(s.targets.sum(1), torch.ones(len(s.targets)), atol=1e-5) for s in rec.seen)
+        assert all(
+            torch.allclose(s.targets.sum(1), torch.ones(len(s.targets)), atol=1e-5)
+            for s in rec.seen
+        )
         assert (learn.confident_relabel.slot[dls.given < 0] == -1).all()
         book = learn.confident_relabel.ledger.frame()
         assert (dls.given[book.id.to_numpy()] >= 0).all() and len(book) == 80
 
     def test_pickle_and_export(self, tmp_path):
-        learn = fit(make(ConfidentRelabel(model_fn=lambda: small_cnn(c=4, c_in=1, width=4), **quick)), 1)
+        learn = fit(
+            make(ConfidentRelabel(model_fn=lambda: small_cnn(c=4, c_in=1, width=4), **quick)), 1
+        )
         cb = pickle.loads(pickle.dumps(learn.confident_relabel))
         assert torch.equal(cb.new_weights, learn.confident_relabel.new_weights)
         learn.export(tmp_path/"m.pkl")
@@ -262,19 +330,31 @@ class TestFit:
 class TestOwnLoaders:
     def plain(self, n=60):
         d = data(n)
-        x,y = d.train_ds.arrays.x,d.given
-        dls = DataLoaders(DataLoader(TensorDataset(x, y), bs=8, shuffle=True, num_workers=0), DataLoader(TensorDataset(x, y), bs=8, num_workers=0))
+        x = d.train_ds.arrays.x
+        y = d.given
+        dls = DataLoaders(
+            DataLoader(TensorDataset(x, y), bs=8, shuffle=True, num_workers=0),
+            DataLoader(TensorDataset(x, y), bs=8, num_workers=0),
+        )
         dls.c = 4
         for dl in dls.loaders: dl.rng = random.Random(0)
         return dls,d
 
     def test_tensors(self):
         dls,d = self.plain()
-        learn = fit(make(ConfidentRelabel(action="relabel", pred_probs=probs_for(d)), label_dls(dls)), 1)
-        assert sorted(learn.confident_relabel.issues().id) == (d.given != d.truth).nonzero().flatten().tolist()
+        learn = fit(
+            make(ConfidentRelabel(action="relabel", pred_probs=probs_for(d)), label_dls(dls)), 1
+        )
+        assert (
+            sorted(learn.confident_relabel.issues().id)
+            == (d.given != d.truth).nonzero().flatten().tolist()
+        )
 
     def test_order_does_not_move(self):
-        a,b = (fit(make(cb, label_dls(self.plain()[0]))) for cb in (ConfidentRelabel(share=.001, **quick), []))
+        a, b = (
+            fit(make(cb, label_dls(self.plain()[0])))
+            for cb in (ConfidentRelabel(share=0.001, **quick), [])
+        )
         assert same(a, b)
 
     def test_folder_of_images(self, tmp_path):
@@ -286,17 +366,37 @@ class TestOwnLoaders:
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (10*i, 255*(i%2), 0)).save(folder/f"{i}.png")
         def loaders():
-            random.seed(0); np.random.seed(0); torch.manual_seed(0)
-            return label_dls(ImageDataLoaders.from_folder(tmp_path, train="train", valid="valid", bs=4, num_workers=0,
-                                                          batch_tfms=aug_transforms(size=8)))
-        a,b = (fit(make(cb, loaders(), metrics=None), 1) for cb in (ConfidentRelabel(share=.001, **quick), []))
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            return label_dls(
+                ImageDataLoaders.from_folder(
+                    tmp_path,
+                    train="train",
+                    valid="valid",
+                    bs=4,
+                    num_workers=0,
+                    batch_tfms=aug_transforms(size=8),
+                )
+            )
+
+        a, b = (
+            fit(make(cb, loaders(), metrics=None), 1)
+            for cb in (ConfidentRelabel(share=0.001, **quick), [])
+        )
         assert same(a, b)
-        learn = make(ConfidentRelabel(folds=2, epochs=20, action="relabel"), loaders(), metrics=None)
+        learn = make(
+            ConfidentRelabel(folds=2, epochs=20, action="relabel"), loaders(), metrics=None
+        )
         items = learn.dls.train_ds.items
-        assert [learn.dls.vocab[i] for i in given_labels(learn.dls)[1]] == [o.parent.name for o in items]
+        assert [learn.dls.vocab[i] for i in given_labels(learn.dls)[1]] == [
+            o.parent.name for o in items
+        ]
         fit(learn, 1)
         book = learn.confident_relabel.ledger.frame()
-        assert len(book) == 20 and [learn.dls.vocab[i] for i in book.given_label] == [items[i].parent.name for i in book.id]
+        assert len(book) == 20 and [learn.dls.vocab[i] for i in book.given_label] == [
+            items[i].parent.name for i in book.id
+        ]
 
     def test_no_augmentation_in_prediction(self):
         from labelkit.relabel.base import _Rows, load_rows
@@ -310,13 +410,33 @@ class TestRefused:
     def fails(self, cb, dls, text):
         with pytest.raises(LabelKitError, match=text): fit(make(cb, dls), 1)
 
-    def test_too_few_of_a_class(self): self.fails(ConfidentRelabel(folds=3), data(labeled=8, ratio=1), "folds=3, and class 0 has only 2 labeled samples")
-    def test_not_a_class_is_no_reason(self): assert stratified_folds(torch.tensor([0, 0, 2, 2]), 2, torch.Generator()).sum() == 2
+    def test_too_few_of_a_class(self):
+        self.fails(
+            ConfidentRelabel(folds=3),
+            data(labeled=8, ratio=1),
+            "folds=3, and class 0 has only 2 labeled samples",
+        )
 
-    @pytest.mark.parametrize("change,text", [
-        (lambda p: p[:-1], r"pred_probs has shape \(119, 4\): pass \[120, 4\]"), (lambda p: p[:,:3], r"shape \(120, 3\)"), (lambda p: p[:,0], "shape"),
-        (lambda p: p.index_fill(0, torch.tensor(7), float("nan")), "pred_probs of sample 7 is not finite"),
-        (lambda p: p*2, "pred_probs of sample 0 is not a distribution"), (lambda p: torch.stack([p[:,0]*0-1, p[:,0]*0+2, *p.T[2:]*0], 1), "not a distribution")])
+    def test_not_a_class_is_no_reason(self):
+        assert stratified_folds(torch.tensor([0, 0, 2, 2]), 2, torch.Generator()).sum() == 2
+
+    @pytest.mark.parametrize(
+        "change,text",
+        [
+            (lambda p: p[:-1], r"pred_probs has shape \(119, 4\): pass \[120, 4\]"),
+            (lambda p: p[:, :3], r"shape \(120, 3\)"),
+            (lambda p: p[:, 0], "shape"),
+            (
+                lambda p: p.index_fill(0, torch.tensor(7), float("nan")),
+                "pred_probs of sample 7 is not finite",
+            ),
+            (lambda p: p * 2, "pred_probs of sample 0 is not a distribution"),
+            (
+                lambda p: torch.stack([p[:, 0] * 0 - 1, p[:, 0] * 0 + 2, *p.T[2:] * 0], 1),
+                "not a distribution",
+            ),
+        ],
+    )
     def test_pred_probs(self, change, text):
         dls = data()
         self.fails(ConfidentRelabel(pred_probs=change(probs_for(dls))), dls, text)
@@ -325,7 +445,18 @@ class TestRefused:
         dls = data()
         fit(make(ConfidentRelabel(pred_probs=probs_for(dls).numpy()), dls), 1)
 
-    @pytest.mark.parametrize("kwargs", [dict(action="delete"), dict(weighting="loss"), dict(filter_by="all"), dict(share=2), dict(folds=1), dict(epochs=0), dict(lr=-1)])
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            dict(action="delete"),
+            dict(weighting="loss"),
+            dict(filter_by="all"),
+            dict(share=2),
+            dict(folds=1),
+            dict(epochs=0),
+            dict(lr=-1),
+        ],
+    )
     def test_arguments(self, kwargs):
         (name,value), = kwargs.items()
         with pytest.raises(LabelKitError, match=f"{name}={value!r}"): ConfidentRelabel(**kwargs)
@@ -335,8 +466,13 @@ class TestRefused:
         for y in (torch.eye(8)[:,:3], torch.rand(8), torch.full((8, 3), 1/3)):
             kind = "soft" if y.ndim == 2 and y[0,0] not in (0, 1) else None
             dls = from_arrays(x, y, x, y, kind=kind)
-            learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(16, max(dls.c, 1))), cbs=ConfidentRelabel(**quick))
-            with pytest.raises(LabelKitError, match="needs one class number for each sample"): fit(learn, 1)
+            learn = Learner(
+                dls,
+                nn.Sequential(nn.Flatten(), nn.Linear(16, max(dls.c, 1))),
+                cbs=ConfidentRelabel(**quick),
+            )
+            with pytest.raises(LabelKitError, match="needs one class number for each sample"):
+                fit(learn, 1)
 
     def test_no_ids(self):
         dls,_ = TestOwnLoaders().plain()
@@ -345,13 +481,25 @@ class TestRefused:
     def test_torch_loader(self):
         "PyTorch's own loader draws an order nobody can follow"
         d = data(60)
-        mk = lambda: torch.utils.data.DataLoader(TensorDataset(d.train_ds.arrays.x, d.given), batch_size=8)
+        mk = lambda: torch.utils.data.DataLoader(
+            TensorDataset(d.train_ds.arrays.x, d.given), batch_size=8
+        )
         dls = DataLoaders(mk(), mk())
-        dls.c,dls.train.first_id = 4,0
-        learn = Learner(dls, small_cnn(c=4, c_in=1, width=4), loss_func=nn.CrossEntropyLoss(), cbs=ConfidentRelabel(pred_probs=probs_for(d)))
+        dls.c = 4
+        dls.train.first_id = 0
+        learn = Learner(
+            dls,
+            small_cnn(c=4, c_in=1, width=4),
+            loss_func=nn.CrossEntropyLoss(),
+            cbs=ConfidentRelabel(pred_probs=probs_for(d)),
+        )
         with pytest.raises(LabelKitError, match="needs fastai's DataLoader"): fit(learn, 1)
 
     def test_issues_before_a_fit(self):
-        with pytest.raises(LabelKitError, match="call fit first"): make(ConfidentRelabel()).confident_relabel.issues()
+        with pytest.raises(LabelKitError, match="call fit first"):
+            make(ConfidentRelabel()).confident_relabel.issues()
 
-    def test_diverging(self): self.fails(ConfidentRelabel(lr=1e30, folds=2, epochs=3), data(), "diverge: use a smaller one")
+    def test_diverging(self):
+        self.fails(
+            ConfidentRelabel(lr=1e30, folds=2, epochs=3), data(), "diverge: use a smaller one"
+        )

@@ -1,4 +1,5 @@
-"""CoTeaching and NestedDropout: values of the official code, who learns from whose choice, and that both networks are cut and mixed alike."""
+"""CoTeaching and NestedDropout: values of the official code, who learns from whose choice, and that
+both networks are cut and mixed alike."""
 import json
 
 import pytest
@@ -19,7 +20,8 @@ from labelkit.relabel.nested_dropout import NestedDropout, channel_probs, first_
 
 
 @pytest.fixture
-def ref(root): return {o["name"]: o for o in json.loads((root/"tests/reference/co_teaching.json").read_text())}
+def ref(root):
+    return {o["name"]: o for o in json.loads((root/"tests/reference/co_teaching.json").read_text())}
 
 
 def test_selection_and_losses_of_the_official_code(ref):
@@ -28,17 +30,26 @@ def test_selection_and_losses_of_the_official_code(ref):
     l1,l2 = (F.cross_entropy(z, t, reduction="none") for z in (a, b))
     by1,by2 = (small_loss(v, o["inputs"]["forget_rate"]) for v in (l1, l2))
     want = o["expected"]
-    assert sorted(want["selected_by_net1"]) == by1.nonzero().flatten().tolist() and sorted(want["selected_by_net2"]) == by2.nonzero().flatten().tolist()
+    assert (
+        sorted(want["selected_by_net1"]) == by1.nonzero().flatten().tolist()
+        and sorted(want["selected_by_net2"]) == by2.nonzero().flatten().tolist()
+    )
     assert by1.sum() == want["num_remember"]
-    mean1,mean2 = l1[by2].mean(),l2[by1].mean()
-    assert mean1.item() == pytest.approx(want["loss_1_mean_ce"], abs=1e-6) and mean2.item() == pytest.approx(want["loss_2_mean_ce"], abs=1e-6)
+    mean1 = l1[by2].mean()
+    mean2 = l2[by1].mean()
+    assert mean1.item() == pytest.approx(
+        want["loss_1_mean_ce"], abs=1e-6
+    ) and mean2.item() == pytest.approx(want["loss_2_mean_ce"], abs=1e-6)
     assert mean1.item()/want["num_remember"] == pytest.approx(want["loss_1_official"], abs=1e-6)
 
 
 def test_ramp_of_the_official_code(ref):
     o = ref["forget_rate_schedule"]
-    rate,n = o["inputs"]["forget_rate"],o["inputs"]["num_gradual"]
-    assert [forget_rate(e, rate, n, "official") for e in range(12)] == pytest.approx(o["expected"]["first12"])
+    rate = o["inputs"]["forget_rate"]
+    n = o["inputs"]["num_gradual"]
+    assert [forget_rate(e, rate, n, "official") for e in range(12)] == pytest.approx(
+        o["expected"]["first12"]
+    )
     assert forget_rate(199, rate, n, "official") == pytest.approx(o["expected"]["last"])
     assert forget_rate(0, .4, 0) == forget_rate(0, .4, 1, "official") == .4
     assert [forget_rate(e, .4, 4) for e in range(6)] == pytest.approx([0., .1, .2, .3, .4, .4])
@@ -46,7 +57,9 @@ def test_ramp_of_the_official_code(ref):
 
 def test_channels_of_the_official_code(ref):
     o = ref["nested_dropout_distribution"]
-    assert channel_probs(o["inputs"]["N"], o["inputs"]["std"]).tolist() == pytest.approx(o["expected"], abs=1e-6)
+    assert channel_probs(o["inputs"]["N"], o["inputs"]["std"]).tolist() == pytest.approx(
+        o["expected"], abs=1e-6
+    )
 
 
 class Keep(Callback):
@@ -56,12 +69,18 @@ class Keep(Callback):
     def after_loss(self):
         if not self.training: return
         s = self.learn.supervision.record
-        self.seen.append((s, self.learn.loss.item(), {k: v.item() for k,(v,_) in s.auxiliary_losses.items()}))
+        self.seen.append(
+            (s, self.learn.loss.item(), {k: v.item() for k, (v, _) in s.auxiliary_losses.items()})
+        )
 
 
 def test_each_learns_from_the_others_choice():
-    keep,twin = Keep(),model(seed=5)
-    learn = learner([CoTeaching(noise_rate=.4, ramp=0, peer_fn=lambda: twin), keep], dls=data(noise_rate=.3, labeled=None))
+    keep = Keep()
+    twin = model(seed=5)
+    learn = learner(
+        [CoTeaching(noise_rate=0.4, ramp=0, peer_fn=lambda: twin), keep],
+        dls=data(noise_rate=0.3, labeled=None),
+    )
     peers = []
     handle = twin.register_forward_hook(lambda m,a,out: peers.append(out.detach()))
     fit(learn)
@@ -69,18 +88,26 @@ def test_each_learns_from_the_others_choice():
     for (s,loss,aux),its in zip(keep.seen, peers):
         l1,l2 = (F.cross_entropy(z.detach(), s.y, reduction="none") for z in (s.pred, its))
         n = int(.6*len(s.y))
-        mine,other = l2.argsort()[:n],l1.argsort()[:n]
+        mine = l2.argsort()[:n]
+        other = l1.argsort()[:n]
         assert loss == pytest.approx(l1[mine].mean().item(), abs=1e-5)
         assert aux["co_teaching.peer"] == pytest.approx(l2[other].mean().item(), abs=1e-5)
-    assert any(set((s.weights > 0).nonzero().flatten().tolist()) for s,*_ in keep.seen) and len(peers) == len(keep.seen)
+    assert any(set((s.weights > 0).nonzero().flatten().tolist()) for s, *_ in keep.seen) and len(
+        peers
+    ) == len(keep.seen)
 
 
 def test_official_variant_divides_again():
     losses = {}
     for v in ("paper", "official"):
-        fit(learner([CoTeaching(noise_rate=.5, ramp=0, variant=v), k := Keep()], dls=data(labeled=None)))
+        fit(
+            learner(
+                [CoTeaching(noise_rate=0.5, ramp=0, variant=v), k := Keep()], dls=data(labeled=None)
+            )
+        )
         losses[v] = k.seen[0][1]
-    assert losses["official"] == pytest.approx(losses["paper"]/8, rel=1e-4)  # 16 samples, of which 8 are kept
+    # 16 samples, of which 8 are kept
+    assert losses["official"] == pytest.approx(losses["paper"]/8, rel=1e-4)
 
 
 def test_networks_begin_apart_and_the_peer_learns():
@@ -107,7 +134,9 @@ class Reach(LabelCallback):
     "Cut what the head sees, and count on how many networks it was done"
     def __init__(self): self.calls = []
     def before_forward(self, s):
-        def cut(module, args): self.calls.append(module); return (args[0]*0,)
+        def cut(module, args):
+            self.calls.append(module)
+            return (args[0]*0,)
         s.hook(head_of(self.learn.model), cut, before=True)
 
 def test_hooks_reach_both_networks_in_one_step_and_are_gone():
@@ -115,7 +144,11 @@ def test_hooks_reach_both_networks_in_one_step_and_are_gone():
     fit(learn)
     n = len(learn.dls.train)
     assert len(r.calls) == 2*n and len(set(map(id, r.calls))) == 2
-    assert not any(m._forward_pre_hooks for net in (learn.model, learn.co_teaching.peer.module) for m in net.modules())
+    assert not any(
+        m._forward_pre_hooks
+        for net in (learn.model, learn.co_teaching.peer.module)
+        for m in net.modules()
+    )
 
 
 def test_ranking_in_evaluation_mode_does_not_see_the_cut():
@@ -125,23 +158,35 @@ def test_ranking_in_evaluation_mode_does_not_see_the_cut():
         def _evaluate(self, x):
             before = [b.clone() for b in (*self.learn.model.buffers(), *self.peer.module.buffers())]
             out = super()._evaluate(x)
-            assert all(torch.equal(a, b) for a,b in zip(before, (*self.learn.model.buffers(), *self.peer.module.buffers())))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(before, (*self.learn.model.buffers(), *self.peer.module.buffers()))
+            )
             assert self.learn.model.training and self.peer.module.training
-            asked.append(out[0]); return out
+            asked.append(out[0])
+            return out
     fit(learner([Look(noise_rate=.4, ramp=0, ranking="eval"), Reach()]))
-    assert asked and all(len(o.unique(dim=0)) > 1 for o in asked)  # with a cut, all logits were the head's bias
+    # with a cut, all logits were the head's bias
+    assert asked and all(len(o.unique(dim=0)) > 1 for o in asked)
 
 
 def test_evaluating_brings_each_mode_back():
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
     net[1].eval()
     with pytest.raises(KeyError):
-        with evaluating(net): assert not any(m.training for m in net.modules()) and not net(torch.rand(1,2)).requires_grad; raise KeyError
+        with evaluating(net):
+            assert (
+                not any(m.training for m in net.modules())
+                and not net(torch.rand(1, 2)).requires_grad
+            )
+            raise KeyError
     assert [m.training for m in net] == [True, False, True] and net.training
 
 
 def test_dropped_samples_are_in_the_ledger():
-    learn = fit(learner([CoTeaching(noise_rate=.5, ramp=0)], dls=data(n=160, labeled=None, noise_rate=.3)))
+    learn = fit(
+        learner([CoTeaching(noise_rate=0.5, ramp=0)], dls=data(n=160, labeled=None, noise_rate=0.3))
+    )
     f = learn.co_teaching.ledger.frame()
     assert set(f.reason) == {"small loss", "left out: large loss"} and len(f) > 100
     assert ((f.reason == "small loss") == f.accepted).all() and 0 < f.accepted.mean() < 1
@@ -150,9 +195,13 @@ def test_dropped_samples_are_in_the_ledger():
 def test_predict_averages_both():
     learn = fit(learner([cb := CoTeaching(noise_rate=.2)]))
     x = learn.dls.valid.one_batch()[0]
-    alone,both = cb.predict(x, both=False),cb.predict(x)
-    with evaluating(learn.model, cb.peer.module): a,b = learn.model(x).softmax(1),cb.peer.module(x).softmax(1)
-    torch.testing.assert_close(alone, a); torch.testing.assert_close(both, (a+b)/2)
+    alone = cb.predict(x, both=False)
+    both = cb.predict(x)
+    with evaluating(learn.model, cb.peer.module):
+        a = learn.model(x).softmax(1)
+        b = cb.peer.module(x).softmax(1)
+    torch.testing.assert_close(alone, a)
+    torch.testing.assert_close(both, (a+b)/2)
     assert learn.model.head.weight.requires_grad
 
 
@@ -170,7 +219,11 @@ def test_share_of_the_training_as_ramp():
 
 def test_first_channels():
     x = torch.rand(3, 5)
-    assert torch.equal(first_channels(x, 5), x) and (first_channels(x, 2)[:,2:] == 0).all() and torch.equal(first_channels(x, 2)[:,:2], x[:,:2])
+    assert (
+        torch.equal(first_channels(x, 5), x)
+        and (first_channels(x, 2)[:, 2:] == 0).all()
+        and torch.equal(first_channels(x, 2)[:, :2], x[:, :2])
+    )
     assert channel_probs(7, 3.).sum() == pytest.approx(1)
 
 
@@ -178,9 +231,16 @@ def test_the_head_sees_the_first_channels_only():
     seen = []
     class Grad(Callback):
         order = 1000
-        def after_backward(self): seen.append((self.learn.nested_dropout.k, self.learn.model.head.weight.grad.abs().sum(0)))
+        def after_backward(self):
+            seen.append(
+                (self.learn.nested_dropout.k, self.learn.model.head.weight.grad.abs().sum(0))
+            )
+
     fit(learner([NestedDropout(sigma=4.), Grad()]), 2)
-    assert all((g[k:] == 0).all() and (g[:k] > 0).any() for k,g in seen) and len({k for k,_ in seen}) > 1
+    assert (
+        all((g[k:] == 0).all() and (g[:k] > 0).any() for k, g in seen)
+        and len({k for k, _ in seen}) > 1
+    )
 
 
 def test_both_networks_are_cut_at_the_same_channel():
@@ -188,7 +248,9 @@ def test_both_networks_are_cut_at_the_same_channel():
     class Look(CoTeaching):
         name = "co_teaching"
         def _ask_peer(self, s):
-            h = self.peer.module.head.register_forward_hook(lambda m,args,out: shapes.append((self.learn.nested_dropout.k, args[0])))
+            h = self.peer.module.head.register_forward_hook(
+                lambda m, args, out: shapes.append((self.learn.nested_dropout.k, args[0]))
+            )
             try: return super()._ask_peer(s)
             finally: h.remove()
     fit(learner([Look(noise_rate=.2), NestedDropout(sigma=4.)]))
@@ -201,7 +263,9 @@ def test_all_channels_is_the_model_itself():
     with evaluating(learn.model): whole = learn.model(x)
     torch.testing.assert_close(cb.logits(x, learn.model.n_features), whole)
     curve = cb.by_channels(x, y)
-    assert len(curve) == learn.model.n_features and curve[-1].item() == pytest.approx((whole.argmax(1) == y).float().mean().item())
+    assert len(curve) == learn.model.n_features and curve[-1].item() == pytest.approx(
+        (whole.argmax(1) == y).float().mean().item()
+    )
     assert curve[2].item() == pytest.approx((cb.logits(x, 3).argmax(1) == y).float().mean().item())
     for k in (0, learn.model.n_features+1):
         with pytest.raises(LabelKitError, match=f"k={k} is not between 1 and"): cb.logits(x, k)
@@ -211,6 +275,10 @@ def test_what_is_refused():
     for bad in (dict(noise_rate=1.5), dict(ramp=-1), dict(variant="x"), dict(ranking="x")):
         with pytest.raises(LabelKitError, match=next(iter(bad))): CoTeaching(**bad)
     with pytest.raises(LabelKitError, match="sigma"): NestedDropout(sigma=-1)
-    with pytest.raises(LabelKitError, match="no second network"): CoTeaching().predict(torch.rand(2,1,8,8))
-    several = from_arrays(torch.rand(8,1,8,8), torch.eye(8), torch.rand(8,1,8,8), torch.eye(8), bs=4)
-    with pytest.raises(LabelKitError, match="kind 'multi'"): fit(Learner(several, model(), cbs=[CoTeaching()]))
+    with pytest.raises(LabelKitError, match="no second network"):
+        CoTeaching().predict(torch.rand(2,1,8,8))
+    several = from_arrays(
+        torch.rand(8, 1, 8, 8), torch.eye(8), torch.rand(8, 1, 8, 8), torch.eye(8), bs=4
+    )
+    with pytest.raises(LabelKitError, match="kind 'multi'"):
+        fit(Learner(several, model(), cbs=[CoTeaching()]))

@@ -1,6 +1,6 @@
-"Complementary labels: every loss against libcll's and the authors' values, unbiasedness, mixed rows, the callback, wrong input"
+"""mplementary labels: every loss against libcll's and the authors' values, unbiasedness, mixed
+rows, the callback, wrong inp"""
 import json
-from pathlib import Path
 
 import pytest, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
@@ -14,21 +14,44 @@ from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.mix.mixup import MixUp
 from labelkit.pseudo.fixmatch import FixMatch
-from labelkit.relabel.complementary_labels import (ComplementaryLabels, complementary_accuracy, complementary_losses, complementary_scores, cpe_decode,
-                                                   cpe_loss, dm_loss, forward_corrected_loss, invert_transition, mcl_loss, op_loss, pc_loss, scarce_loss,
-                                                   scl_loss, uniform_transition, ure_loss)
+from labelkit.relabel.complementary_labels import (
+    ComplementaryLabels,
+    complementary_accuracy,
+    complementary_losses,
+    complementary_scores,
+    cpe_decode,
+    cpe_loss,
+    dm_loss,
+    forward_corrected_loss,
+    invert_transition,
+    mcl_loss,
+    op_loss,
+    pc_loss,
+    scarce_loss,
+    scl_loss,
+    uniform_transition,
+    ure_loss,
+)
 
 REFERENCE = json.loads((REFERENCES/"complementary.json").read_text())
 LOGITS = torch.tensor(REFERENCE["inputs"]["logits"])
 LABELS = torch.tensor(REFERENCE["inputs"]["comp_label"])
 PRIORS = torch.tensor(REFERENCE["inputs"]["class_priors"])
-COMP,T = F.one_hot(LABELS, 4).float(),uniform_transition(4)
+COMP = F.one_hot(LABELS, 4).float()
+T = uniform_transition(4)
 
 PUBLISHED = {
-    "PC": lambda: pc_loss(LOGITS, COMP), "SCL-NL": lambda: scl_loss(LOGITS, COMP), "SCL-EXP": lambda: scl_loss(LOGITS, COMP, "exp"),
-    "FWD": lambda: forward_corrected_loss(LOGITS, COMP, T), "URE-NN": lambda: ure_loss(LOGITS, COMP, T, PRIORS, "nn", "libcll"),
-    "URE-GA": lambda: ure_loss(LOGITS, COMP, T, PRIORS, "ga", "libcll"), "DM": lambda: dm_loss(LOGITS, COMP), "OP": lambda: op_loss(LOGITS, COMP),
-    "CPE-I": lambda: cpe_loss(LOGITS, COMP), "CPE-F": lambda: cpe_loss(LOGITS, COMP, T), "SCARCE": lambda: scarce_loss(LOGITS, COMP),
+    "PC": lambda: pc_loss(LOGITS, COMP),
+    "SCL-NL": lambda: scl_loss(LOGITS, COMP),
+    "SCL-EXP": lambda: scl_loss(LOGITS, COMP, "exp"),
+    "FWD": lambda: forward_corrected_loss(LOGITS, COMP, T),
+    "URE-NN": lambda: ure_loss(LOGITS, COMP, T, PRIORS, "nn", "libcll"),
+    "URE-GA": lambda: ure_loss(LOGITS, COMP, T, PRIORS, "ga", "libcll"),
+    "DM": lambda: dm_loss(LOGITS, COMP),
+    "OP": lambda: op_loss(LOGITS, COMP),
+    "CPE-I": lambda: cpe_loss(LOGITS, COMP),
+    "CPE-F": lambda: cpe_loss(LOGITS, COMP, T),
+    "SCARCE": lambda: scarce_loss(LOGITS, COMP),
 }
 
 def fit(cb, dls=None, epochs=1, seed=0, cbs=(), lr=3e-3, metrics=accuracy, **kwargs):
@@ -53,14 +76,18 @@ def first(cb, dls=None, **kwargs):
 class TestLosses:
     @pytest.mark.parametrize("name", sorted(PUBLISHED))
     def test_published_value(self, name):
-        assert PUBLISHED[name]().item() == pytest.approx(REFERENCE["expected"][name], abs=REFERENCE["tolerance"]*2)
+        assert PUBLISHED[name]().item() == pytest.approx(
+            REFERENCE["expected"][name], abs=REFERENCE["tolerance"] * 2
+        )
 
     def test_all_published_are_tested(self): assert set(PUBLISHED) == set(REFERENCE["expected"])
 
     @pytest.mark.parametrize("beta", [0., float("inf")])
     def test_ure_of_the_authors(self, beta):
-        "Written from Ishida et al. 2019, one class after the other: max(-beta, sum over labels of prior times mean loss, minus (K-1) times the own one)"
-        loss,k = -F.log_softmax(LOGITS, 1),4
+        """Written from Ishida et al. 2019, one class after the other: max(-beta, sum over labels of
+        prior times mean loss, minus (K-1) times the own one)"""
+        loss = -F.log_softmax(LOGITS, 1)
+        k = 4
         parts = []
         for c in range(k):
             part = sum(PRIORS[j]*loss[LABELS == j, c].mean() for j in range(k))
@@ -68,8 +95,12 @@ class TestLosses:
         parts = torch.stack(parts)
         assert parts.min() < 0, "the case tests the clamp"
         want = parts.clamp_min(-beta).sum()
-        assert torch.allclose(ure_loss(LOGITS, COMP, T, PRIORS, "nn" if beta == 0 else "free"), want, atol=1e-5)
-        assert torch.allclose(ure_loss(LOGITS, COMP, T, PRIORS, "ga"), -parts.clamp_max(0).sum(), atol=1e-5)
+        assert torch.allclose(
+            ure_loss(LOGITS, COMP, T, PRIORS, "nn" if beta == 0 else "free"), want, atol=1e-5
+        )
+        assert torch.allclose(
+            ure_loss(LOGITS, COMP, T, PRIORS, "ga"), -parts.clamp_max(0).sum(), atol=1e-5
+        )
 
     def test_ure_priors_of_the_batch(self):
         shares = COMP.mean(0)
@@ -77,28 +108,42 @@ class TestLosses:
 
     @pytest.mark.parametrize("c,seed", [(4, 0), (10, 2)])
     def test_ure_is_unbiased(self, c, seed):
-        t,z = biased_transition(c, generator=seed),torch.randn(1, c)
+        t = biased_transition(c, generator=seed)
+        z = torch.randn(1, c)
         for k in range(c):
-            e = sum(t[k,j]*ure_loss(z, torch.eye(c)[j:j+1], t, torch.ones(c), "free") for j in range(c))
+            e = sum(
+                t[k, j] * ure_loss(z, torch.eye(c)[j : j + 1], t, torch.ones(c), "free")
+                for j in range(c)
+            )
             assert torch.allclose(e, F.cross_entropy(z, torch.tensor([k])), atol=1e-3)
 
     @pytest.mark.parametrize("f", [pc_loss, scl_loss, dm_loss, op_loss, cpe_loss])
     def test_a_mixed_row_is_the_expectation(self, f):
         other = COMP.roll(1, 0)
-        assert torch.allclose(f(LOGITS, .3*COMP+.7*other), .3*f(LOGITS, COMP) + .7*f(LOGITS, other), atol=1e-6)
+        assert torch.allclose(
+            f(LOGITS, 0.3 * COMP + 0.7 * other),
+            0.3 * f(LOGITS, COMP) + 0.7 * f(LOGITS, other),
+            atol=1e-6,
+        )
 
     @pytest.mark.parametrize("name", sorted(complementary_losses))
     def test_a_weight_of_two_is_a_sample_twice(self, name):
         cb = ComplementaryLabels(name)
-        cb.transition,cb.inverse = T,invert_transition(T)
+        cb.transition = T
+        cb.inverse = invert_transition(T)
         w = torch.tensor([2.,1.,1.,1.,1.,0.])
         twice = torch.tensor([0,0,1,2,3,4])
-        assert torch.allclose(complementary_losses[name](LOGITS, COMP*w[:,None], cb), complementary_losses[name](LOGITS[twice], COMP[twice], cb), atol=1e-5)
+        assert torch.allclose(
+            complementary_losses[name](LOGITS, COMP * w[:, None], cb),
+            complementary_losses[name](LOGITS[twice], COMP[twice], cb),
+            atol=1e-5,
+        )
 
     @pytest.mark.parametrize("name", sorted(complementary_losses))
     def test_finite_for_large_logits_and_missing_labels(self, name):
         cb = ComplementaryLabels(name)
-        cb.transition,cb.inverse = T,invert_transition(T)
+        cb.transition = T
+        cb.inverse = invert_transition(T)
         for scale in (1., 60.):
             z = (LOGITS*scale).requires_grad_()
             loss = complementary_losses[name](z[:1], COMP[:1], cb)
@@ -106,11 +151,17 @@ class TestLosses:
             assert loss.isfinite() and z.grad.isfinite().all()
 
     def test_sets(self):
-        "Feng et al. 2020: with MAE the corrected loss is (2K-2)/|set| times the probability inside the set"
+        """Feng et al. 2020: with MAE the corrected loss is (2K-2)/|set| times the probability
+        inside the set"""
         p = LOGITS.softmax(1)
         sets = torch.tensor([[1,1,0,0],[0,0,0,1],[1,1,1,0],[0,1,0,0],[1,0,0,1],[0,1,1,0]]).float()
-        want = torch.stack([sum(2-2*p[i,j] for j in range(4) if not m[j]) - (3-m.sum())/m.sum()*sum(2-2*p[i,j] for j in range(4) if m[j])
-                            for i,m in enumerate(sets)]).mean()
+        want = torch.stack(
+            [
+                sum(2 - 2 * p[i, j] for j in range(4) if not m[j])
+                - (3 - m.sum()) / m.sum() * sum(2 - 2 * p[i, j] for j in range(4) if m[j])
+                for i, m in enumerate(sets)
+            ]
+        ).mean()
         assert torch.allclose(mcl_loss(LOGITS, sets, "mae", sets=True), want, atol=1e-5)
 
     def test_decode(self):
@@ -122,7 +173,8 @@ class TestLosses:
 class TestAccuracy:
     @pytest.mark.parametrize("biased", [False, True])
     def test_unbiased(self, biased):
-        n,c = 100_000,5
+        n = 100_000
+        c = 5
         t = biased_transition(c, generator=1) if biased else uniform_transition(c)
         y = torch.randint(c, (n,))
         guess = torch.where(torch.rand(n) < .6, y, torch.randint(c, (n,)))
@@ -130,25 +182,44 @@ class TestAccuracy:
         s = complementary_scores(guess, comp, t)
         true = (guess == y).float().mean()
         assert (s.mean()-true).abs() < 4*s.std()/n**.5 and s.std()/n**.5 < .03
-        assert torch.equal(complementary_accuracy(20*F.one_hot(guess, c).float(), comp, t), s.mean())
+        assert torch.equal(
+            complementary_accuracy(20 * F.one_hot(guess, c).float(), comp, t), s.mean()
+        )
 
-    def test_by_hand(self): assert complementary_scores(torch.eye(3), torch.tensor([0,1,0])).tolist() == pytest.approx([-1., -1., 1.], abs=1e-5)
+    def test_by_hand(self):
+        assert complementary_scores(
+            torch.eye(3), torch.tensor([0, 1, 0])
+        ).tolist() == pytest.approx([-1.0, -1.0, 1.0], abs=1e-5)
 
     def test_as_a_metric(self):
         d = digits(complementary=True)
         v = d.valid_ds.arrays
-        dls = from_arrays(d.train_ds.arrays.x, d.truth, v.x, complementary_labels(v.y, 10, 0), complementary=True, view_hints=dict(flip=False))
+        dls = from_arrays(
+            d.train_ds.arrays.x,
+            d.truth,
+            v.x,
+            complementary_labels(v.y, 10, 0),
+            complementary=True,
+            view_hints=dict(flip=False),
+        )
         set_seed(0)
         learn = Learner(dls, small_cnn(dls, width=8), metrics=complementary_accuracy)
         p = learn.get_preds()[0]
-        with learn.no_bar(): assert learn.validate()[1] == pytest.approx(float(complementary_accuracy(p, dls.valid_ds.arrays.y)), abs=1e-4)
+        with learn.no_bar():
+            assert learn.validate()[1] == pytest.approx(
+                float(complementary_accuracy(p, dls.valid_ds.arrays.y)), abs=1e-4
+            )
 
 
 class TestCallback:
     def test_replaces_the_labeled_loss(self):
         s,loss = first(ComplementaryLabels("scl-nl"))
         want = scl_loss(s.pred, F.one_hot(s.y, 10).float())
-        assert loss == pytest.approx(want.item(), abs=1e-6) and s.labeled_weight == 0 and list(s.losses) == ["complementary_labels"]
+        assert (
+            loss == pytest.approx(want.item(), abs=1e-6)
+            and s.labeled_weight == 0
+            and list(s.losses) == ["complementary_labels"]
+        )
 
     def test_weight(self):
         s,loss = first(ComplementaryLabels("scl-nl", weight=.5))
@@ -160,12 +231,22 @@ class TestCallback:
         assert loss == pytest.approx(forward_corrected_loss(s.pred, s.targets, t).item(), abs=1e-6)
         own = biased_transition(10, generator=5)
         s,loss = first(ComplementaryLabels(transition=own), digits(complementary=t))
-        assert loss == pytest.approx(forward_corrected_loss(s.pred, s.targets, own).item(), abs=1e-6)
+        assert loss == pytest.approx(
+            forward_corrected_loss(s.pred, s.targets, own).item(), abs=1e-6
+        )
 
     def test_priors_of_the_data(self):
         dls = digits(complementary=True)
         s,loss = first(ComplementaryLabels("ure-nn"), dls)
-        assert loss == pytest.approx(ure_loss(s.pred, s.targets, uniform_transition(10), torch.bincount(dls.given)/len(dls.given)).item(), abs=1e-4)
+        assert loss == pytest.approx(
+            ure_loss(
+                s.pred,
+                s.targets,
+                uniform_transition(10),
+                torch.bincount(dls.given) / len(dls.given),
+            ).item(),
+            abs=1e-4,
+        )
 
     def test_own_function(self):
         s,loss = first(ComplementaryLabels(lambda f, t, cb: 3*scl_loss(f, t)))
@@ -173,17 +254,23 @@ class TestCallback:
 
     def test_of_mixed_targets(self):
         s,loss = first([ComplementaryLabels("scl-nl"), MixUp(alpha=4.)])
-        assert (s.targets > 0).sum(1).max() == 2 and loss == pytest.approx(scl_loss(s.pred, s.targets).item(), abs=1e-6)
+        assert (s.targets > 0).sum(1).max() == 2 and loss == pytest.approx(
+            scl_loss(s.pred, s.targets).item(), abs=1e-6
+        )
 
     def test_soft_complementary_labels(self):
         "A distribution over classes that the sample is not"
-        x,t = torch.rand(20, 1, 8, 8),torch.rand(20, 4).softmax(1)
+        x = torch.rand(20, 1, 8, 8)
+        t = torch.rand(20, 4).softmax(1)
         dls = from_arrays(x, t, x, t, kind="soft", bs=10)
         s,loss = first(ComplementaryLabels("scl-nl"), dls, metrics=None)
         assert loss == pytest.approx(scl_loss(s.pred, s.y).item(), abs=1e-6)
 
     def test_beside_unlabeled_samples(self):
-        s,loss = first([ComplementaryLabels(), FixMatch(threshold=0.)], digits(complementary=True, labeled=100, ratio=2))
+        s, loss = first(
+            [ComplementaryLabels(), FixMatch(threshold=0.0)],
+            digits(complementary=True, labeled=100, ratio=2),
+        )
         assert set(s.losses) == {"complementary_labels", "fix_match"} and s.labeled_weight == 0
 
     def test_learns_what_ordinary_training_unlearns(self):
@@ -192,27 +279,46 @@ class TestCallback:
 
     def test_loss_function_stays(self):
         loss = CrossEntropyLossFlat()
-        assert fit(ComplementaryLabels(), loss_func=loss, cbs=[ShortEpochCallback(.05)]).loss_func is loss
+        assert (
+            fit(ComplementaryLabels(), loss_func=loss, cbs=[ShortEpochCallback(0.05)]).loss_func
+            is loss
+        )
 
 
 class TestRefused:
-    @pytest.mark.parametrize("kwargs,text", [
-        (dict(loss="ce"), "loss='ce' is none of forward"), (dict(variant="mine"), "variant='mine' is neither"), (dict(weight=-1), "weight=-1 is not a number at least 0")])
+    @pytest.mark.parametrize(
+        "kwargs,text",
+        [
+            (dict(loss="ce"), "loss='ce' is none of forward"),
+            (dict(variant="mine"), "variant='mine' is neither"),
+            (dict(weight=-1), "weight=-1 is not a number at least 0"),
+        ],
+    )
     def test_arguments(self, kwargs, text):
         with pytest.raises(LabelKitError, match=text): ComplementaryLabels(**kwargs)
 
-    @pytest.mark.parametrize("t,text", [(torch.eye(9), r"shape \(9, 9\): pass \[10, 10\]"), (torch.ones(10, 10), "row 0 is not a distribution"),
-                                        (1.5*torch.eye(10)-.05*torch.ones(10, 10), "row 0 is not a distribution")])
+    @pytest.mark.parametrize(
+        "t,text",
+        [
+            (torch.eye(9), r"shape \(9, 9\): pass \[10, 10\]"),
+            (torch.ones(10, 10), "row 0 is not a distribution"),
+            (1.5 * torch.eye(10) - 0.05 * torch.ones(10, 10), "row 0 is not a distribution"),
+        ],
+    )
     def test_transition(self, t, text):
         with pytest.raises(LabelKitError, match=text): fit(ComplementaryLabels(transition=t))
 
     def test_singular(self):
-        with pytest.raises(LabelKitError, match="no usable inverse"): fit(ComplementaryLabels("ure-ga", transition=torch.full((10,10), .1)))
+        with pytest.raises(LabelKitError, match="no usable inverse"):
+            fit(ComplementaryLabels("ure-ga", transition=torch.full((10,10), .1)))
 
     def test_several_labels(self):
-        x,y = torch.rand(8, 1, 8, 8),torch.eye(8)
+        x = torch.rand(8, 1, 8, 8)
+        y = torch.eye(8)
         dls = from_arrays(x, y, x, y)
-        with pytest.raises(LabelKitError, match="kind 'multi'.*one complementary class"): fit(ComplementaryLabels(), dls)
+        with pytest.raises(LabelKitError, match="kind 'multi'.*one complementary class"):
+            fit(ComplementaryLabels(), dls)
 
     def test_class_numbers_need_the_matrix(self):
-        with pytest.raises(LabelKitError, match="transition is missing"): complementary_scores(torch.tensor([0]), torch.tensor([1]))
+        with pytest.raises(LabelKitError, match="transition is missing"):
+            complementary_scores(torch.tensor([0]), torch.tensor([1]))

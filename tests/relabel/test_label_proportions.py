@@ -1,6 +1,6 @@
-"Bags: LLP-BP's published potentials and exact marginals, messages against enumeration, rounds, the proportion loss, wrong input"
+"""gs: LLP-BP's published potentials and exact marginals, messages against enumeration, rounds, the
+proportion loss, wrong inp"""
 import itertools, json
-from pathlib import Path
 
 import pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy, set_seed
@@ -14,7 +14,14 @@ from labelkit.errors import LabelKitError
 from labelkit.models import mlp, small_cnn, with_features
 from labelkit.mix.mixup import MixUp
 from labelkit.relabel.confident_relabel import ConfidentRelabel
-from labelkit.relabel.label_proportions import (LabelProportions, bag_messages, llp_potentials, neighbor_pairs, pairwise_bp, propagate_labels)
+from labelkit.relabel.label_proportions import (
+    LabelProportions,
+    bag_messages,
+    llp_potentials,
+    neighbor_pairs,
+    pairwise_bp,
+    propagate_labels,
+)
 from labelkit.relabel.proportion_loss import ProportionLoss, bag_means, proportion_loss
 
 REFERENCE = json.loads((REFERENCES/"llp_bp.json").read_text())
@@ -28,9 +35,13 @@ def published():
     return bag,torch.tensor(i["bag_label_sum"]).float()[:,None],sim[:,:2].long(),sim[:,2]
 
 def count(bag, counts, pairs, sims, bag_lam, sim_lam, classes=None):
-    "Exact marginals [n, C] (classes: each sample has one of them) or [n, 1], by adding up every labelling"
+    """Exact marginals [n, C] (classes: each sample has one of them) or [n, 1], by adding up every
+    labelling"""
     n = len(bag)
-    if classes: x = F.one_hot(torch.tensor(list(itertools.product(range(classes), repeat=n))), classes).double()
+    if classes:
+        x = F.one_hot(
+            torch.tensor(list(itertools.product(range(classes), repeat=n))), classes
+        ).double()
     else: x = torch.tensor(list(itertools.product([0.,1.], repeat=n))).double()[...,None]
     in_bag = torch.stack([x[:,bag == b].sum(1) for b in range(len(counts))], 1)
     e = -bag_lam*(in_bag-counts).square().sum((1,2))
@@ -43,71 +54,100 @@ class Keep(Callback):
     order = 6
     def before_fit(self): self.seen = []
     def after_loss(self):
-        if self.training and hasattr(self.learn, "supervision"): self.seen.append((self.learn.supervision.record, self.learn.loss.item()))
+        if self.training and hasattr(self.learn, "supervision"):
+            self.seen.append((self.learn.supervision.record, self.learn.loss.item()))
 
 def fit(cbs, dls=None, epochs=1, seed=0, pct=1., extra=(), lr=3e-3):
     set_seed(seed)
     dls = dls or digits(bag_size=8)
     keep = Keep()
     learn = Learner(dls, small_cnn(dls, width=4), cbs=cbs, metrics=accuracy)
-    with learn.no_bar(), learn.no_logging(): learn.fit(epochs, lr, cbs=[keep, *extra, *([ShortEpochCallback(pct, short_valid=False)] if pct < 1 else [])])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(
+            epochs,
+            lr,
+            cbs=[keep, *extra, *([ShortEpochCallback(pct, short_valid=False)] if pct < 1 else [])],
+        )
     return learn,keep.seen
 
 
 class TestPropagation:
     def test_published_potentials(self):
-        i,e,tol = REFERENCE["inputs"],REFERENCE["expected"],REFERENCE["tolerance"]
+        i = REFERENCE["inputs"]
+        e = REFERENCE["expected"]
+        tol = REFERENCE["tolerance"]
         unary,pairs,w = llp_potentials(*published(), i["bag_lambda"], i["sim_lambda"])
         assert unary[:,0].tolist() == pytest.approx(e["log_potential_unary_of_1"], abs=tol)
         want = {tuple(sorted(p)): v for p,v in zip(e["pair_vars"], e["pair_log_potential_11"])}
         got = {tuple(p): v for p,v in zip(pairs.tolist(), w.tolist())}
-        assert got.keys() == want.keys() and all(got[k] == pytest.approx(want[k], abs=tol) for k in want)
+        assert got.keys() == want.keys() and all(
+            got[k] == pytest.approx(want[k], abs=tol) for k in want
+        )
 
     def test_published_marginals(self):
-        "The reference is exact; messages run in circles here, so they come near, and the counting above hits"
-        i,want = REFERENCE["inputs"],REFERENCE["expected"]["exact_marginals_by_enumeration"]
-        assert count(*published(), i["bag_lambda"], i["sim_lambda"])[:,0].tolist() == pytest.approx(want, abs=1e-4)
+        """The reference is exact; messages run in circles here, so they come near, and the counting
+        above hits"""
+        i = REFERENCE["inputs"]
+        want = REFERENCE["expected"]["exact_marginals_by_enumeration"]
+        assert count(*published(), i["bag_lambda"], i["sim_lambda"])[
+            :, 0
+        ].tolist() == pytest.approx(want, abs=1e-4)
         near = pairwise_bp(*llp_potentials(*published(), i["bag_lambda"], i["sim_lambda"]))[:,0]
         assert near.tolist() == pytest.approx(want, abs=.08)
 
     def test_pairwise_on_a_tree_is_exact(self):
-        bag,counts = torch.tensor([0,0,1,1,2,2]),torch.tensor([[1.],[2.],[0.]])
-        pairs,sims = torch.tensor([[1,2],[3,4]]),torch.tensor([.7,.4])
+        bag = torch.tensor([0,0,1,1,2,2])
+        counts = torch.tensor([[1.],[2.],[0.]])
+        pairs = torch.tensor([[1,2],[3,4]])
+        sims = torch.tensor([.7,.4])
         p = pairwise_bp(*llp_potentials(bag, counts, pairs, sims, 2., 3.), steps=200)
         assert torch.allclose(p, count(bag, counts, pairs, sims, 2., 3.), atol=1e-4)
 
     @pytest.mark.parametrize("lam", [.3, 2., 10.])
     def test_exact_bags_without_loops(self, lam):
-        bag,counts = torch.tensor([0,0,0,0,1,1,1,2,2]),torch.tensor([[1.],[2.],[1.]])
-        pairs,sims = torch.tensor([[0,4],[5,7]]),torch.tensor([.9,.3])
+        bag = torch.tensor([0,0,0,0,1,1,1,2,2])
+        counts = torch.tensor([[1.],[2.],[1.]])
+        pairs = torch.tensor([[0,4],[5,7]])
+        sims = torch.tensor([.9,.3])
         two = torch.cat([torch.bincount(bag)[:,None]-counts, counts], 1)
         p = propagate_labels(bag, two, pairs, sims, lam, 1.5, steps=150)
         want = count(bag, counts, pairs, sims, lam, 1.5)[:,0]
         assert torch.allclose(p[:,1], want, atol=1e-4) and torch.allclose(p.sum(1), torch.ones(9))
 
     def test_three_classes_without_loops(self):
-        "One bag and no neighbours: counts say the same of each; a neighbour outside tells them apart"
-        bag,counts = torch.tensor([0,0,1]),torch.tensor([[1.,1.,0.],[0.,1.,0.]])
-        pairs,sims = torch.tensor([[0,2]]),torch.tensor([1.])
+        """One bag and no neighbours: counts say the same of each; a neighbour outside tells them
+        apart"""
+        bag = torch.tensor([0,0,1])
+        counts = torch.tensor([[1.,1.,0.],[0.,1.,0.]])
+        pairs = torch.tensor([[0,2]])
+        sims = torch.tensor([1.])
         p = propagate_labels(bag, counts, pairs, sims, 5., 2., steps=200)
         want = count(bag, counts, pairs, sims, 5., 2., classes=3)
         assert torch.allclose(p, want, atol=.02) and p[0].argmax() == 1 and p[1].argmax() == 0
 
     @pytest.mark.parametrize("n", [1, 2, 5])
     def test_bag_messages(self, n):
-        h,c,lam = torch.randn(3, n, generator=gen())*2,torch.tensor([0., 1., .5*n]),1.7
+        h = torch.randn(3, n, generator=gen())*2
+        c = torch.tensor([0., 1., .5*n])
+        lam = 1.7
         x = torch.tensor(list(itertools.product([0.,1.], repeat=n)))
         out = bag_messages(h, c, lam)
         for b in range(3):
             logp = x@h[b] - lam*(x.sum(1)-c[b])**2
             for i in range(n):
                 on = x[:,i] == 1
-                assert out[b,i].item() == pytest.approx((logp[on].logsumexp(0)-logp[~on].logsumexp(0)-h[b,i]).item(), abs=1e-4)
+                assert out[b, i].item() == pytest.approx(
+                    (logp[on].logsumexp(0) - logp[~on].logsumexp(0) - h[b, i]).item(), abs=1e-4
+                )
 
     def test_empty_places_count_nothing(self):
         h = torch.randn(2, 3, generator=gen())
         wide = torch.cat([h, torch.full((2, 4), -1e9)], 1)
-        assert torch.allclose(bag_messages(wide, torch.tensor([1.,2.]), 3.)[:,:3], bag_messages(h, torch.tensor([1.,2.]), 3.), atol=1e-5)
+        assert torch.allclose(
+            bag_messages(wide, torch.tensor([1.0, 2.0]), 3.0)[:, :3],
+            bag_messages(h, torch.tensor([1.0, 2.0]), 3.0),
+            atol=1e-5,
+        )
 
     def test_strict_counts_hold(self):
         dls = digits(bag_size=8)
@@ -118,13 +158,22 @@ class TestPropagation:
 
     def test_large_bags_stay_finite(self):
         bag = torch.zeros(200, dtype=torch.long)
-        p = propagate_labels(bag, torch.tensor([[150.,30.,20.]]), *neighbor_pairs(torch.randn(200, 3, generator=gen())), 10., 10., steps=20)
+        p = propagate_labels(
+            bag,
+            torch.tensor([[150.0, 30.0, 20.0]]),
+            *neighbor_pairs(torch.randn(200, 3, generator=gen())),
+            10.0,
+            10.0,
+            steps=20,
+        )
         assert p.isfinite().all() and torch.allclose(p.sum(1), torch.ones(200), atol=1e-5)
 
     def test_nobody_to_ask(self):
         "No neighbours: everybody is the bag's share"
         none = torch.zeros(0, 2, dtype=torch.long),torch.zeros(0)
-        p = propagate_labels(torch.tensor([0,0,0,0,1,1]), torch.tensor([[3.,1.],[0.,2.]]), *none, 50.)
+        p = propagate_labels(
+            torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([[3.0, 1.0], [0.0, 2.0]]), *none, 50.0
+        )
         assert torch.allclose(p[:,1], torch.tensor([.25]*4+[1.]*2), atol=1e-3)
 
 
@@ -136,13 +185,16 @@ class TestNeighbours:
 
     def test_kernel(self):
         x = torch.tensor([[1.,0.],[2.,0.]])
-        assert neighbor_pairs(x, 1, scale=1.)[1].tolist() == pytest.approx([torch.tensor(-1.).exp().item()])
+        assert neighbor_pairs(x, 1, scale=1.0)[1].tolist() == pytest.approx(
+            [torch.tensor(-1.0).exp().item()]
+        )
         assert torch.allclose(neighbor_pairs(x*100, 1)[1], neighbor_pairs(x, 1)[1])
 
     @pytest.mark.parametrize("chunk", [3, 64])
     def test_pieces(self, chunk):
         x = torch.randn(50, 4, generator=gen())
-        a,b = neighbor_pairs(x, 5, chunk=chunk),neighbor_pairs(x, 5, chunk=1000)
+        a = neighbor_pairs(x, 5, chunk=chunk)
+        b = neighbor_pairs(x, 5, chunk=1000)
         assert torch.equal(a[0], b[0]) and len(a[0]) <= 250 and (a[0][:,0] < a[0][:,1]).all()
 
     def test_fewer_than_asked(self): assert len(neighbor_pairs(torch.rand(3, 2), 5)[0]) == 3
@@ -152,14 +204,19 @@ class TestLabelProportions:
     def test_targets_by_sample(self):
         learn,seen = fit(LabelProportions(steps=20), pct=.2)
         cb = learn.label_proportions
-        for s,_ in seen: assert torch.equal(s.targets, cb.new_targets[cb.slot[s.ids]]) and torch.equal(s.y, learn.dls.proportions[learn.dls.bags[s.ids]])
+        for s,_ in seen:
+            assert torch.equal(s.targets, cb.new_targets[cb.slot[s.ids]]) and torch.equal(
+                s.y, learn.dls.proportions[learn.dls.bags[s.ids]]
+            )
         assert (cb.ledger.frame().suggested_label == cb.ledger.frame().true_label).mean() > .95
 
     def test_hard(self):
         _,seen = fit(LabelProportions(steps=20, hard=True), pct=.1)
         assert set(seen[0][0].targets.unique().tolist()) == {0., 1.}
 
-    @pytest.mark.parametrize("rounds,epochs,at", [(2, 4, [0, 2]), (3, 3, [0, 1, 2]), (1, 3, [0]), (4, 2, [0, 1])])
+    @pytest.mark.parametrize(
+        "rounds,epochs,at", [(2, 4, [0, 2]), (3, 3, [0, 1, 2]), (1, 3, [0]), (4, 2, [0, 1])]
+    )
     def test_rounds(self, rounds, epochs, at):
         learn,_ = fit(LabelProportions(rounds=rounds, steps=5), epochs=epochs, pct=.1)
         cb = learn.label_proportions
@@ -177,21 +234,38 @@ class TestLabelProportions:
         assert seen and not any(seen), "features are taken in evaluation mode"
 
     def test_first_features(self):
-        learn,_ = fit(LabelProportions(rounds=1, steps=20, features=lambda x: x.flatten(1)*0+torch.rand(len(x), 64, generator=gen())), pct=.1)
+        learn, _ = fit(
+            LabelProportions(
+                rounds=1,
+                steps=20,
+                features=lambda x: x.flatten(1) * 0 + torch.rand(len(x), 64, generator=gen()),
+            ),
+            pct=0.1,
+        )
         f = learn.label_proportions.ledger.frame()
         assert (f.suggested_label == f.true_label).mean() < .9
 
     def test_binary(self):
-        x = torch.cat([torch.randn(60, 3, generator=gen())-2, torch.randn(40, 3, generator=gen(1))+2])
+        x = torch.cat(
+            [torch.randn(60, 3, generator=gen()) - 2, torch.randn(40, 3, generator=gen(1)) + 2]
+        )
         y = (torch.arange(100) >= 60).long()
         dls = from_arrays(x, y, x, y, bag_size=5, bs=20)
-        learn = Learner(dls, mlp(c=2, c_in=3, stats=([0.]*3, [1.]*3)), cbs=LabelProportions(), metrics=accuracy)
+        learn = Learner(
+            dls,
+            mlp(c=2, c_in=3, stats=([0.0] * 3, [1.0] * 3)),
+            cbs=LabelProportions(),
+            metrics=accuracy,
+        )
         with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-2)
         assert learn.final_record[-1] > .9
 
     def test_beats_the_soft_labels(self):
         dls = lambda: digits(bag_size=32)
-        a,b = (fit(cb, dls(), epochs=4, lr=1e-2)[0].final_record[-1] for cb in ([], LabelProportions(steps=40)))
+        a, b = (
+            fit(cb, dls(), epochs=4, lr=1e-2)[0].final_record[-1]
+            for cb in ([], LabelProportions(steps=40))
+        )
         assert b > a + .1
 
     def test_not_in_a_search(self):
@@ -206,11 +280,23 @@ class TestLabelProportions:
         y = torch.randint(0, 2, (40,), generator=g)
         bag = torch.arange(40)//4
         shares = F.one_hot(y, 2).float().view(10, 4, 2).mean(1)
-        items = [(torch.rand(1, 8, 8, generator=g)*.2 + torch.linspace(0, 1, 64).view(1,8,8).flip(1)*v + (1-v)*torch.linspace(0, 1, 64).view(1,8,8), shares[b])
-                 for v,b in zip(y.tolist(), bag.tolist())]
+        items = [
+            (
+                torch.rand(1, 8, 8, generator=g) * 0.2
+                + torch.linspace(0, 1, 64).view(1, 8, 8).flip(1) * v
+                + (1 - v) * torch.linspace(0, 1, 64).view(1, 8, 8),
+                shares[b],
+            )
+            for v, b in zip(y.tolist(), bag.tolist())
+        ]
         dls = label_dls(DataLoaders(DataLoader(items, bs=8, shuffle=True), DataLoader(items, bs=8)))
         dls.c = 2
-        learn = Learner(dls, small_cnn(c=2, c_in=1, width=4), loss_func=torch.nn.CrossEntropyLoss(), cbs=LabelProportions(bags=(bag, shares)))
+        learn = Learner(
+            dls,
+            small_cnn(c=2, c_in=1, width=4),
+            loss_func=torch.nn.CrossEntropyLoss(),
+            cbs=LabelProportions(bags=(bag, shares)),
+        )
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         p = learn.label_proportions.new_targets
         assert (p.argmax(1) == y).float().mean() > .9
@@ -220,14 +306,23 @@ class TestLabelProportions:
         assert torch.allclose(seen[0][0].targets.sum(1), torch.ones(64), atol=1e-4)
 
     def test_other_relabelers_still_want_class_numbers(self):
-        with pytest.raises(LabelKitError, match="needs one class number for each sample"): fit(ConfidentRelabel())
+        with pytest.raises(LabelKitError, match="needs one class number for each sample"):
+            fit(ConfidentRelabel())
 
 
 class TestProportionLoss:
     def test_by_hand(self):
         p = torch.tensor([[.9,.1],[.2,.8],[.5,.5]])
-        shares,bag = torch.tensor([[.5,.5],[.5,.5],[1.,0.]]),torch.tensor([7,7,2])
-        want = (2*(.5*torch.log(torch.tensor(.5/.55)) + .5*torch.log(torch.tensor(.5/.45))) + torch.log(torch.tensor(2.)))/3
+        shares = torch.tensor([[.5,.5],[.5,.5],[1.,0.]])
+        bag = torch.tensor([7,7,2])
+        want = (
+            2
+            * (
+                0.5 * torch.log(torch.tensor(0.5 / 0.55))
+                + 0.5 * torch.log(torch.tensor(0.5 / 0.45))
+            )
+            + torch.log(torch.tensor(2.0))
+        ) / 3
         assert proportion_loss(p.log(), shares, bag).item() == pytest.approx(want.item(), abs=1e-6)
 
     def test_means(self):
@@ -239,39 +334,73 @@ class TestProportionLoss:
         bag = torch.arange(8)//4
         t = bag_means(z.softmax(1), bag)[0][bag]
         assert proportion_loss(z, t, bag).abs() < 1e-6
-        assert proportion_loss(60*torch.eye(4)[[0,1,2,3]], torch.full((4,4), .25), torch.zeros(4).long()).isfinite()
+        assert proportion_loss(
+            60 * torch.eye(4)[[0, 1, 2, 3]], torch.full((4, 4), 0.25), torch.zeros(4).long()
+        ).isfinite()
 
     def test_in_a_fit(self):
         learn,seen = fit(ProportionLoss(), pct=.1)
         s,loss = seen[0]
         bag = learn.dls.bags[s.ids]
         assert bag.unique(return_counts=True)[1].tolist() == [8]*8
-        assert loss == pytest.approx(proportion_loss(s.pred, learn.dls.proportions[bag], bag).item(), abs=1e-6) and s.labeled_weight == 0
+        assert (
+            loss
+            == pytest.approx(
+                proportion_loss(s.pred, learn.dls.proportions[bag], bag).item(), abs=1e-6
+            )
+            and s.labeled_weight == 0
+        )
 
     def test_keep(self):
         _,seen = fit(ProportionLoss(.5, keep=.25), pct=.1)
         s,loss = seen[0]
-        assert loss == pytest.approx(.5*s.losses["proportion_loss"][0].item() + .25*F.cross_entropy(s.pred, s.y).item(), abs=1e-5)
+        assert loss == pytest.approx(
+            0.5 * s.losses["proportion_loss"][0].item()
+            + 0.25 * F.cross_entropy(s.pred, s.y).item(),
+            abs=1e-5,
+        )
 
     def test_learns(self):
-        a,b = (fit(cb, digits(bag_size=32), epochs=4, lr=1e-2)[0].final_record[-1] for cb in ([], ProportionLoss()))
+        a, b = (
+            fit(cb, digits(bag_size=32), epochs=4, lr=1e-2)[0].final_record[-1]
+            for cb in ([], ProportionLoss())
+        )
         assert b > a
 
 
 class TestRefused:
     @pytest.mark.parametrize("cls", [LabelProportions, ProportionLoss])
     def test_no_bags(self, cls):
-        with pytest.raises(LabelKitError, match="dls has no bags: pass bag_size="): fit(cls(), digits())
+        with pytest.raises(LabelKitError, match="dls has no bags: pass bag_size="):
+            fit(cls(), digits())
 
     @pytest.mark.parametrize("cls", [LabelProportions, ProportionLoss])
-    @pytest.mark.parametrize("change,text", [
-        (lambda b,s: (b[:5], s), r"\(5,\) bag numbers for 1258 samples"), (lambda b,s: (b, s[:3]), "pass a row for each bag"),
-        (lambda b,s: (b, 2*s), "shares of bag 0 are not a distribution"), (lambda b,s: (b, s[:,0]), "pass a row for each bag")])
+    @pytest.mark.parametrize(
+        "change,text",
+        [
+            (lambda b, s: (b[:5], s), r"\(5,\) bag numbers for 1258 samples"),
+            (lambda b, s: (b, s[:3]), "pass a row for each bag"),
+            (lambda b, s: (b, 2 * s), "shares of bag 0 are not a distribution"),
+            (lambda b, s: (b, s[:, 0]), "pass a row for each bag"),
+        ],
+    )
     def test_bags(self, cls, change, text):
         dls = digits(bag_size=8)
-        with pytest.raises(LabelKitError, match=text): fit(cls(bags=change(dls.bags, dls.proportions)), dls)
+        with pytest.raises(LabelKitError, match=text):
+            fit(cls(bags=change(dls.bags, dls.proportions)), dls)
 
-    @pytest.mark.parametrize("kwargs", [dict(variant="map"), dict(rounds=-1), dict(n_neighbors=0), dict(bag_lam=-1), dict(sim_lam=-1), dict(damping=1.), dict(steps=0)])
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            dict(variant="map"),
+            dict(rounds=-1),
+            dict(n_neighbors=0),
+            dict(bag_lam=-1),
+            dict(sim_lam=-1),
+            dict(damping=1.0),
+            dict(steps=0),
+        ],
+    )
     def test_arguments(self, kwargs):
         (name,value), = kwargs.items()
         with pytest.raises(LabelKitError, match=f"{name}={value!r}"): LabelProportions(**kwargs)

@@ -1,7 +1,7 @@
-"Label models against official values and by hand, labeling functions made from labels, WeakSupervision on data with and without labels, and its explorer"
+"""bel models against official values and by hand, labeling functions made from labels,
+WeakSupervision on data with and without labels, and its explor"""
 import itertools, json, pickle, random, shutil, subprocess
 from functools import partial
-from pathlib import Path
 
 import numpy as np, pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy
@@ -14,9 +14,25 @@ from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.explore.explorer import Explorer, esm
 from labelkit.explore.votes_explorer import VotesExplorer, disputed
-from labelkit.relabel.auto_lfs import Components, affinity_lfs, auto_lfs, choose_lfs, snuba_lfs, stump_lfs, tune_beta
-from labelkit.relabel.label_models import (CovarianceLabelModel, DawidSkene, LabelingFunction, MajorityVote, apply_lfs, labeling_function, lf_analysis,
-                                           vote_counts)
+from labelkit.relabel.auto_lfs import (
+    Components,
+    affinity_lfs,
+    auto_lfs,
+    choose_lfs,
+    snuba_lfs,
+    stump_lfs,
+    tune_beta,
+)
+from labelkit.relabel.label_models import (
+    CovarianceLabelModel,
+    DawidSkene,
+    LabelingFunction,
+    MajorityVote,
+    apply_lfs,
+    labeling_function,
+    lf_analysis,
+    vote_counts,
+)
 from labelkit.relabel.weak_supervision import WeakSupervision, samples_by_id, weak_loss
 
 REFERENCE = {e["name"]: e for e in json.loads((REFERENCES/"weak_supervision.json").read_text())}
@@ -31,10 +47,16 @@ def brute_dawid_skene(votes, c, iterations):
         if votes[i,j] >= 0: q[i, votes[i,j]] += 1
     q = np.where(q.sum(1, keepdims=True) > 0, q/np.maximum(q.sum(1, keepdims=True), 1), 1/c)
     for _ in range(iterations):
-        prior,theta = q.mean(0),np.zeros((m, c, c+1))
+        prior = q.mean(0)
+        theta = np.zeros((m, c, c+1))
         for i,j in itertools.product(range(n), range(m)): theta[j, :, votes[i,j] % (c+1)] += q[i]
         theta /= theta.sum(2, keepdims=True)
-        q = np.stack([prior*np.prod([theta[j, :, votes[i,j] % (c+1)] for j in range(m)], 0) for i in range(n)])
+        q = np.stack(
+            [
+                prior * np.prod([theta[j, :, votes[i, j] % (c + 1)] for j in range(m)], 0)
+                for i in range(n)
+            ]
+        )
         q /= q.sum(1, keepdims=True)
     return q
 
@@ -42,7 +64,11 @@ def brute_dawid_skene(votes, c, iterations):
 class TestLabelModels:
     def test_majority_reference(self):
         e = REFERENCE["snorkel_majority_vote"]
-        p = MajorityVote().fit(e["inputs"]["L"], e["inputs"]["cardinality"]).predict_proba(e["inputs"]["L"])
+        p = (
+            MajorityVote()
+            .fit(e["inputs"]["L"], e["inputs"]["cardinality"])
+            .predict_proba(e["inputs"]["L"])
+        )
         assert torch.allclose(p, torch.tensor(e["expected"]["proba"]), atol=e["tolerance"])
 
     def test_dawid_skene_reference(self):
@@ -54,24 +80,40 @@ class TestLabelModels:
     def test_snorkel_reference(self, name):
         e = REFERENCE[f"snorkel_{name}"]
         i = e["inputs"]
-        model = CovarianceLabelModel(prior=i["class_balance"], start=i["start"]).fit(i["L"], i["cardinality"])
-        assert torch.allclose(model.mu.float(), torch.tensor(e["expected"]["mu"]), atol=e["tolerance"])
-        assert torch.allclose(model.predict_proba(i["L"]), torch.tensor(e["expected"]["proba"]), atol=e["tolerance"])
+        model = CovarianceLabelModel(prior=i["class_balance"], start=i["start"]).fit(
+            i["L"], i["cardinality"]
+        )
+        assert torch.allclose(
+            model.mu.float(), torch.tensor(e["expected"]["mu"]), atol=e["tolerance"]
+        )
+        assert torch.allclose(
+            model.predict_proba(i["L"]), torch.tensor(e["expected"]["proba"]), atol=e["tolerance"]
+        )
         assert len(model.losses) == 100 and model.losses[-1] < model.losses[0]
 
     @pytest.mark.parametrize("c", [2, 10])
     def test_dawid_skene_is_plain_em(self, c):
         votes = weak_labels(torch.arange(60) % c, [.9, .7, .6, .5], .7, c=c)
         got = DawidSkene(max_iter=5, tol=0.).fit(votes, c)
-        assert np.allclose(got.predict_proba(votes).numpy(), brute_dawid_skene(votes.numpy(), c, 5), atol=1e-6)
+        assert np.allclose(
+            got.predict_proba(votes).numpy(), brute_dawid_skene(votes.numpy(), c, 5), atol=1e-6
+        )
         assert all(b >= a - 1e-6 for a,b in itertools.pairwise(got.log_likelihood))
 
     def test_abstaining_says_nothing_when_it_is_told_so(self):
-        "A voter who always says the truth, and is silent on class 1 alone: silence is a hint only if it may be one"
+        """A voter who always says the truth, and is silent on class 1 alone: silence is a hint only
+        if it may be one"""
         y = torch.arange(400) % 2
         votes = torch.cat([torch.where(y == 0, 0, -1)[:,None], weak_labels(y, [.7]*4, 1., c=2)], 1)
-        hits = {a: (DawidSkene(abstain=a).fit(votes).predict_proba(votes).argmax(1) == y).float().mean() for a in (True, False)}
-        assert hits[True] == 1 and hits[False] < 1 and DawidSkene(abstain=False).fit(votes).confusion.shape == (5, 2, 2)
+        hits = {
+            a: (DawidSkene(abstain=a).fit(votes).predict_proba(votes).argmax(1) == y).float().mean()
+            for a in (True, False)
+        }
+        assert (
+            hits[True] == 1
+            and hits[False] < 1
+            and DawidSkene(abstain=False).fit(votes).confusion.shape == (5, 2, 2)
+        )
 
     @pytest.mark.parametrize("cls", MODELS)
     @pytest.mark.parametrize("c", [2, 10])
@@ -81,19 +123,28 @@ class TestLabelModels:
         before = votes.clone()
         p = (model := cls().fit(votes, c)).predict_proba(votes)
         assert torch.equal(votes, before)
-        assert p.dtype == torch.float and p.shape == (500, c) and torch.allclose(p.sum(1), torch.ones(500), atol=1e-5) and p.isfinite().all()
+        assert (
+            p.dtype == torch.float
+            and p.shape == (500, c)
+            and torch.allclose(p.sum(1), torch.ones(500), atol=1e-5)
+            and p.isfinite().all()
+        )
         assert (p.argmax(1) == y).float().mean() > (.75 if c > 2 else .7)
         assert model.accuracies(votes).argmax() == 0
         again = cls()
         again.load_state_dict(pickle.loads(pickle.dumps(model.state_dict())))
-        assert torch.equal(again.predict_proba(votes), p) and torch.equal(cls().fit(votes, c).predict_proba(votes), p)
+        assert torch.equal(again.predict_proba(votes), p) and torch.equal(
+            cls().fit(votes, c).predict_proba(votes), p
+        )
         assert model.predict_proba(votes[:1]).shape == (1, c)
 
     @pytest.mark.parametrize("cls", MODELS)
     def test_degenerate(self, cls):
         y = torch.arange(90) % 3
         silent = torch.full((9, 3), -1)
-        assert torch.allclose(cls().fit(silent, 3).predict_proba(silent), torch.full((9, 3), 1/3), atol=1e-5)
+        assert torch.allclose(
+            cls().fit(silent, 3).predict_proba(silent), torch.full((9, 3), 1 / 3), atol=1e-5
+        )
         truth = torch.stack([y]*3, 1)
         assert (cls().fit(truth).predict_proba(truth).argmax(1) == y).all()
         if cls is CovarianceLabelModel:
@@ -106,24 +157,42 @@ class TestLabelModels:
         y = torch.arange(400) % 2
         votes = torch.cat([weak_labels(y, [.8]*3, 1., c=2), 1-y[:,None]], 1)
         model = DawidSkene().fit(votes)
-        assert (model.predict_proba(votes).argmax(1) == y).float().mean() > .97 and model.accuracies(votes)[3] < .02
+        assert (
+            model.predict_proba(votes).argmax(1) == y
+        ).float().mean() > 0.97 and model.accuracies(votes)[3] < 0.02
 
     def test_prior(self):
         silent = torch.tensor([[-1, -1, -1], [0, 1, -1]])
-        assert torch.allclose(MajorityVote(prior=[.8, .2]).fit(silent).predict_proba(silent), torch.tensor([[.8, .2], [.5, .5]]))
+        assert torch.allclose(
+            MajorityVote(prior=[0.8, 0.2]).fit(silent).predict_proba(silent),
+            torch.tensor([[0.8, 0.2], [0.5, 0.5]]),
+        )
         model = DawidSkene(prior=[.9, .1]).fit(weak_labels(torch.arange(50) % 2, [.8]*3, c=2))
         assert model.class_prior.tolist() == pytest.approx([.9, .1])
 
     def test_other_processes_types(self):
         votes = np.array([[0, 1, -1], [1, 1, 0]])
-        assert torch.equal(MajorityVote().fit(votes).predict_proba(votes), MajorityVote().fit(votes.tolist()).predict_proba(votes.astype(np.int8)))
+        assert torch.equal(
+            MajorityVote().fit(votes).predict_proba(votes),
+            MajorityVote().fit(votes.tolist()).predict_proba(votes.astype(np.int8)),
+        )
 
-    @pytest.mark.parametrize("call, word", [
-        (lambda: MajorityVote().predict_proba([[0]]), "call fit"), (lambda: MajorityVote().fit([[0, 1]]).predict_proba([[0]]), "1 columns"),
-        (lambda: DawidSkene().fit([[-2, 0]]), "from -2"), (lambda: DawidSkene().fit([[3, 0]], 3), "from 0 to 3"), (lambda: DawidSkene().fit([0, 1]), "shape"),
-        (lambda: DawidSkene().fit([[-1]]), "pass c"), (lambda: DawidSkene().fit(torch.zeros(0, 2).long()), "shape"), (lambda: DawidSkene(tol=-1), "tol"),
-        (lambda: DawidSkene(prior=[.5, .5]).fit([[2]], 3), "prior has 2"), (lambda: MajorityVote(prior=[0., 1.]), "prior"),
-        (lambda: CovarianceLabelModel(precision=2), "precision")])
+    @pytest.mark.parametrize(
+        "call, word",
+        [
+            (lambda: MajorityVote().predict_proba([[0]]), "call fit"),
+            (lambda: MajorityVote().fit([[0, 1]]).predict_proba([[0]]), "1 columns"),
+            (lambda: DawidSkene().fit([[-2, 0]]), "from -2"),
+            (lambda: DawidSkene().fit([[3, 0]], 3), "from 0 to 3"),
+            (lambda: DawidSkene().fit([0, 1]), "shape"),
+            (lambda: DawidSkene().fit([[-1]]), "pass c"),
+            (lambda: DawidSkene().fit(torch.zeros(0, 2).long()), "shape"),
+            (lambda: DawidSkene(tol=-1), "tol"),
+            (lambda: DawidSkene(prior=[0.5, 0.5]).fit([[2]], 3), "prior has 2"),
+            (lambda: MajorityVote(prior=[0.0, 1.0]), "prior"),
+            (lambda: CovarianceLabelModel(precision=2), "precision"),
+        ],
+    )
     def test_refuses(self, call, word):
         with pytest.raises(LabelKitError) as e: call()
         assert word in str(e.value)
@@ -133,7 +202,9 @@ class TestFunctions:
     def test_votes_are_gathered_by_batch(self):
         calls = []
         @labeling_function
-        def first(x): calls.append(len(x)); return x[:,0].long()
+        def first(x):
+            calls.append(len(x))
+            return x[:,0].long()
         @labeling_function(name="none")
         def _(x): return torch.full((len(x),), -1)
         x = torch.arange(10.)[:,None]
@@ -141,9 +212,17 @@ class TestFunctions:
         assert calls == [4, 4, 2] and (first.name, _.name) == ("first", "none")
         assert votes.tolist() == [[i, -1, 2] for i in range(10)]
 
-    @pytest.mark.parametrize("fn, word", [(lambda x: x, "type"), (lambda x: x[0].long(), "shape"), (lambda x: torch.full((len(x),), -5), "voted -5")])
+    @pytest.mark.parametrize(
+        "fn, word",
+        [
+            (lambda x: x, "type"),
+            (lambda x: x[0].long(), "shape"),
+            (lambda x: torch.full((len(x),), -5), "voted -5"),
+        ],
+    )
     def test_a_bad_function_is_named(self, fn, word):
-        with pytest.raises(LabelKitError, match=f"'mine'.*{word}"): apply_lfs([LabelingFunction(fn, "mine")], torch.rand(3))
+        with pytest.raises(LabelKitError, match=f"'mine'.*{word}"):
+            apply_lfs([LabelingFunction(fn, "mine")], torch.rand(3))
 
     def test_analysis_against_plain_loops(self):
         y = torch.arange(200) % 4
@@ -155,18 +234,27 @@ class TestFunctions:
             others = lambda i: [o for k,o in enumerate(v[i]) if k != j and o >= 0]
             assert t.coverage.iloc[j] == pytest.approx(len(mine)/200)
             assert t.overlap.iloc[j] == pytest.approx(sum(bool(others(i)) for i in mine)/200)
-            assert t.conflict.iloc[j] == pytest.approx(sum(any(o != v[i][j] for o in others(i)) for i in mine)/200)
+            assert t.conflict.iloc[j] == pytest.approx(
+                sum(any(o != v[i][j] for o in others(i)) for i in mine) / 200
+            )
             assert t.accuracy.iloc[j] == pytest.approx(np.mean([v[i][j] == y[i] for i in mine]))
-        assert np.isnan(lf_analysis([[-1, 0]], [0]).accuracy.iloc[0]) and "accuracy" not in lf_analysis(votes)
+        assert np.isnan(
+            lf_analysis([[-1, 0]], [0]).accuracy.iloc[0]
+        ) and "accuracy" not in lf_analysis(votes)
         assert vote_counts(torch.tensor([[0, 0, -1]]), 2).tolist() == [[2., 0.]]
 
     def test_beta_by_brute_force(self):
         g = torch.Generator().manual_seed(0)
-        probs,y = (torch.randn(5, 40, 3, generator=g)*2).softmax(2),torch.randint(3, (40,), generator=g)
+        probs = (torch.randn(5, 40, 3, generator=g)*2).softmax(2)
+        y = torch.randint(3, (40,), generator=g)
         beta,votes,f1 = tune_beta(probs, y)
         for k in range(5):
-            all_ = [2*sum(int(p.argmax()) == t for p,t in zip(probs[k], y) if p.max() >= b)/(sum(bool(p.max() >= b) for p in probs[k]) + 40)
-                    for b in torch.tensor([i/20 for i in range(1, 20)])]
+            all_ = [
+                2
+                * sum(int(p.argmax()) == t for p, t in zip(probs[k], y) if p.max() >= b)
+                / (sum(bool(p.max() >= b) for p in probs[k]) + 40)
+                for b in torch.tensor([i / 20 for i in range(1, 20)])
+            ]
             assert float(f1[k]) == pytest.approx(max(float(o) for o in all_), abs=1e-6)
             assert ((votes[k] >= 0) == (probs[k].amax(1) >= beta[k])).all()
 
@@ -178,19 +266,29 @@ class TestFunctions:
     def data(self):
         dls = digits(labeled=100)
         known = dls.given >= 0
-        return dls.train_ds.arrays.x[known],dls.given[known],dls.train_ds.arrays.x[~known],dls.truth[~known]
+        return (
+            dls.train_ds.arrays.x[known],
+            dls.given[known],
+            dls.train_ds.arrays.x[~known],
+            dls.truth[~known],
+        )
 
     @pytest.mark.parametrize("make, least", [(snuba_lfs, .7), (stump_lfs, .4), (affinity_lfs, .7)])
     def test_functions_know_something_and_repeat(self, data, make, least):
         x,y,rest,truth = data
         votes = apply_lfs(lfs := make(x, y, rest), rest)
         assert lf_analysis(votes, truth).accuracy.mean() > least
-        assert torch.equal(votes, apply_lfs(make(x, y, rest), rest, bs=100)) and len({f.name for f in lfs}) == len(lfs)
+        assert torch.equal(votes, apply_lfs(make(x, y, rest), rest, bs=100)) and len(
+            {f.name for f in lfs}
+        ) == len(lfs)
         assert torch.equal(pickle.loads(pickle.dumps(lfs[0]))(rest[:9]), lfs[0](rest[:9]))
-        assert make(x, y, rest, features=lambda o: o.flatten(1)[:, 20:40])[0](rest[:3]).shape == (3,)
+        assert make(x, y, rest, features=lambda o: o.flatten(1)[:, 20:40])[0](rest[:3]).shape == (
+            3,
+        )
 
     def test_neighbours_leave_themselves_out(self, data):
-        "A function judged on itself would always be right: k-NN must not know the sample it votes on while it is chosen"
+        """A function judged on itself would always be right: k-NN must not know the sample it votes
+        on while it is chosen"""
         x,y,rest,_ = data
         shuffled = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
         lfs = snuba_lfs(x, shuffled, rest, kinds=("knn",), n_lfs=5)
@@ -198,17 +296,28 @@ class TestFunctions:
         from labelkit.relabel.auto_lfs import _knn
         f = Components(x)(x)[None]
         loo = _knn(f, f, shuffled, 10, 1, same=True)[0].argmax(1)
-        assert (loo == shuffled).float().mean() < .3 and (_knn(f, f, shuffled, 10, 1)[0].argmax(1) == shuffled).all()
+        assert (loo == shuffled).float().mean() < 0.3 and (
+            _knn(f, f, shuffled, 10, 1)[0].argmax(1) == shuffled
+        ).all()
 
     def test_few_samples(self):
         x = torch.rand(4, 1, 4, 4)
         votes = apply_lfs(auto_lfs(x, torch.tensor([0, 0, 1, 1]), c=3), torch.rand(7, 1, 4, 4))
         assert votes.shape[0] == 7 and votes.max() < 3
 
-    @pytest.mark.parametrize("kwargs, word", [(dict(y=torch.zeros(4)), "class number"), (dict(y=torch.tensor([0, -1, 1, 1])), "class number"), (dict(c=1), "outside the 1"),
-                                              (dict(features=lambda x: x), "features gave shape"), (dict(components=0), "components")])
+    @pytest.mark.parametrize(
+        "kwargs, word",
+        [
+            (dict(y=torch.zeros(4)), "class number"),
+            (dict(y=torch.tensor([0, -1, 1, 1])), "class number"),
+            (dict(c=1), "outside the 1"),
+            (dict(features=lambda x: x), "features gave shape"),
+            (dict(components=0), "components"),
+        ],
+    )
     def test_refuses(self, kwargs, word):
-        with pytest.raises(LabelKitError, match=word): auto_lfs(**(dict(x=torch.rand(4, 1, 4, 4), y=torch.tensor([0, 0, 1, 1])) | kwargs))
+        with pytest.raises(LabelKitError, match=word):
+            auto_lfs(**(dict(x=torch.rand(4, 1, 4, 4), y=torch.tensor([0, 0, 1, 1])) | kwargs))
 
 
 def data(n=120, c=4, seed=0, bs=16, **kwargs):
@@ -220,8 +329,17 @@ def data(n=120, c=4, seed=0, bs=16, **kwargs):
     return from_arrays(x[:n], y[:n], x[n:], y[n:], seed=seed, bs=bs, **kwargs)
 
 def make(cbs, dls, seed=0):
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
-    return Learner(dls, small_cnn(dls, c=4, c_in=1, width=4), cbs=cbs, metrics=accuracy, loss_func=nn.CrossEntropyLoss())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return Learner(
+        dls,
+        small_cnn(dls, c=4, c_in=1, width=4),
+        cbs=cbs,
+        metrics=accuracy,
+        loss_func=nn.CrossEntropyLoss(),
+    )
+
 
 def fit(learn, epochs=2):
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 3e-3)
@@ -233,14 +351,22 @@ class Records(Callback):
     def after_pred(self):
         if self.training: self.seen.append(self.learn.supervision.record)
 
-quadrant = lambda k,x: torch.where(x[:, 0, 2*(k//2):2*(k//2)+2, 2*(k%2):2*(k%2)+2].mean((1, 2)) > .5, k, -1)
+quadrant = lambda k, x: torch.where(
+    x[:, 0, 2 * (k // 2) : 2 * (k // 2) + 2, 2 * (k % 2) : 2 * (k % 2) + 2].mean((1, 2)) > 0.5,
+    k,
+    -1,
+)
 rules = [partial(quadrant, k) for k in range(4)]
 
 
 class TestCallback:
     def test_loss_by_hand_and_without_votes(self):
-        logits,p = torch.tensor([[2., 0.], [0., 1.]], requires_grad=True),torch.tensor([[1., 0.], [.5, .5]])
-        want = (torch.log1p(torch.exp(torch.tensor(-2.)))*.5 + (torch.log1p(torch.exp(torch.tensor(1.)))-.5)*.25)/.75
+        logits = torch.tensor([[2., 0.], [0., 1.]], requires_grad=True)
+        p = torch.tensor([[1., 0.], [.5, .5]])
+        want = (
+            torch.log1p(torch.exp(torch.tensor(-2.0))) * 0.5
+            + (torch.log1p(torch.exp(torch.tensor(1.0))) - 0.5) * 0.25
+        ) / 0.75
         assert torch.allclose(weak_loss(logits, p, torch.tensor([.5, .25])), want)
         nothing = weak_loss(logits, p, torch.zeros(2))
         nothing.backward()
@@ -250,13 +376,25 @@ class TestCallback:
         dls = data(labeled=8)
         learn = fit(make([WeakSupervision(lfs=rules[:3]), r := Records()], dls), 4)
         cb = learn.weak_supervision
-        assert torch.equal(cb.votes, apply_lfs(rules[:3], dls.train_ds.arrays.x)) and len(cb.lf_names) == 3
-        assert torch.equal(cb.weak_weight > 0, (cb.votes >= 0).any(1)) and (cb.weak_weight == 0).any()
+        assert (
+            torch.equal(cb.votes, apply_lfs(rules[:3], dls.train_ds.arrays.x))
+            and len(cb.lf_names) == 3
+        )
+        assert (
+            torch.equal(cb.weak_weight > 0, (cb.votes >= 0).any(1)) and (cb.weak_weight == 0).any()
+        )
         assert torch.equal(cb.weak_label, DawidSkene().fit(cb.votes, 4).predict_proba(cb.votes))
         s = r.seen[0]
         assert torch.equal(s.targets.argmax(1), s.y) and not s.edited
         value,_ = s.losses["weak_supervision"]
-        assert torch.allclose(value, weak_loss(s.outputs["weak_supervision"], cb.weak_label[s.unlabeled_ids], cb.weak_weight[s.unlabeled_ids]))
+        assert torch.allclose(
+            value,
+            weak_loss(
+                s.outputs["weak_supervision"],
+                cb.weak_label[s.unlabeled_ids],
+                cb.weak_weight[s.unlabeled_ids],
+            ),
+        )
         book = cb.ledger.frame()
         assert len(book) == 120 and (book.accepted.to_numpy() == (cb.weak_weight > 0).numpy()).all()
 
@@ -265,26 +403,44 @@ class TestCallback:
         people = annotators(truth, 5, [.6, .4, .2, .2, .1], c=4)
         people[:10] = -1
         base = data()
-        dls = from_arrays(base.train_ds.arrays.x, people[:,0].clamp_min(0), base.valid_ds.arrays.x, base.valid_ds.arrays.y, bs=16)
+        dls = from_arrays(
+            base.train_ds.arrays.x,
+            people[:, 0].clamp_min(0),
+            base.valid_ds.arrays.x,
+            base.valid_ds.arrays.y,
+            bs=16,
+        )
         learn = fit(make([WeakSupervision(votes=people, keep_given=False), r := Records()], dls))
         cb = learn.weak_supervision
         for s in r.seen:
             voted = s.ids >= 10
-            assert torch.allclose(s.targets[voted], cb.weak_label[s.ids[voted]]) and torch.equal(s.targets[~voted].argmax(1), s.y[~voted])
+            assert torch.allclose(s.targets[voted], cb.weak_label[s.ids[voted]]) and torch.equal(
+                s.targets[~voted].argmax(1), s.y[~voted]
+            )
             assert not s.outputs
-        assert (cb.weak_label[10:].argmax(1) == truth[10:]).float().mean() > .8 > .5 > (people[10:,0] == truth[10:]).float().mean()
+        assert (
+            (cb.weak_label[10:].argmax(1) == truth[10:]).float().mean()
+            > 0.8
+            > 0.5
+            > (people[10:, 0] == truth[10:]).float().mean()
+        )
 
     def test_probabilities_enter_by_the_same_door(self):
         dls = data(labeled=8)
         p = torch.eye(4)[dls.truth]*.7 + .075
         p[3] = 0
         cb = fit(make([WeakSupervision(votes=p)], dls)).weak_supervision
-        assert torch.allclose(cb.weak_label[4:], p[4:]) and cb.weak_weight[3] == 0 and cb.weak_label[3].tolist() == [.25]*4
+        assert (
+            torch.allclose(cb.weak_label[4:], p[4:])
+            and cb.weak_weight[3] == 0
+            and cb.weak_label[3].tolist() == [0.25] * 4
+        )
         with pytest.raises(LabelKitError, match="no votes to show"): cb.explore()
 
     def test_users_own_loaders(self):
         base = data()
-        x,y = base.train_ds.arrays.x,base.truth
+        x = base.train_ds.arrays.x
+        y = base.truth
         items = [(x[i], y[i]) for i in range(24)]
         own = DataLoaders(DataLoader(items, bs=8, shuffle=True), DataLoader(items, bs=8))
         own.c = 4
@@ -305,16 +461,26 @@ class TestCallback:
         del cb.learn
         with pytest.raises(LabelKitError, match="left out when"): fit(make([cb], data(labeled=8)))
 
-    @pytest.mark.parametrize("kwargs, word", [
-        (dict(votes=torch.zeros(3, 2).long()), "3 rows for 120"), (dict(votes=torch.ones(120, 4)), "sample 0 are no distribution"), (dict(votes=torch.ones(120, 3)/3), r"must be \[120, 4\]"),
-        (dict(votes=torch.full((120, 2), 7)), "from 7 to 7"), (dict(lfs=[lambda x: x]), "LF|lambda"), (dict(lfs=rules[:2], label_model=CovarianceLabelModel()), "at least 3")])
+    @pytest.mark.parametrize(
+        "kwargs, word",
+        [
+            (dict(votes=torch.zeros(3, 2).long()), "3 rows for 120"),
+            (dict(votes=torch.ones(120, 4)), "sample 0 are no distribution"),
+            (dict(votes=torch.ones(120, 3) / 3), r"must be \[120, 4\]"),
+            (dict(votes=torch.full((120, 2), 7)), "from 7 to 7"),
+            (dict(lfs=[lambda x: x]), "LF|lambda"),
+            (dict(lfs=rules[:2], label_model=CovarianceLabelModel()), "at least 3"),
+        ],
+    )
     def test_refuses(self, kwargs, word):
-        with pytest.raises(LabelKitError, match=word): fit(make([WeakSupervision(**kwargs)], data(labeled=8)))
+        with pytest.raises(LabelKitError, match=word):
+            fit(make([WeakSupervision(**kwargs)], data(labeled=8)))
 
     def test_refuses_at_once(self):
         with pytest.raises(LabelKitError, match="lfs=3"): WeakSupervision(lfs=3)
         with pytest.raises(LabelKitError, match="weight"): WeakSupervision(weight=-1)
-        with pytest.raises(LabelKitError, match="needs unlabeled"): fit(make([WeakSupervision()], data()))
+        with pytest.raises(LabelKitError, match="needs unlabeled"):
+            fit(make([WeakSupervision()], data()))
 
 
 class TestExplorer:
@@ -322,14 +488,31 @@ class TestExplorer:
         y = torch.arange(80) % 3
         votes = weak_labels(y, [.9, .7, .6, .5], .7, c=3)
         ds = DawidSkene().fit(votes, 3)
-        e = VotesExplorer(votes, dict(ds=ds, mine=torch.full((80, 3), 1/3)), y, vocab=["a", "b", "<i>c</i>"], images=torch.rand(80, 3, 80, 40), samples=10, key="v")
+        e = VotesExplorer(
+            votes,
+            dict(ds=ds, mine=torch.full((80, 3), 1 / 3)),
+            y,
+            vocab=["a", "b", "<i>c</i>"],
+            images=torch.rand(80, 3, 80, 40),
+            samples=10,
+            key="v",
+        )
         rows = e.shown["rows"]
-        packed = lambda k,dtype: np.frombuffer(e.arrays[k]["data"], dtype).reshape(e.arrays[k]["shape"])
-        assert np.array_equal(packed("votes", np.int32), votes[rows].numpy()) and np.allclose(packed("probs", np.float32)[0], ds.predict_proba(votes)[rows])
-        assert np.allclose(packed("estimated", np.float32)[0], ds.accuracies(votes), atol=1e-6) and packed("images", np.uint8).shape == (10, 3, 27, 14)
+        packed = lambda k, dtype: np.frombuffer(e.arrays[k]["data"], dtype).reshape(
+            e.arrays[k]["shape"]
+        )
+        assert np.array_equal(packed("votes", np.int32), votes[rows].numpy()) and np.allclose(
+            packed("probs", np.float32)[0], ds.predict_proba(votes)[rows]
+        )
+        assert np.allclose(
+            packed("estimated", np.float32)[0], ds.accuracies(votes), atol=1e-6
+        ) and packed("images", np.uint8).shape == (10, 3, 27, 14)
         assert np.allclose(packed("real", np.float32), lf_analysis(votes, y).accuracy)
         i = int(rows[0])
-        assert e.readout().startswith(f"Sample {i}: {int((votes[i] >= 0).sum())} of 4 functions vote") and e.saved_size < Explorer.max_saved
+        assert (
+            e.readout().startswith(f"Sample {i}: {int((votes[i] >= 0).sum())} of 4 functions vote")
+            and e.saved_size < Explorer.max_saved
+        )
         first = e.axes["sample"]
         assert e.other_samples().axes["sample"] != first and len(e.plot().axes) == 2
         json.dumps(e.data)
@@ -339,24 +522,42 @@ class TestExplorer:
         assert e.axes["colour"] == ["with the label model"] and e.readout().endswith("50.0 %.")
         learn = fit(make([WeakSupervision(lfs=rules)], data(labeled=8)), 1)
         shown = learn.weak_supervision.explore(key="w")
-        assert list(shown.axes["model"]) == ["DawidSkene", "MajorityVote"] and shown.data["truth"] and "images" in shown.arrays
+        assert (
+            list(shown.axes["model"]) == ["DawidSkene", "MajorityVote"]
+            and shown.data["truth"]
+            and "images" in shown.arrays
+        )
         with pytest.raises(LabelKitError, match="no labels yet"): WeakSupervision().explore()
 
     def test_disputed_first(self):
-        assert disputed(torch.tensor([[-1, -1, -1], [0, 1, 1], [0, 0, 0], [0, 1, 2]]), 3, 9).tolist() == [3, 1, 2, 0]
+        assert disputed(
+            torch.tensor([[-1, -1, -1], [0, 1, 1], [0, 0, 0], [0, 1, 2]]), 3, 9
+        ).tolist() == [3, 1, 2, 0]
 
-    @pytest.mark.parametrize("change, word", [(dict(models={}), "models is empty"), (dict(models=dict(a=torch.rand(2))), "models['a']"), (dict(y=[1]), "y has 1"), (dict(names=["a"]), "names"),
-                                              (dict(vocab=["a"]), "from 0 to 1"), (dict(images=torch.rand(2, 4, 4)), "images"), (dict(ids=[1]), "ids"), (dict(samples=0), "samples"),
-                                              (dict(models=dict(a=torch.rand(2, 3)), vocab=["a", "b"]), "make them agree")])
+    @pytest.mark.parametrize(
+        "change, word",
+        [
+            (dict(models={}), "models is empty"),
+            (dict(models=dict(a=torch.rand(2))), "models['a']"),
+            (dict(y=[1]), "y has 1"),
+            (dict(names=["a"]), "names"),
+            (dict(vocab=["a"]), "from 0 to 1"),
+            (dict(images=torch.rand(2, 4, 4)), "images"),
+            (dict(ids=[1]), "ids"),
+            (dict(samples=0), "samples"),
+            (dict(models=dict(a=torch.rand(2, 3)), vocab=["a", "b"]), "make them agree"),
+        ],
+    )
     def test_refuses(self, change, word):
-        with pytest.raises(LabelKitError) as e: VotesExplorer(**(dict(votes=[[0, 1], [1, 1]]) | change))
+        with pytest.raises(LabelKitError) as e:
+            VotesExplorer(**(dict(votes=[[0, 1], [1, 1]]) | change))
         assert word in str(e.value)
 
     def test_module_is_valid(self, tmp_path):
         text = esm("votes_explorer.js")
-        assert "innerHTML" not in text and "http" not in text.replace("http://www.w3.org/2000/svg", "")
+        assert "innerHTML" not in text and "http" not in text.replace(
+            "http://www.w3.org/2000/svg", ""
+        )
         if not shutil.which("node"): pytest.skip("no node to parse the module")
         (tmp_path/"m.mjs").write_text(text, encoding="utf-8")
         subprocess.run(["node", "--check", str(tmp_path/"m.mjs")], check=True)
-
-

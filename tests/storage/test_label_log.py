@@ -1,4 +1,5 @@
-"The label log: what stands after undo and redo, two real processes at once, kill -9, files both ways, other data, and wrong input"
+"""e label log: what stands after undo and redo, two real processes at once, kill -9, files both
+ways, other data, and wrong inp"""
 import pickle, signal, sqlite3, subprocess, sys, threading
 
 import numpy as np, pandas as pd, pytest, torch
@@ -28,7 +29,10 @@ class TestEdits:
         assert b > a and log.given.tolist() == GIVEN
         assert log.labels().tolist() == [1, 2, 0, 0, 1, 2, -1, 0]
         assert log.frame()[["id", "given_label", "label", "author", "reason"]].values.tolist() == [
-            [0, "cat", "dog", "first", "one"], [1, "dog", "fox", "first", ""], [2, "fox", "cat", "first", "two"]]
+            [0, "cat", "dog", "first", "one"],
+            [1, "dog", "fox", "first", ""],
+            [2, "fox", "cat", "first", "two"],
+        ]
 
     def test_no_label_both_ways(self, log):
         log.edit(0, None), log.edit(6, "fox"), log.edit(1, -1)
@@ -43,7 +47,13 @@ class TestEdits:
     def test_redo_in_order_until_a_new_edit(self, log):
         for i in range(3): log.edit(i, "fox")
         log.undo(), log.undo()
-        assert log.redo() == [1] and log.undo() == [1] and log.redo() == [1] and log.redo() == [2] and log.redo() == []
+        assert (
+            log.redo() == [1]
+            and log.undo() == [1]
+            and log.redo() == [1]
+            and log.redo() == [2]
+            and log.redo() == []
+        )
         log.undo()
         log.edit(5, "cat", author="second")  # another's edit does not end the redoing of the first
         assert log.redo() == [2]
@@ -58,22 +68,34 @@ class TestEdits:
         log.edit(0, "dog"), log.edit(1, "fox"), log.undo()
         log.close()
         again = LabelLog(path, GIVEN, VOCAB, author="first")
-        assert again.redo() == [1] and again.undo() == [1] and again.undo() == [0] and again.labels().tolist() == GIVEN
+        assert (
+            again.redo() == [1]
+            and again.undo() == [1]
+            and again.undo() == [0]
+            and again.labels().tolist() == GIVEN
+        )
 
     def test_random_walk_equals_replay(self, log):
         "Against the plainest model: a list of actions"
         rng = np.random.default_rng(0)
-        acts, undone, redoable = [], set(), {"first": [], "second": []}
+        acts = []
+        undone = set()
+        redoable = {"first": [], "second": []}
         for _ in range(150):
-            who, what = rng.choice(["first", "second"]), rng.choice(["edit", "edit", "undo", "redo"])
+            who = rng.choice(["first", "second"])
+            what = rng.choice(["edit", "edit", "undo", "redo"])
             if what == "edit":
-                i, label = int(rng.integers(8)), int(rng.integers(3))
+                i = int(rng.integers(8))
+                label = int(rng.integers(3))
                 log.edit(i, label, author=who)
-                acts.append((who, i, label)); redoable[who] = []
+                acts.append((who, i, label))
+                redoable[who] = []
             elif what == "undo":
                 mine = [k for k, a in enumerate(acts) if a[0] == who and k not in undone]
                 assert log.undo(who) == ([acts[mine[-1]][1]] if mine else [])
-                if mine: undone.add(mine[-1]); redoable[who].append(mine[-1])
+                if mine:
+                    undone.add(mine[-1])
+                    redoable[who].append(mine[-1])
             else:
                 k = redoable[who].pop() if redoable[who] else None
                 assert log.redo(who) == ([] if k is None else [acts[k][1]])
@@ -87,35 +109,64 @@ class TestEdits:
         a = log.edit(0, "dog", reason="why")
         log.undo(), log.redo(), log.edit(1, "fox")
         h = log.history(0)
-        assert h.kind.tolist() == ["edit", "undo", "redo"] and h.target.fillna(0).tolist() == [0, a, a] and h.standing.all()
+        assert (
+            h.kind.tolist() == ["edit", "undo", "redo"]
+            and h.target.fillna(0).tolist() == [0, a, a]
+            and h.standing.all()
+        )
         assert len(log.history()) == 4 and h.reason.tolist() == ["why", "", ""]
 
     def test_nothing_can_be_changed_or_removed(self, log):
         log.edit(0, "dog")
-        for sql in ("UPDATE edits SET label='fox'", "DELETE FROM edits", "UPDATE samples SET given='fox'", "DELETE FROM actions"):
-            with pytest.raises(sqlite3.DatabaseError, match="only ever appended"): log._db.execute(sql)
+        for sql in (
+            "UPDATE edits SET label='fox'",
+            "DELETE FROM edits",
+            "UPDATE samples SET given='fox'",
+            "DELETE FROM actions",
+        ):
+            with pytest.raises(sqlite3.DatabaseError, match="only ever appended"):
+                log._db.execute(sql)
 
     def test_many_at_once_are_one_edit(self, path):
         log = LabelLog(path, torch.zeros(20_000, dtype=torch.long), vocab=["a", "b"])
         log.edit(torch.arange(20_000), 1)
-        assert log.labels().sum() == 20_000 and len(log.undo()) == 20_000 and log.labels().sum() == 0
+        assert (
+            log.labels().sum() == 20_000 and len(log.undo()) == 20_000 and log.labels().sum() == 0
+        )
 
     def test_pickle_threads_and_another_thread(self, log):
         twin = pickle.loads(pickle.dumps(log))
         twin.edit(0, "dog")
         assert log.labels()[0] == 1
-        ts = [threading.Thread(target=lambda: [log.edit(1, "fox") for _ in range(5)]) for _ in range(3)]
+        ts = [
+            threading.Thread(target=lambda: [log.edit(1, "fox") for _ in range(5)])
+            for _ in range(3)
+        ]
         for t in ts: t.start()
         for t in ts: t.join()
         assert (log.history(1).kind == "edit").sum() == 15
 
 
-@pytest.mark.parametrize("edit,said", [
-    (dict(ids=8, labels=0), "id 8 is none of the data's 8 samples"), (dict(ids=[0, -1], labels=0), "id -1"), (dict(ids=True, labels=0), "id True"),
-    (dict(ids=[0, 0], labels=0), "id 0 is there twice"), (dict(ids=0, labels="cow"), "label 'cow' is no class: pass None, a number below 3, or one of cat, dog, fox"),
-    (dict(ids=0, labels=3), "label 3 is no class"), (dict(ids=0, labels=1.5), "label 1.5"), (dict(ids=[0, 1], labels=[0]), "labels has 1 entries for 2 ids"),
-    (dict(ids=0, labels=0, author=" "), "author=' ' is not a text"), (dict(ids=0, labels=0, reason=7), "reason=7 is not a text"),
-    (dict(ids=0, labels=0, reason="\ud800"), "is not a text"), (dict(ids="img", labels=0), "id 'img'")])
+@pytest.mark.parametrize(
+    "edit,said",
+    [
+        (dict(ids=8, labels=0), "id 8 is none of the data's 8 samples"),
+        (dict(ids=[0, -1], labels=0), "id -1"),
+        (dict(ids=True, labels=0), "id True"),
+        (dict(ids=[0, 0], labels=0), "id 0 is there twice"),
+        (
+            dict(ids=0, labels="cow"),
+            "label 'cow' is no class: pass None, a number below 3, or one of cat, dog, fox",
+        ),
+        (dict(ids=0, labels=3), "label 3 is no class"),
+        (dict(ids=0, labels=1.5), "label 1.5"),
+        (dict(ids=[0, 1], labels=[0]), "labels has 1 entries for 2 ids"),
+        (dict(ids=0, labels=0, author=" "), "author=' ' is not a text"),
+        (dict(ids=0, labels=0, reason=7), "reason=7 is not a text"),
+        (dict(ids=0, labels=0, reason="\ud800"), "is not a text"),
+        (dict(ids="img", labels=0), "id 'img'"),
+    ],
+)
 def test_wrong_edits_keep_nothing(log, edit, said):
     with pytest.raises(LabelKitError) as e: log.edit(**edit)
     assert said in str(e.value) and len(log.history()) == 0
@@ -123,9 +174,18 @@ def test_wrong_edits_keep_nothing(log, edit, said):
 
 
 class TestOtherData:
-    @pytest.mark.parametrize("given,vocab,said", [
-        (GIVEN[:5], VOCAB, "is the log of 8 samples, and the data have 5"), ([1, *GIVEN[1:]], VOCAB, "sample 0 was given 'cat' and is 'dog' now"),
-        (GIVEN, ["cat", "dog", "cow"], "class 'fox' of the log is none of the data's 3 classes: pass classes={'fox'")])
+    @pytest.mark.parametrize(
+        "given,vocab,said",
+        [
+            (GIVEN[:5], VOCAB, "is the log of 8 samples, and the data have 5"),
+            ([1, *GIVEN[1:]], VOCAB, "sample 0 was given 'cat' and is 'dog' now"),
+            (
+                GIVEN,
+                ["cat", "dog", "cow"],
+                "class 'fox' of the log is none of the data's 3 classes: pass classes={'fox'",
+            ),
+        ],
+    )
     def test_refused_with_the_fix(self, log, path, given, vocab, said):
         with pytest.raises(LabelKitError) as e: LabelLog(path, given, vocab)
         assert said in str(e.value)
@@ -139,11 +199,18 @@ class TestOtherData:
         moved.edit(3, "owl")
         with pytest.raises(LabelKitError, match="class 'owl'"): log.labels()
         moved.undo()
-        renamed = LabelLog(path, GIVEN, ["cat", "dog", "vixen"], classes=dict(fox="vixen", owl=None))
+        renamed = LabelLog(
+            path, GIVEN, ["cat", "dog", "vixen"], classes=dict(fox="vixen", owl=None)
+        )
         assert renamed.labels().tolist() == [2, 0, 2, 0, 1, 2, -1, 0]
-        removed = LabelLog(path, [0, 1, -1, 0, 1, -1, -1, 0], ["cat", "dog"], classes=dict(fox=None, owl=None))
+        removed = LabelLog(
+            path, [0, 1, -1, 0, 1, -1, -1, 0], ["cat", "dog"], classes=dict(fox=None, owl=None)
+        )
         assert removed.labels().tolist() == [-1, 0, -1, 0, 1, -1, -1, 0]
-        with pytest.raises(LabelKitError, match="classes names 'wolf', which is no class of the log"): LabelLog(path, GIVEN, VOCAB, classes=dict(wolf=None))
+        with pytest.raises(
+            LabelKitError, match="classes names 'wolf', which is no class of the log"
+        ):
+            LabelLog(path, GIVEN, VOCAB, classes=dict(wolf=None))
 
     def test_keys_follow_samples_to_another_split(self, path):
         names = np.array([f"{i}.png" for i in range(6)])
@@ -151,13 +218,20 @@ class TestOtherData:
         a = LabelLog(path, y[:4], VOCAB, keys=names[:4], author="first")
         a.edit("3.png", "fox"), a.edit(0, "dog")
         b = LabelLog(path, y[[5, 3]], VOCAB, keys=names[[5, 3]], author="first")
-        assert b.labels().tolist() == [2, 2] and b.history().id.tolist() == [1, -1] and b.history().key.tolist() == ["3.png", "0.png"]
+        assert (
+            b.labels().tolist() == [2, 2]
+            and b.history().id.tolist() == [1, -1]
+            and b.history().key.tolist() == ["3.png", "0.png"]
+        )
         b.edit("5.png", "cat")
         assert a.labels().tolist() == [1, 1, 2, 2]
         assert len(LabelLog(path)) == 5
-        with pytest.raises(LabelKitError, match="knows its samples by key: open it with keys="): LabelLog(path, y[:4], VOCAB)
-        with pytest.raises(LabelKitError, match="knows none of these samples"): LabelLog(path, y[:1], VOCAB, keys=["x.png"])
-        with pytest.raises(LabelKitError, match="keys has 'a' twice"): LabelLog(path, y[:2], VOCAB, keys=["a", "a"])
+        with pytest.raises(LabelKitError, match="knows its samples by key: open it with keys="):
+            LabelLog(path, y[:4], VOCAB)
+        with pytest.raises(LabelKitError, match="knows none of these samples"):
+            LabelLog(path, y[:1], VOCAB, keys=["x.png"])
+        with pytest.raises(LabelKitError, match="keys has 'a' twice"):
+            LabelLog(path, y[:2], VOCAB, keys=["a", "a"])
 
     def test_opened_alone(self, log, path):
         log.edit(0, "fox")
@@ -167,28 +241,38 @@ class TestOtherData:
     def test_names_for_labels(self, tmp_path):
         assert LabelLog(tmp_path/"n.db", ["dog", None, "cat"]).given.tolist() == [1, -1, 0]
         for given,vocab in ((["dog"], ["cat"]), ([3], VOCAB), ([.5], VOCAB), ([[1, 0]], VOCAB)):
-            with pytest.raises(LabelKitError, match="data gives sample 0 the label"): LabelLog(tmp_path/"m.db", given, vocab)
-        with pytest.raises(LabelKitError, match="vocab has 'a' twice"): LabelLog(tmp_path/"m.db", [0], ["a", "a"])
+            with pytest.raises(LabelKitError, match="data gives sample 0 the label"):
+                LabelLog(tmp_path/"m.db", given, vocab)
+        with pytest.raises(LabelKitError, match="vocab has 'a' twice"):
+            LabelLog(tmp_path/"m.db", [0], ["a", "a"])
         assert not (tmp_path/"m.db").exists()
 
 
 class TestBadFiles:
     def test_missing_folder_text_foreign_damaged(self, log, path, tmp_path):
-        with pytest.raises(LabelKitError, match="is no file: pass an existing log, or the data"): LabelLog(tmp_path/"none.db")
+        with pytest.raises(LabelKitError, match="is no file: pass an existing log, or the data"):
+            LabelLog(tmp_path/"none.db")
         with pytest.raises(LabelKitError, match="is a folder"): LabelLog(tmp_path, GIVEN, VOCAB)
         (tmp_path/"text").write_text("no database, "*50)
-        with pytest.raises(LabelKitError, match="is no label log, or a damaged one"): LabelLog(tmp_path/"text", GIVEN, VOCAB)
-        db = sqlite3.connect(tmp_path/"foreign"); db.execute("CREATE TABLE t (a)"); db.commit(); db.close()
+        with pytest.raises(LabelKitError, match="is no label log, or a damaged one"):
+            LabelLog(tmp_path/"text", GIVEN, VOCAB)
+        db = sqlite3.connect(tmp_path/"foreign")
+        db.execute("CREATE TABLE t (a)")
+        db.commit()
+        db.close()
         before = (tmp_path/"foreign").read_bytes()
-        with pytest.raises(LabelKitError, match="another program's SQLite file"): LabelLog(tmp_path/"foreign", GIVEN, VOCAB)
+        with pytest.raises(LabelKitError, match="another program's SQLite file"):
+            LabelLog(tmp_path/"foreign", GIVEN, VOCAB)
         assert (tmp_path/"foreign").read_bytes() == before
-        with pytest.raises(LabelKitError, match="cannot be written"): LabelLog(tmp_path/"text"/"labels.db", GIVEN, VOCAB)
+        with pytest.raises(LabelKitError, match="cannot be written"):
+            LabelLog(tmp_path/"text"/"labels.db", GIVEN, VOCAB)
         log.edit(list(range(8)), "fox", reason="x"*2000)
         log.close()
         whole = path.read_bytes()
         for cut in (whole[:len(whole)//2], whole[:5000]+b"\xff"*8000+whole[13000:]):
             (tmp_path/"cut.db").write_bytes(cut)
-            with pytest.raises(LabelKitError, match="damaged"): LabelLog(tmp_path/"cut.db", GIVEN, VOCAB).history()
+            with pytest.raises(LabelKitError, match="damaged"):
+                LabelLog(tmp_path/"cut.db", GIVEN, VOCAB).history()
 
     def test_an_empty_file_is_a_new_log(self, tmp_path):
         (tmp_path/"empty.db").touch()
@@ -202,14 +286,28 @@ class TestBadFiles:
 
 
 class TestTables:
-    NASTY = ["=HYPERLINK(\"http://x\")", "'=1", "+1", "@a", "-2", "it's, \"quoted\"", "two\nlines", "\ttab", "ünï ✓", "NA", "null", "007"]
+    NASTY = [
+        '=HYPERLINK("http://x")',
+        "'=1",
+        "+1",
+        "@a",
+        "-2",
+        'it\'s, "quoted"',
+        "two\nlines",
+        "\ttab",
+        "ünï ✓",
+        "NA",
+        "null",
+        "007",
+    ]
 
     @pytest.mark.parametrize("kind", ["csv", "parquet"])
     def test_round_trip(self, tmp_path, kind):
         vocab = self.NASTY
         given = list(range(len(vocab)))
         a = LabelLog(tmp_path/"a.db", given, vocab, author="=first")
-        for i, o in enumerate(self.NASTY[:-1]): a.edit(i, (i+1) % len(vocab), reason=o, author=f"-{i}")
+        for i, o in enumerate(self.NASTY[:-1]):
+            a.edit(i, (i+1) % len(vocab), reason=o, author=f"-{i}")
         a.edit(len(vocab)-1, None, reason="")
         getattr(a, f"to_{kind}")(tmp_path/"f")
         b = LabelLog(tmp_path/"b.db", given, vocab, author="second")
@@ -221,13 +319,26 @@ class TestTables:
             cells = pd.read_csv(tmp_path/"f", dtype=str, keep_default_na=False).to_numpy().ravel()
             assert not [c for c in cells if c[:1] in tuple("=+-@\t")]
 
-    @pytest.mark.parametrize("text,said", [
-        ("id,label\n0,dog\n99,cat\n", "line 3: id '99' is none of the data's 8 samples"), ("id,label\n0,dog\nx,cat\n", "line 3: id 'x'"),
-        ("id,label\n0,dog\n1,cow\n", "line 3: label 'cow' is no class"), ("id,label\n0,dog\n0,cat\n", "line 3: id '0' was there in line 2 already"),
-        ("id,label\n0,dog\n1\n", "line 3 has 1 cells for 2 columns"), ("id\n0\n", "has 0 columns 'label'"), ("", "has 0 columns 'id'"),
-        ("id,label,label\n0,a,b\n", "has 2 columns 'label'"), ("id,label,given_label\n0,dog,fox\n", "line 2: given_label is 'fox' and sample 0 was given 'cat'"),
-        ("id,label,time\n0,dog,yesterday\n", "line 2: time 'yesterday' is none"), ("id,label,reason\n0,dog,\"a\nb\"\n1,cow,\n", "line 4: label 'cow'"),
-        ("id,label\n0,\"dog\n", "cannot be read as CSV")])
+    @pytest.mark.parametrize(
+        "text,said",
+        [
+            ("id,label\n0,dog\n99,cat\n", "line 3: id '99' is none of the data's 8 samples"),
+            ("id,label\n0,dog\nx,cat\n", "line 3: id 'x'"),
+            ("id,label\n0,dog\n1,cow\n", "line 3: label 'cow' is no class"),
+            ("id,label\n0,dog\n0,cat\n", "line 3: id '0' was there in line 2 already"),
+            ("id,label\n0,dog\n1\n", "line 3 has 1 cells for 2 columns"),
+            ("id\n0\n", "has 0 columns 'label'"),
+            ("", "has 0 columns 'id'"),
+            ("id,label,label\n0,a,b\n", "has 2 columns 'label'"),
+            (
+                "id,label,given_label\n0,dog,fox\n",
+                "line 2: given_label is 'fox' and sample 0 was given 'cat'",
+            ),
+            ("id,label,time\n0,dog,yesterday\n", "line 2: time 'yesterday' is none"),
+            ('id,label,reason\n0,dog,"a\nb"\n1,cow,\n', "line 4: label 'cow'"),
+            ('id,label\n0,"dog\n', "cannot be read as CSV"),
+        ],
+    )
     def test_bad_csv_imports_nothing(self, log, tmp_path, text, said):
         (tmp_path/"bad.csv").write_text(text)
         with pytest.raises(LabelKitError) as e: log.from_csv(tmp_path/"bad.csv")
@@ -236,10 +347,16 @@ class TestTables:
     def test_bad_files(self, log, tmp_path):
         (tmp_path/"l.csv").write_bytes(b"id,label,reason\n0,dog,\xff\n")
         for name in ("l.csv", "none.csv"):
-            with pytest.raises(LabelKitError, match="cannot be read as CSV in UTF-8"): log.from_csv(tmp_path/name)
-        with pytest.raises(LabelKitError, match="cannot be read as Parquet"): log.from_parquet(tmp_path/"l.csv")
-        for row, said in ((dict(id=[0, 9], label=["cat", "dog"]), "row 2: id 9"), (dict(id=[0.5], label=["cat"]), "row 1: id 0.5"),
-                          (dict(id=[0], label=[1]), "row 1: label 1 is no class: write the name"), (dict(label=["cat"]), "has 0 columns 'id'")):
+            with pytest.raises(LabelKitError, match="cannot be read as CSV in UTF-8"):
+                log.from_csv(tmp_path/name)
+        with pytest.raises(LabelKitError, match="cannot be read as Parquet"):
+            log.from_parquet(tmp_path/"l.csv")
+        for row, said in (
+            (dict(id=[0, 9], label=["cat", "dog"]), "row 2: id 9"),
+            (dict(id=[0.5], label=["cat"]), "row 1: id 0.5"),
+            (dict(id=[0], label=[1]), "row 1: label 1 is no class: write the name"),
+            (dict(label=["cat"]), "has 0 columns 'id'"),
+        ):
             pd.DataFrame(row).to_parquet(tmp_path/"p")
             with pytest.raises(LabelKitError, match=said): log.from_parquet(tmp_path/"p")
         assert len(log.history()) == 0
@@ -262,17 +379,27 @@ while n < 0 or i < n:
     print(i, a, flush=True)
     i += 1
 """
-def writer(path, who, n): return subprocess.Popen([sys.executable, "-c", WRITER, str(path), who, str(n)], stdout=subprocess.PIPE, text=True)
+def writer(path, who, n):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), who, str(n)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_make_and_write_one_log(path):
     both = [writer(path, who, 100) for who in ("first", "second")]
-    said = {who: [int(line.split()[1]) for line in p.communicate(timeout=120)[0].splitlines()] for who, p in zip(("first", "second"), both)}
+    said = {
+        who: [int(line.split()[1]) for line in p.communicate(timeout=120)[0].splitlines()]
+        for who, p in zip(("first", "second"), both)
+    }
     assert [p.returncode for p in both] == [0, 0]
     h = LabelLog(path).history()
     for who in said:
         mine = h[(h.author == who) & (h.kind == "edit")]
-        assert sorted(mine.action.unique()) == said[who] and len(said[who]) == 100 and (h[(h.author == who) & (h.kind == "undo")].action.nunique() == 20)
+        assert (
+            sorted(mine.action.unique()) == said[who]
+            and len(said[who]) == 100
+            and (h[(h.author == who) & (h.kind == "undo")].action.nunique() == 20)
+        )
 
 
 def test_killed_without_warning(path):
@@ -306,7 +433,10 @@ class TestTraining:
     def test_an_empty_log_changes_nothing(self, path):
         plain = self.fit([], self.data())
         logged = self.fit(LabelEdits(LabelLog(path, self.data())), self.data())
-        assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), logged.model.state_dict().values()))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(plain.model.state_dict().values(), logged.model.state_dict().values())
+        )
 
     def test_reads_the_log_at_every_fit_and_trusts_in_part(self, path):
         dls = self.data()
@@ -319,17 +449,26 @@ class TestTraining:
         log.edit(5, None)
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
         assert cb.new_weights[5] == .25 and cb.new_weights.sum() == cb.new_weights.numel()-.75
-        assert cb.ledger.frame().reason.value_counts().to_dict() == {"not reviewed": 30, "corrected in review": 1, "label removed in review": 1}
+        assert cb.ledger.frame().reason.value_counts().to_dict() == {
+            "not reviewed": 30,
+            "corrected in review": 1,
+            "label removed in review": 1,
+        }
 
     def test_batch_of_one(self, path):
         dls = self.data()
         dls.train.bs = 1
         log = LabelLog(path, dls)
         log.edit(torch.arange(10), 0)
-        assert all(v.isfinite().all() for v in self.fit(LabelEdits(log), dls).model.state_dict().values())
+        assert all(
+            v.isfinite().all() for v in self.fit(LabelEdits(log), dls).model.state_dict().values()
+        )
 
     def test_wrong_input(self, path):
         log = LabelLog(path, self.data())
-        for cb, said in ((LabelEdits(log), "with other given labels than dls has"), (LabelEdits(path.with_name("x.db")), "is no file")):
+        for cb, said in (
+            (LabelEdits(log), "with other given labels than dls has"),
+            (LabelEdits(path.with_name("x.db")), "is no file"),
+        ):
             with pytest.raises(LabelKitError, match=said): self.fit(cb, self.data(noise_rate=.5))
         with pytest.raises(LabelKitError, match="trust=-1"): LabelEdits(log, trust=-1)

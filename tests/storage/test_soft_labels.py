@@ -1,4 +1,5 @@
-"The soft-label store: exact views, official fills, killed and resumed builds, damage, refusals, and other ways to reach it"
+"""e soft-label store: exact views, official fills, killed and resumed builds, damage, refusals, and
+other ways to reach"""
 import json, os, pickle, random, subprocess, sys, textwrap
 from copy import deepcopy
 from pathlib import Path
@@ -11,7 +12,17 @@ from places import REFERENCES
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
-from labelkit.storage.soft_labels import AugmentViews, CropViews, LabelStore, Samples, StoredViews, build_store, crop_resize, densify, random_boxes
+from labelkit.storage.soft_labels import (
+    AugmentViews,
+    CropViews,
+    LabelStore,
+    Samples,
+    StoredViews,
+    build_store,
+    crop_resize,
+    densify,
+    random_boxes,
+)
 from labelkit.data.views import view_ops
 
 REFERENCE = {e["name"]: e for e in json.loads((REFERENCES/"store.json").read_text())}
@@ -24,10 +35,22 @@ def model(seed=0, c=10):
     return small_cnn(c=c, c_in=1, width=4)
 def build(path, x=None, teacher=None, views="crop", **kwargs):
     args = dict(n_views=3, k=4, chunk=32, bs=20, progress=False) | kwargs
-    return build_store(path, images() if x is None else x, teacher or model(), CropViews(scale=(.3, 1.)) if views == "crop" else views, **args)
+    return build_store(
+        path,
+        images() if x is None else x,
+        teacher or model(),
+        CropViews(scale=(0.3, 1.0)) if views == "crop" else views,
+        **args,
+    )
+
+
 def content(path):
     "Every file of a store, byte by byte"
-    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(Path(path).rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in sorted(Path(path).rglob("*"))
+        if p.is_file()
+    }
 
 
 class TestDensify:
@@ -37,24 +60,34 @@ class TestDensify:
         v,i = p.topk(5)
         torch.testing.assert_close(v, torch.tensor(e["expected"]["k5_value"]))
         assert i.tolist() == [[int(o) for o in row] for row in e["expected"]["k5_index"]]
-        torch.testing.assert_close(densify(v, i, 8), torch.tensor(e["expected"]["marginal_smoothing_k5"]))
-        torch.testing.assert_close(densify(v, i, 8, "renorm"), torch.tensor(e["expected"]["marginal_renorm"]))
+        torch.testing.assert_close(
+            densify(v, i, 8), torch.tensor(e["expected"]["marginal_smoothing_k5"])
+        )
+        torch.testing.assert_close(
+            densify(v, i, 8, "renorm"), torch.tensor(e["expected"]["marginal_renorm"])
+        )
         torch.testing.assert_close(densify(*p.topk(1), 8), torch.tensor(e["expected"]["smoothing"]))
 
     def test_ml_dr(self):
         e = REFERENCE["ml_dr_densify"]
-        v,i = torch.tensor([e["inputs"]["values"]]),torch.tensor([e["inputs"]["ids"]])
+        v = torch.tensor([e["inputs"]["values"]])
+        i = torch.tensor([e["inputs"]["ids"]])
         torch.testing.assert_close(densify(v, i, 8)[0], torch.tensor(e["expected"]["smooth"]))
-        torch.testing.assert_close(densify(v, i, 8, "official")[0], torch.tensor(e["expected"]["zeros"]))
+        torch.testing.assert_close(
+            densify(v, i, 8, "official")[0], torch.tensor(e["expected"]["zeros"])
+        )
 
     @pytest.mark.parametrize("fill", ["smooth", "renorm"])
     @pytest.mark.parametrize("k", [1, 5, 10])
     def test_sums_to_one_after_rounding(self, fill, k):
         v,i = (torch.randn(200, 10, generator=gen())*4).softmax(1).topk(k)
-        torch.testing.assert_close(densify(v.half(), i, 10, fill).sum(1), torch.ones(200), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            densify(v.half(), i, 10, fill).sum(1), torch.ones(200), rtol=1e-6, atol=1e-6
+        )
 
     def test_unknown(self):
-        with pytest.raises(LabelKitError, match="fill='mean' is none of smooth"): densify(torch.ones(1,1), torch.zeros(1,1).long(), 3, "mean")
+        with pytest.raises(LabelKitError, match="fill='mean' is none of smooth"):
+            densify(torch.ones(1,1), torch.zeros(1,1).long(), 3, "mean")
 
 
 class TestViews:
@@ -62,7 +95,8 @@ class TestViews:
         b = random_boxes(5000, 20, 40, gen(), (.1, .25), (.5, 2.))
         side = b[:,2:]-b[:,:2]
         assert (b >= 0).all() and (b <= 1+1e-6).all()
-        area,ratio = side.prod(1),side[:,0]*40/(side[:,1]*20)
+        area = side.prod(1)
+        ratio = side[:,0]*40/(side[:,1]*20)
         assert area.min() > .1-1e-5 and area.max() < .25+1e-5 and abs(area.mean()-.175) < .01
         assert ratio.min() > .5-1e-4 and ratio.max() < 2+1e-4
         assert b[:,0].std() > .1 and b[:,1].std() > .1
@@ -71,12 +105,16 @@ class TestViews:
         x = torch.arange(16.).view(1,1,4,4)
         right_top = crop_resize(x, torch.tensor([[.5,0.,1.,.5]]), size=(2,2))
         assert right_top[0,0].tolist() == [[2.,3.],[6.,7.]]
-        assert crop_resize(x, torch.tensor([[.5,0.,1.,.5]]), torch.ones(1), (2,2))[0,0].tolist() == [[3.,2.],[7.,6.]]
+        assert crop_resize(x, torch.tensor([[0.5, 0.0, 1.0, 0.5]]), torch.ones(1), (2, 2))[
+            0, 0
+        ].tolist() == [[3.0, 2.0], [7.0, 6.0]]
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_made_again_in_any_batch(self, channels):
         x = images(60, channels, 16)
-        views = AugmentViews(n=3, ops=tuple(view_ops), cutout=.3, random_magnitude=True, magnitude=30)
+        views = AugmentViews(
+            n=3, ops=tuple(view_ops), cutout=0.3, random_magnitude=True, magnitude=30
+        )
         p = views.draw(60, x.shape[1:], gen(3))
         whole = views.make(x, p)
         assert whole.shape == x.shape and not torch.equal(whole, x)
@@ -89,20 +127,27 @@ class TestViews:
 
     def test_half_are_flipped(self):
         flips = CropViews().draw(2000, (1,8,8), gen())[:,4]
-        assert .45 < flips.mean() < .55 and not CropViews(flip=False).draw(99, (1,8,8), gen())[:,4].any()
+        assert (
+            0.45 < flips.mean() < 0.55
+            and not CropViews(flip=False).draw(99, (1, 8, 8), gen())[:, 4].any()
+        )
 
     def test_wrong(self):
         with pytest.raises(LabelKitError, match="scale=.* goes down"): CropViews(scale=(1., .5))
         with pytest.raises(LabelKitError, match="scale=0.5 is not a pair"): CropViews(scale=.5)
-        with pytest.raises(LabelKitError, match="takes images in \\[0, 1\\]"): AugmentViews().make(images(2)*255, AugmentViews().draw(2, (1,8,8), gen()))
-        with pytest.raises(LabelKitError, match="class of your own: import it"): StoredViews.from_spec(dict(name="Mine"))
+        with pytest.raises(LabelKitError, match="takes images in \\[0, 1\\]"):
+            AugmentViews().make(images(2)*255, AugmentViews().draw(2, (1,8,8), gen()))
+        with pytest.raises(LabelKitError, match="class of your own: import it"):
+            StoredViews.from_spec(dict(name="Mine"))
 
 
 class TestRead:
     def test_what_the_teacher_said(self, tmp_path):
-        x,teacher = images(),model()
+        x = images()
+        teacher = model()
         store = build(tmp_path/"s", x, teacher, dtype="float32")
-        ids,view = torch.tensor([7,119,0,7,64]),torch.tensor([0,2,1,1,2])
+        ids = torch.tensor([7,119,0,7,64])
+        view = torch.tensor([0,2,1,1,2])
         got = store.read(ids, view)
         with torch.no_grad(): p = teacher.eval()(store.views.make(x[ids], got.params)).softmax(1)
         torch.testing.assert_close(p.topk(4).values, got.values)
@@ -112,47 +157,78 @@ class TestRead:
     def test_memory_maps_and_urls_agree(self, tmp_path):
         build(tmp_path/"s")
         build(f"memory://{tmp_path.name}/s")
-        stores = [LabelStore(tmp_path/"s", True), LabelStore(tmp_path/"s", False), LabelStore(f"file://{tmp_path}/s"),
-                  LabelStore(f"memory://{tmp_path.name}/s", False, cache=3000), LabelStore(f"memory://{tmp_path.name}/s", True)]
-        ids,view = torch.randint(120, (300,), generator=gen()),torch.randint(3, (300,), generator=gen(1))
+        stores = [
+            LabelStore(tmp_path / "s", True),
+            LabelStore(tmp_path / "s", False),
+            LabelStore(f"file://{tmp_path}/s"),
+            LabelStore(f"memory://{tmp_path.name}/s", False, cache=3000),
+            LabelStore(f"memory://{tmp_path.name}/s", True),
+        ]
+        ids = torch.randint(120, (300,), generator=gen())
+        view = torch.randint(3, (300,), generator=gen(1))
         for s in stores:
-            got,want = s.read(ids, view),stores[0].read(ids, view)
-            assert all(torch.equal(getattr(got, k), getattr(want, k)) for k in ("values", "classes", "params"))
+            got = s.read(ids, view)
+            want = stores[0].read(ids, view)
+            assert all(
+                torch.equal(getattr(got, k), getattr(want, k))
+                for k in ("values", "classes", "params")
+            )
 
     def test_samples_themselves(self, tmp_path):
         store = build(tmp_path/"s", views=None, n_views=1)
         assert store.views is None and store.read([0]).params is None
         with torch.no_grad(): p = model().eval()(images()).softmax(1)
-        torch.testing.assert_close(store.read(torch.arange(120)).dense().max(1).values, p.max(1).values, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            store.read(torch.arange(120)).dense().max(1).values,
+            p.max(1).values,
+            rtol=1e-3,
+            atol=1e-3,
+        )
 
     def test_more_classes_than_a_byte(self, tmp_path):
         store = build(tmp_path/"s", teacher=model(c=300))
-        assert store.read([1]).classes.max() < 300 and store.meta["columns"]["classes"][1] == "uint16"
+        assert (
+            store.read([1]).classes.max() < 300 and store.meta["columns"]["classes"][1] == "uint16"
+        )
 
     def test_label_maps(self, tmp_path):
         w = torch.randn(5, 1, generator=gen())
         maps = lambda x: torch.einsum("cd,bdhw->bchw", w, x[...,::2,::2])*3
-        store = build(tmp_path/"s", teacher=lambda x: maps(x).mean((2,3)), maps=2, map_fn=maps, views=None, n_views=1)
-        got,want = store.read([3,9], maps=True),maps(images()[[3,9]])
+        store = build(
+            tmp_path / "s",
+            teacher=lambda x: maps(x).mean((2, 3)),
+            maps=2,
+            map_fn=maps,
+            views=None,
+            n_views=1,
+        )
+        got = store.read([3,9], maps=True)
+        want = maps(images()[[3,9]])
         v,i = want.topk(2, 1)
         torch.testing.assert_close(got.map_values[:,:2], v, rtol=1e-3, atol=1e-3)
         assert torch.equal(got.map_classes, i)
         p = torch.cat([got.map_values[:,:2], got.map_values[:,2:].expand(-1,3,-1,-1)], 1).softmax(1)
-        torch.testing.assert_close(p[:,:2], want.softmax(1).gather(1, i), rtol=1e-2, atol=1e-3)  # the rest has its mass
+        # the rest has its mass
+        torch.testing.assert_close(p[:,:2], want.softmax(1).gather(1, i), rtol=1e-2, atol=1e-3)
 
     def test_copies_and_pickles_carry_no_data(self, tmp_path):
         store = build(tmp_path/"s")
         store.read([0])
         raw = pickle.dumps(store)
         assert len(raw) < 300
-        for s in (pickle.loads(raw), deepcopy(store)): assert torch.equal(s.read([5]).values, store.read([5]).values)
+        for s in (pickle.loads(raw), deepcopy(store)):
+            assert torch.equal(s.read([5]).values, store.read([5]).values)
 
     def test_text_is_not_html(self, tmp_path):
         class Teacher(nn.Module):
             def forward(self, x): return x.flatten(1)[:,:4]
         Teacher.__name__ = "<b>x</b>"
         store = build(tmp_path/"s", teacher=Teacher())
-        assert "<b>x</b>" not in store._repr_html_() and "&lt;b&gt;x" in store._repr_html_() and "120 of shape 1×8×8" in repr(store)
+        assert (
+            "<b>x</b>" not in store._repr_html_()
+            and "&lt;b&gt;x" in store._repr_html_()
+            and "120 of shape 1×8×8" in repr(store)
+        )
         assert "does not exist" in repr(LabelStore(tmp_path/"none"))
 
     def test_users_own_loaders(self, tmp_path):
@@ -162,12 +238,16 @@ class TestRead:
         state = torch.get_rng_state(),random.getstate()
         store = build(tmp_path/"s", dls, net)
         assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()
-        assert torch.equal(store.read(torch.arange(30)).values, build(tmp_path/"t", images(30)).read(torch.arange(30)).values)
+        assert torch.equal(
+            store.read(torch.arange(30)).values,
+            build(tmp_path / "t", images(30)).read(torch.arange(30)).values,
+        )
         assert torch.equal(Samples(dls)(torch.tensor([4,2])), images(30)[[4,2]])
 
     def test_bytes(self, tmp_path):
         x = (images()*255).byte()
-        a,b = build(tmp_path/"a", x),build(tmp_path/"b", x.float()/255)
+        a = build(tmp_path/"a", x)
+        b = build(tmp_path/"b", x.float()/255)
         assert torch.equal(a.read([1,2]).values, b.read([1,2]).values)
 
 
@@ -177,7 +257,8 @@ class TestResume:
         build(tmp_path/"whole")
         whole = content(tmp_path/"whole")
         for stop in (1, 2, 8, 13, 24):
-            net,asked = model(),[0]
+            net = model()
+            asked = [0]
             def fail(module, args):
                 asked[0] += 1  # noqa: B023
                 if asked[0] > stop: raise KeyboardInterrupt  # noqa: B023
@@ -185,12 +266,14 @@ class TestResume:
             with pytest.raises(KeyboardInterrupt): build(tmp_path/f"s{stop}", teacher=net)
             handle.remove()
             if asked[0] > 4:
-                with pytest.raises(LabelKitError, match="not finished, . of 4 chunks are missing"): LabelStore(tmp_path/f"s{stop}").read([0])
+                with pytest.raises(LabelKitError, match="not finished, . of 4 chunks are missing"):
+                    LabelStore(tmp_path/f"s{stop}").read([0])
             build(tmp_path/f"s{stop}", teacher=net)
             assert content(tmp_path/f"s{stop}") == whole
 
     def test_kill_9_at_random_points(self, tmp_path):
-        "A process that starts the build six times in children of its own and kills them, so that the imports are paid once"
+        """A process that starts the build six times in children of its own and kills them, so that
+        the imports are paid once"""
         torch.save(model().state_dict(), tmp_path/"t.pt")
         script = textwrap.dedent("""
             import os, random, signal, sys, time, torch
@@ -212,10 +295,17 @@ class TestResume:
                 killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
                 print(len(list((folder/"killed/checks/c").glob("*/0"))), killed, flush=True)""")
         build(tmp_path/"whole", chunk=8, bs=4)
-        p = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ | dict(OMP_NUM_THREADS="1"), capture_output=True, text=True)
+        p = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            env=os.environ | dict(OMP_NUM_THREADS="1"),
+            capture_output=True,
+            text=True,
+        )
         assert p.returncode == 0, p.stderr
         done = [(int(n), killed == "True") for n,killed in map(str.split, p.stdout.splitlines())]
-        assert any(killed and n < 15 for n,killed in done), f"the build was never interrupted: {done}"
+        assert any(killed and n < 15 for n, killed in done), (
+            f"the build was never interrupted: {done}"
+        )
         assert [n for n,_ in done] == sorted(n for n,_ in done), "what was finished was lost"
         build(tmp_path/"killed", chunk=8, bs=4)
         assert content(tmp_path/"killed") == content(tmp_path/"whole")
@@ -228,7 +318,8 @@ class TestResume:
 
     def test_a_finished_store_is_not_asked_again(self, tmp_path):
         build(tmp_path/"s")
-        net,asked = model(),[]
+        net = model()
+        asked = []
         net.register_forward_hook(lambda *_: asked.append(1))
         build(tmp_path/"s", teacher=net)
         assert len(asked) == 2  # only what it can do, on two samples
@@ -243,22 +334,28 @@ class TestDamage:
         file = next((tmp_path/"s"/name/"c"/"2").rglob("0/0"))
         raw = file.read_bytes()
         if how == "missing": file.unlink()
-        else: file.write_bytes(raw[:50] if how == "truncated" else raw[:50] + bytes([raw[50] ^ 4]) + raw[51:])
+        else:
+            file.write_bytes(
+                raw[:50] if how == "truncated" else raw[:50] + bytes([raw[50] ^ 4]) + raw[51:]
+            )
         match = rf"chunk 2 of '{name}' \(samples 64..95"
         with pytest.raises(LabelKitError, match=match): store.verify()
         with pytest.raises(LabelKitError, match=match): build(tmp_path/"s")
         if how != "edited":
             for memory in (True, False):
-                with pytest.raises(LabelKitError, match=match): LabelStore(tmp_path/"s", memory).read([70])
+                with pytest.raises(LabelKitError, match=match):
+                    LabelStore(tmp_path/"s", memory).read([70])
         build(tmp_path/"s", repair=True).verify()
         assert content(tmp_path/"s") == whole
 
     def test_behind_a_url(self, tmp_path):
         import fsspec
         url = f"memory://{tmp_path.name}/d"
-        store,fs = build(url),fsspec.filesystem("memory")
+        store = build(url)
+        fs = fsspec.filesystem("memory")
         key = f"/{tmp_path.name}/d/values/c/1/0/0"
-        raw = bytearray(fs.cat(key)); raw[3] ^= 1
+        raw = bytearray(fs.cat(key))
+        raw[3] ^= 1
         fs.pipe(key, bytes(raw))
         with pytest.raises(LabelKitError, match="chunk 1 of 'values'"): store.verify()
         fs.pipe(key, bytes(raw[:7]))
@@ -267,29 +364,46 @@ class TestDamage:
     def test_descriptions(self, tmp_path):
         build(tmp_path/"s")
         (tmp_path/"s/zarr.json").write_text("{")
-        with pytest.raises(LabelKitError, match="zarr.json is missing or damaged"): LabelStore(tmp_path/"s").read([0])
-        with pytest.raises(LabelKitError, match="zarr.json is missing or damaged"): build(tmp_path/"s")
+        with pytest.raises(LabelKitError, match="zarr.json is missing or damaged"):
+            LabelStore(tmp_path/"s").read([0])
+        with pytest.raises(LabelKitError, match="zarr.json is missing or damaged"):
+            build(tmp_path/"s")
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("change,match", [
-        (dict(x=images(121)), "made for other data: number of samples is 120 there and 121 here"),
-        (dict(x=images(120, 1, 6)), "made for other data: shape"),
-        (dict(x=images(seed=1)), "made for other data: sample 0 is not the one"),
-        (dict(teacher=model(1)), "asked another teacher: weights"),
-        (dict(teacher=model(c=9)), "asked another teacher: number of classes is 10 there and 9"),
-        (dict(k=5), "k is 4 there and 5 here"), (dict(n_views=2), "n_views is 3 there and 2"), (dict(seed=1), "seed is 0 there and 1"),
-        (dict(dtype="float32"), "dtype is 'float16' there"), (dict(views=CropViews(scale=(.4, 1.))), "was made otherwise: views"),
-    ], ids=str)
+    @pytest.mark.parametrize(
+        "change,match",
+        [
+            (
+                dict(x=images(121)),
+                "made for other data: number of samples is 120 there and 121 here",
+            ),
+            (dict(x=images(120, 1, 6)), "made for other data: shape"),
+            (dict(x=images(seed=1)), "made for other data: sample 0 is not the one"),
+            (dict(teacher=model(1)), "asked another teacher: weights"),
+            (
+                dict(teacher=model(c=9)),
+                "asked another teacher: number of classes is 10 there and 9",
+            ),
+            (dict(k=5), "k is 4 there and 5 here"),
+            (dict(n_views=2), "n_views is 3 there and 2"),
+            (dict(seed=1), "seed is 0 there and 1"),
+            (dict(dtype="float32"), "dtype is 'float16' there"),
+            (dict(views=CropViews(scale=(0.4, 1.0))), "was made otherwise: views"),
+        ],
+        ids=str,
+    )
     def test_another(self, tmp_path, change, match):
         build(tmp_path/"s")
         with pytest.raises(LabelKitError, match=match): build(tmp_path/"s", **change)
 
     def test_another_function(self, tmp_path):
-        net,other = model().eval(),model(1).eval()
+        net = model().eval()
+        other = model(1).eval()
         build(tmp_path/"s", teacher=lambda x: net(x)*9)
         build(tmp_path/"s", teacher=lambda x: net(x)*9)
-        with pytest.raises(LabelKitError, match="asked another teacher: its answers"): build(tmp_path/"s", teacher=lambda x: other(x)*9)
+        with pytest.raises(LabelKitError, match="asked another teacher: its answers"):
+            build(tmp_path/"s", teacher=lambda x: other(x)*9)
 
     def test_reading(self, tmp_path):
         store = build(tmp_path/"s")
@@ -308,17 +422,33 @@ class TestRefusals:
         import zarr
         zarr.create_group(str(tmp_path/"other"))
         with pytest.raises(LabelKitError, match="not of labelkit"): build(tmp_path/"other")
-        with pytest.raises(LabelKitError, match="holds something else|cannot be written"): build(tmp_path/"mine/photo.jpg")
-        with pytest.raises(LabelKitError, match="holds no readable store"): LabelStore(tmp_path/"mine").read([0])
+        with pytest.raises(LabelKitError, match="holds something else|cannot be written"):
+            build(tmp_path/"mine/photo.jpg")
+        with pytest.raises(LabelKitError, match="holds no readable store"):
+            LabelStore(tmp_path/"mine").read([0])
         with pytest.raises(LabelKitError, match="nosuch"): LabelStore("nosuch://bucket/x").read([0])
 
-    @pytest.mark.parametrize("kwargs,match", [(dict(k=0), "k=0"), (dict(n_views=2.5), "n_views=2.5 is not a whole number"), (dict(n_views=0), "n_views=0"), (dict(dtype="int8"), "dtype='int8'"),
-                                              (dict(views=None), "n_views=3 without views"), (dict(maps=2), "maps=2 needs map_fn")], ids=str)
+    @pytest.mark.parametrize(
+        "kwargs,match",
+        [
+            (dict(k=0), "k=0"),
+            (dict(n_views=2.5), "n_views=2.5 is not a whole number"),
+            (dict(n_views=0), "n_views=0"),
+            (dict(dtype="int8"), "dtype='int8'"),
+            (dict(views=None), "n_views=3 without views"),
+            (dict(maps=2), "maps=2 needs map_fn"),
+        ],
+        ids=str,
+    )
     def test_arguments(self, tmp_path, kwargs, match):
         with pytest.raises(LabelKitError, match=match): build(tmp_path/"s", **kwargs)
 
     def test_a_teacher_that_breaks_down(self, tmp_path):
         x = images()
         x[50] = float("nan")
-        with pytest.raises(LabelKitError, match="NaN or infinite logits about one of the samples 32..51"): build(tmp_path/"s", x)
-        with pytest.raises(LabelKitError, match="data is list"): build_store(tmp_path/"t", [1,2], model())
+        with pytest.raises(
+            LabelKitError, match="NaN or infinite logits about one of the samples 32..51"
+        ):
+            build(tmp_path/"s", x)
+        with pytest.raises(LabelKitError, match="data is list"):
+            build_store(tmp_path/"t", [1,2], model())
