@@ -1,0 +1,52 @@
+"""What was once written with a module's old name still works, and says where the module is now."""
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+
+import pytest
+
+from labelkit._moved import PLACES, Several
+
+
+@pytest.mark.parametrize("old", PLACES)
+def test_an_old_name_gives_the_new_module(old):
+    """One warning at the first import, none later; the same objects, so that `isinstance`, patches
+    and pickles agree"""
+    sys.modules.pop(old, None)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = import_module(old)
+        import_module(old)
+    told = [str(w.message) for w in said if str(w.message).startswith(old)]
+    assert len(told) == 1 and all(new in told[0] for new in PLACES[old])
+    for new in map(import_module, PLACES[old]):
+        for name in new.__all__: assert getattr(got, name) is getattr(new, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"): got.nothing
+
+
+def test_the_warning_points_at_the_line_that_imports(tmp_path):
+    script = tmp_path/"old.py"
+    script.write_text("import labelkit.core.errors\nfrom labelkit.core.models import small_cnn\n")
+    run = subprocess.run(
+        [sys.executable, "-W", "always", str(script)], capture_output=True, text=True, check=True
+    )
+    assert f"{script}:1: DeprecationWarning" in run.stderr
+    assert f"{script}:2: DeprecationWarning" in run.stderr
+
+
+def test_a_module_that_was_split():
+    errors = import_module("labelkit.errors")
+    processes = import_module("labelkit.processes")
+    old = Several("labelkit.old", [errors, processes])
+    assert old.LabelKitError is errors.LabelKitError and old.gather_rows is processes.gather_rows
+    assert {"LabelKitError", "gather_rows"} <= set(dir(old))
+    space = {}
+    sys.modules["labelkit.old"] = old
+    try: exec("from labelkit.old import *", space)
+    finally: del sys.modules["labelkit.old"]
+    assert space["gather_rows"] is processes.gather_rows
+
+
+def test_what_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError): import_module("labelkit.core.nothing")
