@@ -121,6 +121,7 @@ relabel/index
 distill/index
 data/index
 core/index
+parts/index
 storage/index
 explore/index
 evidence/index

@@ -20,33 +20,33 @@ SLUGS = sorted(registry)
 # reached by a network that has seen ten batches.
 ACTIVE = {
     "laso": dict(joint=True),
-    "intraclustermixup": dict(n_clusters=3, alpha=1.),
-    "coteaching": dict(noise_rate=.4, ramp=0),
+    "intra_cluster_mixup": dict(n_clusters=3, alpha=1.),
+    "co_teaching": dict(noise_rate=.4, ramp=0),
     "fixmatch": dict(threshold=0.),
     "flexmatch": dict(threshold=.15),
     "inpl": dict(energy_threshold=0.),
     "simmatchv2": dict(threshold=0.),
     "uda": dict(threshold=0.),
-    "futureselftraining": dict(threshold=0.),
+    "future_self_training": dict(threshold=0.),
     "iomatch": dict(threshold=0., open_threshold=0., warmup=0),
-    "robustactivedistillation": dict(warmup=0., budget=.5),
-    "selftraining": dict(threshold=0.),
+    "robust_active_distillation": dict(warmup=0., budget=.5),
+    "self_training": dict(threshold=0.),
     "smmix": dict(switch=.8),
 }
 # Arguments that only make it faster; what it does stays the same.
 QUICK = {
-    "labelproportions": dict(steps=10),
-    "confidentrelabel": dict(folds=2, epochs=1),
-    "selftraining": dict(warmup=0., rounds=2),
+    "label_proportions": dict(steps=10),
+    "confident_relabel": dict(folds=2, epochs=1),
+    "self_training": dict(warmup=0., rounds=2),
 }
 
 # What a technique needs beside the plain digits: other arguments, loaders or another model, each
 # made by a function.
 NEEDED = {}  # slug -> function without arguments: keyword arguments
 DATA = {     # slug -> function of the keyword arguments of `data`: loaders
-    "labelproportions": lambda **kwargs: data(bag_size=4, **kwargs),
-    "proportionloss": lambda **kwargs: data(bag_size=4, **kwargs),
-    "complementarylabels": lambda **kwargs: data(complementary=True, **kwargs),
+    "label_proportions": lambda **kwargs: data(bag_size=4, **kwargs),
+    "proportion_loss": lambda **kwargs: data(bag_size=4, **kwargs),
+    "complementary_labels": lambda **kwargs: data(complementary=True, **kwargs),
 }
 MODEL = {    # slug -> function of the seed: a model
     "smmix": lambda seed=0: vit(seed),
@@ -120,10 +120,10 @@ def corrected():
     log.edit(ids[0], None)
     return log
 
-NEEDED["labeledits"] = lambda: dict(log=corrected())
+NEEDED["label_edits"] = lambda: dict(log=corrected())
 # a log belongs to its samples, so always these
-DATA["labeledits"] = lambda n=160, labeled=64, **kwargs: data(**kwargs)
-NEEDED |= dict(relabel=lambda: stored(True), datasetreinforcement=lambda: stored(False))
+DATA["label_edits"] = lambda n=160, labeled=64, **kwargs: data(**kwargs)
+NEEDED |= dict(relabel=lambda: stored(True), dataset_reinforcement=lambda: stored(False))
 
 
 def build(slug, active=False, **kwargs):
@@ -179,16 +179,16 @@ def copy(o): return deepcopy(o)
 # Techniques that read a label as the class of the sample, and would learn the opposite from a
 # complementary one.
 READS_LABELS = {
-    "coteaching",
-    "confidentrelabel",
-    "labeledits",
+    "co_teaching",
+    "confident_relabel",
+    "label_edits",
     "mdcs",
     "metrix",
-    "weaksupervision",
+    "weak_supervision",
     "simmatchv2",
     "smmix",
     "laso",
-    "weaktostrong",
+    "weak_to_strong",
 }
 
 
@@ -199,17 +199,17 @@ def cannot_compose(a, b):
         a in DATA
         and b in DATA
         and DATA[a] is not DATA[b]
-        and not both <= {"labelproportions", "proportionloss"}
+        and not both <= {"label_proportions", "proportion_loss"}
     ):
         return f"{a} and {b} need different data: labels of one kind are not labels of the other"
-    if both & {"labelproportions", "proportionloss"} and (
-        other := both - {"labelproportions", "proportionloss"}
+    if both & {"label_proportions", "proportion_loss"} and (
+        other := both - {"label_proportions", "proportion_loss"}
     ):
         if any("ids" in registry[o].needs and registry[o].family == "relabel" for o in other):
             return f"{', '.join(other)} corrects given labels, and in a bag nobody has one"
         if any("unlabeled" in registry[o].needs for o in other):
             return f"{', '.join(other)} needs labeled and unlabeled samples side by side; in bags there are only shares"
-    if "complementarylabels" in both and (other := both & READS_LABELS):
+    if "complementary_labels" in both and (other := both & READS_LABELS):
         return f"{', '.join(other)} reads a label as what the sample is; a complementary one says what it is not"
     return ""
 

@@ -41,7 +41,7 @@ def reinforce(
 
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #92bab835
 @technique(
-    "DatasetReinforcement",
+    "dataset_reinforcement",
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2303.08983",

@@ -70,7 +70,7 @@ class SpatialAugmentor(nn.Module):
 
 # %% ../../nbs/distill/hard.ipynb #f47bfb42
 @technique(
-    "HARD",
+    "hard",
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2305.14890",

@@ -12,7 +12,7 @@ from .base import DistillCallback, soft_kl
 
 # %% ../../nbs/distill/knowledge_distillation.ipynb #c6b64ae9
 @technique(
-    "KnowledgeDistillation",
+    "knowledge_distillation",
     family="distill",
     year=2015,
     paper="https://arxiv.org/abs/1503.02531",

@@ -45,7 +45,7 @@ def confident_consistency(
 
 # %% ../../nbs/distill/mdcs.ipynb #06e14f24
 @technique(
-    "MDCS",
+    "mdcs",
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2308.09922",

@@ -40,7 +40,7 @@ def _says(logits, answer):
 
 # %% ../../nbs/distill/mealv2.ipynb #86b77fff
 @technique(
-    "MEALv2",
+    "mealv2",
     family="distill",
     year=2020,
     paper="https://arxiv.org/abs/2009.08453",

@@ -135,7 +135,7 @@ _policies = dict(
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #490a7eda
 @technique(
-    "RobustActiveDistillation",
+    "robust_active_distillation",
     family="distill",
     year=2022,
     paper="https://arxiv.org/abs/2210.01213",

@@ -102,7 +102,7 @@ def performance_gap_recovered(
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #07d79858
 @technique(
-    "WeakToStrong",
+    "weak_to_strong",
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2312.09390",

@@ -80,7 +80,7 @@ def generator_loss(
 
 # %% ../../nbs/mix/adautomix.ipynb #be13c51a
 @technique(
-    "AdAutoMix",
+    "adautomix",
     family="mix",
     year=2024,
     paper="https://arxiv.org/abs/2312.11954",

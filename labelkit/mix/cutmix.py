@@ -79,7 +79,7 @@ def cutmix(
 
 # %% ../../nbs/mix/cutmix.ipynb #1883527b
 @technique(
-    "CutMix",
+    "cutmix",
     family="mix",
     year=2019,
     paper="https://arxiv.org/abs/1905.04899",

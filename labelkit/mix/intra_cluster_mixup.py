@@ -83,7 +83,7 @@ def cluster_partner(
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #0592a08b
 @technique(
-    "IntraClusterMixUp",
+    "intra_cluster_mixup",
     family="mix",
     year=2025,
     paper="https://arxiv.org/abs/2509.17971",

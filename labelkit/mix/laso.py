@@ -116,7 +116,7 @@ def _compose(ds, n, classes, most, g):
 
 # %% ../../nbs/mix/laso.ipynb #9b6c0bb9
 @technique(
-    "LaSO",
+    "laso",
     family="mix",
     year=2019,
     paper="https://arxiv.org/abs/1902.09811",

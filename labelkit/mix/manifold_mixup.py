@@ -35,7 +35,7 @@ def body_layers(
 
 # %% ../../nbs/mix/manifold_mixup.ipynb #ae5661cf
 @technique(
-    "ManifoldMixUp",
+    "manifold_mixup",
     family="mix",
     year=2019,
     paper="https://arxiv.org/abs/1806.05236",

@@ -95,7 +95,7 @@ def utilization(
 
 # %% ../../nbs/mix/metrix.ipynb #f91ce5d9
 @technique(
-    "Metrix",
+    "metrix",
     family="mix",
     year=2022,
     paper="https://arxiv.org/abs/2106.04990",

@@ -22,7 +22,7 @@ def mixup(
 
 # %% ../../nbs/mix/mixup.ipynb #5946918f
 @technique(
-    "MixUp",
+    "mixup",
     family="mix",
     year=2018,
     paper="https://arxiv.org/abs/1710.09412",

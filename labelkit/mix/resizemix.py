@@ -72,7 +72,7 @@ def resizemix(
 
 # %% ../../nbs/mix/resizemix.ipynb #08f17a64
 @technique(
-    "ResizeMix",
+    "resizemix",
     family="mix",
     year=2020,
     paper="https://arxiv.org/abs/2012.11101",

@@ -90,7 +90,7 @@ def mixed_consistency_loss(
 
 # %% ../../nbs/mix/smmix.ipynb #35e79a8e
 @technique(
-    "SMMix",
+    "smmix",
     family="mix",
     year=2022,
     paper="https://arxiv.org/abs/2212.12977",

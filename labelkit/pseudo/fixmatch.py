@@ -12,7 +12,7 @@ from .base import PseudoLabelCallback, above_threshold
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #85f85299
 @technique(
-    "FixMatch",
+    "fixmatch",
     family="pseudo",
     year=2020,
     paper="https://arxiv.org/abs/2001.07685",

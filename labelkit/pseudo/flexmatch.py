@@ -16,7 +16,7 @@ from .base import PseudoLabelCallback, above_threshold, class_thresholds
 
 # %% ../../nbs/pseudo/flexmatch.ipynb #34c45e77
 @technique(
-    "FlexMatch",
+    "flexmatch",
     family="pseudo",
     year=2021,
     paper="https://arxiv.org/abs/2110.08263",

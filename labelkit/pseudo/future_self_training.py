@@ -34,7 +34,7 @@ def draw_batch(
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #18a21336
 @technique(
-    "FutureSelfTraining",
+    "future_self_training",
     family="pseudo",
     year=2022,
     paper="https://arxiv.org/abs/2209.06993",

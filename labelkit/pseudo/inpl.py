@@ -26,7 +26,7 @@ def margin_logits(
 
 # %% ../../nbs/pseudo/inpl.ipynb #adefd432
 @technique(
-    "InPL",
+    "inpl",
     family="pseudo",
     year=2023,
     paper="https://arxiv.org/abs/2303.07269",

@@ -64,7 +64,7 @@ class OpenHeads(nn.Module):
 
 # %% ../../nbs/pseudo/iomatch.ipynb #c445a466
 @technique(
-    "IOMatch",
+    "iomatch",
     family="pseudo",
     year=2023,
     paper="https://arxiv.org/abs/2308.13168",

@@ -34,7 +34,7 @@ def agreement_loss(
 
 # %% ../../nbs/pseudo/mean_teacher.ipynb #e3f2bcf2
 @technique(
-    "MeanTeacher",
+    "mean_teacher",
     family="pseudo",
     year=2017,
     paper="https://arxiv.org/abs/1703.01780",

@@ -30,7 +30,7 @@ _policies = dict(
 
 # %% ../../nbs/pseudo/self_training.ipynb #1e9ee591
 @technique(
-    "SelfTraining",
+    "self_training",
     family="pseudo",
     year=2022,
     paper="https://arxiv.org/abs/2202.12040",

@@ -202,7 +202,7 @@ class Projector(nn.Module):
 
 # %% ../../nbs/pseudo/simmatchv2.ipynb #fd5addd1
 @technique(
-    "SimMatchV2",
+    "simmatchv2",
     family="pseudo",
     year=2023,
     paper="https://arxiv.org/abs/2308.06692",

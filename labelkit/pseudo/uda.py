@@ -45,7 +45,7 @@ def tsa_keep(
 
 # %% ../../nbs/pseudo/uda.ipynb #942606b3
 @technique(
-    "UDA",
+    "uda",
     family="pseudo",
     year=2019,
     paper="https://arxiv.org/abs/1904.12848",

@@ -46,7 +46,7 @@ def small_loss(
 
 # %% ../../nbs/relabel/co_teaching.ipynb #e12893c5
 @technique(
-    "CoTeaching",
+    "co_teaching",
     family="relabel",
     year=2018,
     paper="https://arxiv.org/abs/1804.06872",

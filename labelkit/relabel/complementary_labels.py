@@ -245,7 +245,7 @@ def complementary_accuracy(
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #cd0a7824
 @technique(
-    "ComplementaryLabels",
+    "complementary_labels",
     family="relabel",
     year=2017,
     paper="https://arxiv.org/abs/1705.07541",

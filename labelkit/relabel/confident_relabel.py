@@ -126,7 +126,7 @@ def check_probs(
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #3d8805a1
 @technique(
-    "ConfidentRelabel",
+    "confident_relabel",
     family="relabel",
     year=2021,
     paper="https://arxiv.org/abs/1911.00068",

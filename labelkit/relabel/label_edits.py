@@ -29,7 +29,7 @@ def edited_targets(
 
 # %% ../../nbs/relabel/label_edits.ipynb #e71c246d
 @technique(
-    "LabelEdits",
+    "label_edits",
     family="relabel",
     year=2021,
     paper="https://arxiv.org/abs/2103.14749",

@@ -184,7 +184,7 @@ def neighbor_pairs(
 
 # %% ../../nbs/relabel/label_proportions.ipynb #ce6a3599
 @technique(
-    "LabelProportions",
+    "label_proportions",
     family="relabel",
     year=2024,
     paper="https://arxiv.org/abs/2310.08056",

@@ -32,7 +32,7 @@ def first_channels(
 
 # %% ../../nbs/relabel/nested_dropout.ipynb #8deeba73
 @technique(
-    "NestedDropout",
+    "nested_dropout",
     family="relabel",
     year=2021,
     paper="https://arxiv.org/abs/2104.13766",

@@ -79,7 +79,7 @@ def bags_of(
     return bag,shares
 
 @technique(
-    "ProportionLoss",
+    "proportion_loss",
     family="relabel",
     year=2017,
     paper="https://arxiv.org/abs/1709.04108",

@@ -140,7 +140,7 @@ def label_map_store(
 
 # %% ../../nbs/relabel/relabel.ipynb #41e4178d
 @technique(
-    "ReLabel",
+    "relabel",
     family="relabel",
     year=2021,
     paper="https://arxiv.org/abs/2101.05022",

@@ -60,7 +60,7 @@ def samples_by_id(
 
 # %% ../../nbs/relabel/weak_supervision.ipynb #09d5b23c
 @technique(
-    "WeakSupervision",
+    "weak_supervision",
     family="relabel",
     year=2017,
     paper="https://arxiv.org/abs/1711.10160",
