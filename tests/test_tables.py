@@ -1,0 +1,106 @@
+"Tables of numbers of every origin as tensors, and what is none in words"
+import numpy as np, pandas as pd, pyarrow as pa, pytest, torch
+
+from labelkit.errors import LabelKitError
+from labelkit.tables import is_missing, numbers_of
+
+NAN = float("nan")
+WANT = [[0, 1], [2, 3]]
+Int = pd.Int64Dtype()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        WANT,
+        tuple(map(tuple, WANT)),
+        np.array(WANT),
+        np.array(WANT, dtype=np.uint8),
+        np.array(WANT, dtype=np.uint16),
+        np.array(WANT, dtype=">i4"),
+        np.array(WANT[::-1])[::-1],
+        np.asfortranarray(np.array(WANT)),
+        np.array(WANT, dtype=object),
+        torch.tensor(WANT),
+        torch.tensor(WANT, dtype=torch.int8),
+        [torch.tensor(o) for o in WANT],
+        [[np.int64(o) for o in r] for r in WANT],
+        pd.DataFrame(WANT),
+        pd.DataFrame(WANT, index=[7, 5], columns=["a", "b"]),
+        pd.DataFrame(WANT, index=["x", "y"]),
+        pd.DataFrame(WANT, dtype="Int64"),
+        pa.table(dict(a=[0, 2], b=[1, 3])),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_whole_numbers(value):
+    got = numbers_of("votes", value)
+    assert got.dtype == torch.long and got.tolist() == WANT
+    got += 1  # a copy where it was no tensor: what was passed stays as it is
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[0, None], [2, 3]],
+        pd.DataFrame([[0, NAN], [2, 3]]),
+        pd.DataFrame([[0, pd.NA], [2, 3]], dtype=Int),
+        pd.DataFrame([[0, None], [2, 3]], dtype=object),
+        np.array([[0, NAN], [2, 3]]),
+        torch.tensor([[0, NAN], [2, 3]]),
+        pa.table(dict(a=[0, 2], b=[None, 3])),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_gaps(value):
+    assert numbers_of("votes", value, gap=-1).tolist() == [[0, -1], [2, 3]]
+    got = numbers_of("votes", value)
+    assert got.is_floating_point() and got.isnan().tolist() == [[False, True], [False, False]]
+
+
+def test_floats_stay_floats():
+    for value in ([[.5, .5]], np.array([[.5, .5]], np.float16), pd.DataFrame([[.5, .5]])):
+        assert numbers_of("p", value, gap=-1).tolist() == [[.5, .5]]
+    assert numbers_of("p", torch.tensor([[0., 1.]])).dtype == torch.float32
+    assert numbers_of("votes", torch.tensor([[0., 1.]]), gap=-1).dtype == torch.long
+    assert numbers_of("votes", [[float("inf"), 1]], gap=-1).is_floating_point()
+
+
+def test_columns():
+    assert numbers_of("y", pd.Series([4, 5], index=[9, 3]), 1).tolist() == [4, 5]
+    assert numbers_of("y", pd.Categorical([4, None]), 1, gap=-1).tolist() == [4, -1]
+    assert numbers_of("y", [True, False], 1).tolist() == [1, 0]
+
+
+def test_gradients_and_subclasses_stay_outside():
+    from fastai.torch_core import TensorBase
+    t = TensorBase(torch.ones(2, 2)).requires_grad_()
+    got = numbers_of("p", t)
+    assert type(got) is torch.Tensor and not got.requires_grad
+
+
+@pytest.mark.parametrize(
+    "value,said",
+    [
+        (pd.DataFrame(WANT, index=[1, 0]), "another order than its index (the first is 1)"),
+        (pd.DataFrame(dict(a=["3"])), "votes of row 0 is '3': pass numbers"),
+        (pd.DataFrame(dict(a=pd.Categorical(["cat"]))), "votes of row 0 is 'cat'"),
+        ([["a", "b"]], "votes of row 0 is "),
+        ([[0, 1], [2]], "votes cannot be read as numbers"),
+        ([[0], [1j]], "votes of row 0 is "),
+        (torch.ones(1, 1, dtype=torch.cfloat), "complex"),
+        ([0, 1], "votes has shape (2,): pass a table"),
+        (dict(a=1), "votes is {'a': 1}"),
+        ("text", "votes is 'text'"),
+        (None, "votes has shape (): pass a table"),
+    ],
+    ids=str,
+)
+def test_what_is_no_table(value, said):
+    with pytest.raises(LabelKitError) as e: numbers_of("votes", value)
+    assert said in str(e.value)
+
+
+def test_missing():
+    assert all(map(is_missing, (None, NAN, np.nan, np.float32("nan"), pd.NA, pd.NaT)))
+    assert not any(map(is_missing, (0, "", "nan", False, [], np.zeros(2), torch.zeros(2))))
