@@ -8,62 +8,88 @@ __all__ = ['loss_name', 'unreduced', 'soft_target_loss', 'target_kind', 'dense_t
 # %% ../../nbs/core/losses.ipynb #131896ed
 from copy import copy
 from functools import partial
+from types import FunctionType
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from fastai.losses import LabelSmoothingCrossEntropy
+from fastai.losses import BaseLoss, FocalLoss, LabelSmoothingCrossEntropy
 
 from ..errors import LabelKitError
 
 # %% ../../nbs/core/losses.ipynb #5a131040
-def _base_loss(loss_func):
-    "The loss inside fastai's wrapper, as a module or function"
-    return getattr(loss_func, "func", loss_func)
+# The losses we know, as the functions that compute them, by what they do with a target
+_KNOWN = dict(
+    ce=(nn.CrossEntropyLoss.forward, F.cross_entropy),
+    nll=(nn.NLLLoss.forward, F.nll_loss),
+    smoothed=(LabelSmoothingCrossEntropy.forward,),
+    labels=(FocalLoss.forward, nn.MultiMarginLoss.forward, F.multi_margin_loss),
+    bce=(
+        nn.BCEWithLogitsLoss.forward,
+        F.binary_cross_entropy_with_logits,
+        nn.BCELoss.forward,
+        F.binary_cross_entropy,
+        nn.MultiLabelSoftMarginLoss.forward,
+        F.multilabel_soft_margin_loss,
+    ),
+    signs=(
+        nn.SoftMarginLoss.forward,
+        F.soft_margin_loss,
+        nn.HingeEmbeddingLoss.forward,
+        F.hinge_embedding_loss,
+    ),
+    numbers=(
+        nn.MSELoss.forward,
+        F.mse_loss,
+        nn.L1Loss.forward,
+        F.l1_loss,
+        nn.SmoothL1Loss.forward,
+        F.smooth_l1_loss,
+        nn.HuberLoss.forward,
+        F.huber_loss,
+        nn.PoissonNLLLoss.forward,
+        F.poisson_nll_loss,
+        nn.KLDivLoss.forward,
+        F.kl_div,
+    ),
+)
+_TAKE_LABELS = ("ce", "nll", "smoothed", "labels")
 
-def loss_name(loss_func)->str:
-    "Which exact path a loss takes: 'ce', 'bce', 'mse', or 'other'"
-    f = _base_loss(loss_func)
-    if isinstance(f, nn.CrossEntropyLoss) or f is F.cross_entropy: return "ce"
-    if isinstance(f, LabelSmoothingCrossEntropy) and f.weight is None: return "ce"
-    if isinstance(f, nn.BCEWithLogitsLoss) or f is F.binary_cross_entropy_with_logits: return "bce"
-    if isinstance(f, nn.MSELoss) or f is F.mse_loss: return "mse"
-    return "other"
+def _eager(f):
+    "What `torch.compile` was given"
+    return getattr(f, "_orig_mod", getattr(f, "_torchdynamo_orig_callable", f))
 
-def _weighted_mean(losses, mass, weights, reduction):
-    """`losses` [B, ...] over their `mass` [B, ...] (`None` for 1 each), both times the samples'
-    `weights` [B]"""
-    if weights is not None:
-        w = weights.to(losses.dtype).view(-1, *[1]*(losses.ndim-1))
-        losses,mass = losses*w,(torch.ones_like(losses) if mass is None else mass)*w
-    if reduction == "sum": return losses.sum()
-    return (
-        losses.mean()
-        if mass is None
-        else losses.sum() / mass.sum().clamp_min(torch.finfo(losses.dtype).tiny)
-    )
+def _open(f):
+    "fastai's wrapper or `None`, the module or function inside, and the arguments fixed for it"
+    wrapper = None
+    keywords = {}
+    while True:
+        f = _eager(f)
+        if isinstance(f, partial) and not f.args:
+            keywords = f.keywords | keywords
+            f = f.func
+        elif wrapper is None and getattr(type(f), "__call__", None) is BaseLoss.__call__:
+            wrapper = f
+            f = f.func
+        else: return wrapper,f,keywords
 
+def _computed_by(f):
+    "The function that computes loss `f`, `None` where somebody hooked into a module"
+    if not isinstance(f, nn.Module): return f
+    cls = type(f)
+    plain = cls.__call__ is nn.Module.__call__ and "forward" not in vars(f)
+    return cls.forward if plain and not (f._forward_hooks or f._forward_pre_hooks) else None
 
-def _soft_ce(f, pred, targets, weights):
-    smoothing = getattr(f, "label_smoothing", getattr(f, "eps", 0.))
-    w = getattr(f, "weight", None)
-    logp = F.log_softmax(pred, 1)
-    t = (
-        targets
-        if not smoothing
-        else targets * (1 - smoothing) + smoothing / targets.shape[1] * targets.sum(1, keepdim=True)
-    )
-    mass = None
-    if w is not None:
-        w = w.view(-1, *[1]*(pred.ndim-2))
-        t = t*w
-        mass = (targets*w).sum(1)
-    elif pred.ndim > 2: mass = targets.sum(1)  # pixels to ignore have no mass
-    return _weighted_mean(-(t*logp).sum(1), mass, weights, getattr(f, "reduction", "mean"))
-
-def _elementwise(fn, f, pred, targets, weights):
-    loss = fn(pred, targets.reshape(pred.shape).to(pred.dtype), reduction="none")
-    return _weighted_mean(loss.flatten(1).mean(1), None, weights, getattr(f, "reduction", "mean"))
+def loss_name(
+    loss_func # of a `Learner`
+)->str:
+    """What kind of loss it is: of class labels 'ce', 'nll', 'smoothed' (fastai's label smoothing)
+    and 'labels' (the plain mean of its samples' losses); of floats 'bce', 'signs' (targets ±1) and
+    'numbers'; 'other' where we know nothing about it"""
+    _,f,keywords = _open(loss_func)
+    f = _computed_by(f)
+    if {"size_average", "reduce"} & set(keywords): return "other"
+    return next((k for k,fs in _KNOWN.items() if any(f is o for o in fs)), "other")
 
 # %% ../../nbs/core/losses.ipynb #4335c0e2
 def unreduced(
@@ -71,67 +97,247 @@ def unreduced(
 ):
     """A copy of `loss_func` that gives one loss for each sample; the user's own object is not
     touched"""
-    if hasattr(loss_func, "reduction"):
-        res = copy(loss_func)
-        if hasattr(res, "func"): res.func = copy(res.func)
-        res.reduction = "none"
-        return res
-    return partial(loss_func, reduction="none")
+    loss_func = _eager(loss_func)
+    if isinstance(loss_func, partial) and hasattr(loss_func.func, "reduction"):
+        return partial(unreduced(loss_func.func), *loss_func.args, **loss_func.keywords)
+    if isinstance(loss_func, FunctionType) or not hasattr(loss_func, "reduction"):
+        return partial(loss_func, reduction="none")
+    res = copy(loss_func)
+    if isinstance(res, BaseLoss): res.func = unreduced(res.func)
+    else: res.reduction = "none"
+    return res
 
-def _per_sample(loss_func, pred, y):
-    try:
-        loss = unreduced(loss_func)(pred, y)
-    except TypeError as e:
+def _each(loss_func, pred, targets):
+    "The losses without a reduction, `None` from a loss that gives only one number"
+    try: return unreduced(loss_func)(pred, targets).as_subclass(torch.Tensor)
+    except torch.OutOfMemoryError: raise
+    except Exception: return None
+
+def _say(loss_func): return " ".join(repr(loss_func).split())[:120]
+
+def _own(loss_func, pred, targets):
+    "The one number that `loss_func` itself gives; its failures in words"
+    try: res = loss_func(pred, targets)
+    except torch.OutOfMemoryError: raise
+    except Exception as e:
         raise LabelKitError(
-            f"loss_func={loss_func!r} gives no loss for each sample ({e}): use a loss that takes "
-            "reduction='none'"
+            f"loss_func={_say(loss_func)} fails for outputs {tuple(pred.shape)} and targets "
+            f"{tuple(targets.shape)} of {targets.dtype} ({e}): use a loss of outputs and targets "
+            "of these shapes and types"
         ) from e
-    return loss.view(len(pred), -1).mean(1)
+    if isinstance(res, torch.Tensor) and res.numel() == 1:
+        return res.as_subclass(torch.Tensor).reshape(())
+    shape = tuple(res.shape) if isinstance(res, torch.Tensor) else type(res).__name__
+    raise LabelKitError(
+        f"loss_func={_say(loss_func)} gives {shape} and training needs one number: use "
+        "reduction='mean' or 'sum'"
+    )
 
-def _expected_loss(loss_func, pred, targets, weights):
-    "Expectation of any per-sample loss: as many calls as a row has classes with mass"
-    k = int((targets != 0).sum(1).max())
-    share,label = targets.topk(max(k, 1), dim=1)
-    loss = sum(share[:,i]*_per_sample(loss_func, pred, label[:,i]) for i in range(share.shape[1]))
-    return _weighted_mean(loss, None, weights, getattr(loss_func, "reduction", "mean"))
+def _reduction(loss_func):
+    _,f,keywords = _open(loss_func)
+    res = keywords.get("reduction", getattr(f, "reduction", "mean"))
+    if res in ("mean", "sum", "batchmean"): return res
+    raise LabelKitError(
+        f"loss_func={_say(loss_func)} has reduction={res!r} and training needs one number: use "
+        "reduction='mean' or 'sum'"
+    )
+
+def _reduce(losses, mass, weights, reduction):
+    """Sum of `losses` [B, ...], or their mean over the `mass` [B, ...] handed out, both times the
+    samples' `weights` [B]. A batch in which nothing counts has a loss of 0"""
+    w = weights.view(-1, *[1]*(losses.ndim-1))
+    total = (losses*w).sum()
+    if reduction == "sum": return total
+    return total / (mass*w).sum().clamp_min(torch.finfo(total.dtype).tiny)
+
+def _agree(loss_func, own, ours, reduction):
+    if torch.isclose(own, ours, rtol=1e-4, atol=1e-6): return
+    raise LabelKitError(
+        f"loss_func={_say(loss_func)} is not the {reduction} of the losses of its samples "
+        f"({own:.6g}, and they give {ours:.6g}), so there is no telling what it is for soft "
+        "targets or weighted samples: use a loss whose reduction='none' and 'mean' belong together"
+    )
+
+# %% ../../nbs/core/losses.ipynb #83cbd98e
+def _rows(wrapper, pred, targets, weights):
+    "What fastai's wrapper hands to the loss inside it: classes last, and each place a row"
+    if pred.ndim > 2:
+        axis = wrapper.axis if wrapper.axis >= 0 else wrapper.axis-1
+        targets = targets.movedim(1, -1).transpose(axis, -2).movedim(-1, 1)
+        pred = pred.transpose(wrapper.axis, -1)
+    if not wrapper.flatten: return pred,targets,weights
+    places = pred[0].numel() // pred.shape[-1]
+    targets = targets.movedim(1, -1).flatten(0, -2)
+    return pred.flatten(0, -2),targets,weights.repeat_interleave(places)
+
+def _soft_nll(logp, t, class_weight, ignore_index, smoothing):
+    "Negative log-likelihood of distributions `t`, and the mass they hand out, each [B, ...]"
+    c = t.shape[1]
+    w = 1. if class_weight is None else class_weight.to(t.dtype).view(-1, *[1]*(t.ndim-2))
+    if 0 <= ignore_index < c: t = t.index_fill(1, torch.tensor(ignore_index, device=t.device), 0.)
+    mass = (t*w).sum(1)
+    if smoothing: t = (1-smoothing)*t + smoothing/c*t.sum(1, keepdim=True)
+    # a class that is impossible costs nothing where it has no share
+    return -(t*w*logp).where(t != 0, 0.).sum(1),mass
+
+def _label_loss(loss_func, pred, targets, weights):
+    "`loss_func` of distributions over its labels"
+    name = loss_name(loss_func)
+    wrapper,f,keywords = _open(loss_func)
+    if wrapper is not None: pred,targets,weights = _rows(wrapper, pred, targets, weights)
+    if name != "other" and pred.shape != targets.shape:
+        raise LabelKitError(
+            f"pred has shape {tuple(pred.shape)} and the targets {tuple(targets.shape)}: build "
+            "the model with as many outputs as classes"
+        )
+    given = lambda k, default: keywords.get(k, getattr(f, k, default))
+    ignore_index = given("ignore_index", -100)
+    if name in ("labels", "other"):
+        inner = partial(f, **keywords) if keywords else f
+        return _expected_loss(inner, pred, targets, weights, ignore_index, name == "labels")
+    reduction = _reduction(loss_func)
+    logp = pred if name == "nll" else pred.log_softmax(1)
+    smoothing = given("label_smoothing", 0.)
+    losses,mass = _soft_nll(logp, targets, given("weight", None), ignore_index, smoothing)
+    res = _reduce(losses, mass, weights, reduction)
+    if name != "smoothed": return res
+    uniform = -logp.mean(1)
+    return (1-f.eps)*res + f.eps*_reduce(uniform, torch.ones_like(uniform), weights, reduction)
+
+# %% ../../nbs/core/losses.ipynb #084de2fa
+def _expected_loss(f, pred, targets, weights, ignore_index, plain):
+    """Expectation of the loss of a label: as many calls as a row has labels with a share, of which
+    to be ignored is one. `plain`: its mean is known to divide by the number of samples"""
+    c = targets.shape[1]
+    rest = 1-targets.sum(1, keepdim=True)
+    rest = rest * ((rest > 1e-4) & (weights.view(-1, *[1]*(rest.ndim-1)) != 0))
+    share = torch.cat([targets, rest], 1)
+    label = share.abs().topk(max(int((share != 0).sum(1).max()), 1), dim=1).indices
+    share = share.gather(1, label)
+    # where there is no share, any label will do that has been asked for already
+    label = label.where(share != 0, label[:,:1].where(share[:,:1] != 0, 0))
+    label = label.where(label < c, ignore_index)
+    losses = [_each(f, pred, y) for y in label.unbind(1)]
+    one = label[:,0]
+    if any(o is None or len(o) != len(one) or o.numel() != one.numel() for o in losses):
+        return _whole_loss(f, pred, share, label, weights)
+    losses = torch.stack([o.view_as(one) for o in losses], 1)
+    reduction = _reduction(f)
+    mass = torch.ones_like(losses)
+    if not plain:
+        with torch.no_grad():
+            if reduction != "sum": mass = _mass(f, pred, label, mass)
+            ours = _reduce(losses[:,0], mass[:,0], torch.ones_like(weights), reduction)
+            _agree(f, _own(f, pred, one), ours, reduction)
+    return _reduce((share*losses).sum(1), (share*mass).sum(1), weights, reduction)
+
+def _mass(f, pred, label, like):
+    "What each label adds to the divisor of the mean, measured on a sample that has only this label"
+    # two samples, of which one surely has a loss: the same outputs, moved on by a class
+    probe = torch.cat([pred[:1], pred[:1].roll(1, 1)])
+    res = like.clone()
+    for c in label.unique():
+        y = c.expand(2, *label.shape[2:])
+        total = _each(f, probe, y).sum()
+        own = _own(f, probe, y)
+        mass = torch.where(total == 0, 1., total/own/y.numel())
+        res = torch.where(label == c, mass.where(~own.isnan(), 0.), res)
+    return res
+
+def _whole_loss(f, pred, share, label, weights):
+    "A loss that gives one number for the batch has one for whole labels, and no other"
+    if (share == 1).all() and (weights == 1).all(): return _own(f, pred, label[:,0])
+    raise LabelKitError(
+        f"loss_func={_say(f)} gives one number for the whole batch, and the batch has mixed labels "
+        "or samples of unequal weight: use a loss that gives one loss for each label with "
+        "reduction='none', or a technique that keeps labels whole (as CutMix does with masks)"
+    )
+
+# %% ../../nbs/core/losses.ipynb #a57f68be
+def _float_loss(loss_func, pred, targets, weights):
+    "`loss_func` of targets that it takes as they are"
+    wrapper,f,_ = _open(loss_func)
+    name = loss_name(loss_func)
+    if name == "other": return _unknown_float_loss(loss_func, pred, targets, weights)
+    flat = wrapper is not None and wrapper.flatten and not wrapper.is_2d
+    if pred.numel() != targets.numel() if flat else pred.shape != targets.shape:
+        raise LabelKitError(
+            f"pred has shape {tuple(pred.shape)} and the targets {tuple(targets.shape)}, and "
+            f"loss_func={_say(loss_func)} needs them equal: reshape one, or use one of fastai's "
+            "flattening losses, as MSELossFlat or BCEWithLogitsLossFlat"
+        )
+    if name == "signs" and (targets.abs() != 1).any():
+        raise LabelKitError(
+            f"loss_func={_say(loss_func)} knows the targets 1 and -1 only, and these are others "
+            "or mixed: use BCEWithLogitsLoss with the targets 1 and 0"
+        )
+    losses = _each(loss_func, pred, targets)
+    if losses is None: return _own(loss_func, pred, targets)
+    losses = losses.reshape(len(pred), -1)
+    reduction = _reduction(loss_func)
+    mass = torch.ones_like(losses)
+    if reduction == "batchmean": mass = mass/losses.shape[1]
+    return _reduce(losses, mass, weights, reduction)
+
+def _unknown_float_loss(loss_func, pred, targets, weights):
+    own = _own(loss_func, pred, targets)
+    if (weights == 1).all(): return own
+    losses = _each(loss_func, pred, targets)
+    if losses is None or not losses.ndim or len(losses) % len(pred):
+        raise LabelKitError(
+            f"loss_func={_say(loss_func)} gives one number for the whole batch, and the samples "
+            "have weights of their own: use a loss that gives one loss for each sample with "
+            "reduction='none'"
+        )
+    losses = losses.reshape(len(pred), -1)
+    reduction = _reduction(loss_func)
+    ones = torch.ones_like(losses)
+    _agree(loss_func, own.detach(), _reduce(losses, ones, ones[:,0], reduction).detach(), reduction)
+    return _reduce(losses, ones, weights, reduction)
 
 # %% ../../nbs/core/losses.ipynb #86f3baaf
 def soft_target_loss(
     loss_func,                 # the user's loss
-    pred:torch.Tensor,         # [B, C, ...] logits (or [B, D] values for regression)
-    targets:torch.Tensor,      # [B, C, ...] float
+    pred:torch.Tensor,         # [B, C, ...] outputs ([B, ..., C] where fastai's `axis` says so)
+    targets:torch.Tensor,      # [B, C, ...] float, or floats as the loss takes them
     weights:torch.Tensor=None, # [B] weight of each sample, 1 if `None`
-    classes:bool=True,         # whether `targets` are distributions over classes
+    classes:bool=True,         # whether `targets` stand for class labels, whole or mixed
 )->torch.Tensor: # a scalar
-    """`loss_func` of soft targets. Cross-entropy (class weights, label smoothing), binary
-    cross-entropy and squared error are exact; another per-sample loss is mixed as an expectation"""
-    name = loss_name(loss_func)
-    f = _base_loss(loss_func)
-    if name == "ce": return _soft_ce(f, pred, targets, weights)
-    if name == "bce":
-        fn = partial(
-            F.binary_cross_entropy_with_logits,
-            weight=getattr(f, "weight", None),
-            pos_weight=getattr(f, "pos_weight", None),
-        )
-        return _elementwise(fn, f, pred, targets, weights)
-    if name == "mse": return _elementwise(F.mse_loss, f, pred, targets, weights)
-    if classes: return _expected_loss(loss_func, pred, targets, weights)
-    loss = _per_sample(loss_func, pred, targets)
-    return _weighted_mean(loss, None, weights, getattr(loss_func, "reduction", "mean"))
+    """`loss_func` of soft targets. With `classes`, rows of `targets` are distributions over labels
+    (zeros: to be ignored), and the result is the expectation over a label; else `targets` are
+    floats that the loss takes itself: soft labels, several labels, numbers. For whole labels and
+    equal weights it is the number that `loss_func` gives. Half precision is computed in float.
+    Raises `LabelKitError` for a loss that has no such number, or shapes that do not match. The
+    mixed loss: Zhang et al. 2018, https://arxiv.org/abs/1710.09412"""
+    if pred.dtype in (torch.float16, torch.bfloat16): pred = pred.float()
+    targets = targets.to(pred.dtype)
+    weights = pred.new_ones(len(pred)) if weights is None else weights.to(pred.dtype)
+    floats = not classes or loss_name(loss_func) in ("bce", "signs", "numbers")
+    return (_float_loss if floats else _label_loss)(loss_func, pred, targets, weights)
 
 # %% ../../nbs/core/losses.ipynb #cee6f67c
-def target_kind(y:torch.Tensor, loss_func)->str:
-    """What the targets of a batch are: 'single' label, 'segmentation', 'soft', 'multi' or
-    'regression'"""
-    if not y.is_floating_point():
-        return "single" if y.ndim<2 else "multi" if y.ndim==2 else "segmentation"
-    return dict(ce="soft", bce="multi").get(loss_name(loss_func), "regression")
+def target_kind(
+    y:torch.Tensor, # [B, ...] targets as the loader gave them
+    loss_func,      # what reads them
+)->str:
+    """What the targets of a batch are: 'single' label, 'segmentation' (a label for each place),
+    'soft' labels, 'multi' (several labels, or one yes or no) or 'regression'"""
+    name = loss_name(loss_func)
+    if name == "bce": return "multi"
+    if name in ("signs", "numbers"): return "regression"
+    if y.is_floating_point(): return "soft" if name in _TAKE_LABELS else "regression"
+    if y.ndim == 2 and name == "other": return "multi"
+    return "single" if y.ndim < 2 else "segmentation"
 
-def dense_targets(y:torch.Tensor, c:int, kind:str)->torch.Tensor:
-    """Targets as floats [B, C, ...]: labels become one-hot; pixels outside 0..C-1 (to be ignored)
-    become rows of zeros"""
+def dense_targets(
+    y:torch.Tensor, # [B, ...] targets as the loader gave them
+    c:int,          # number of classes
+    kind:str,       # what they are, see `target_kind`
+)->torch.Tensor:
+    """Targets as floats [B, C, ...]: labels become one-hot, others keep their shape. A label below
+    0, and in masks also one above C-1, is to be ignored and becomes a row of zeros"""
     if kind not in ("single", "segmentation"): return y.float()
-    if kind == "single": return torch.zeros(len(y), c, device=y.device).scatter_(1, y[:,None], 1.)
-    known = (y >= 0) & (y < c)
-    return F.one_hot(y.where(known, 0), c).mul_(known[...,None]).movedim(-1, 1).float()
+    known = (y >= 0) if kind == "single" else (y >= 0) & (y < c)
+    label = y.long().where(known, 0)[:,None]
+    res = torch.zeros(len(y), c, *y.shape[1:], device=y.device)
+    return res.scatter_(1, label, known.float()[:,None])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rows_of', 'Supervision']
 
-# %% ../../nbs/core/record.ipynb #09b08939
+# %% ../../nbs/core/record.ipynb #e64ff74d
 from itertools import takewhile
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ import torch
 from .losses import dense_targets
 from ..errors import LabelKitError
 
-# %% ../../nbs/core/record.ipynb #6565d33c
+# %% ../../nbs/core/record.ipynb #06fc1746
 def rows_of(x)->int:
     "How many samples inputs hold: a tensor [B, ...], or a tuple of them"
     return len(x if isinstance(x, torch.Tensor) else x[0])
@@ -54,6 +54,7 @@ class Supervision:
         self._targets = None
         self._weights = None
         self._features = None
+        self.features_apart = {}  # name -> features of what had a pass of its own
         self._own = {}
 
     @property
@@ -136,6 +137,7 @@ class Supervision:
             raise LabelKitError(
                 "features were not kept: call `s.want_features()` in before_forward"
             )
+        if name in self.features_apart: return self.features_apart[name]
         return self._features[self.rows(name)]
 
     def add_loss(self,

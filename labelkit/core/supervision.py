@@ -25,7 +25,7 @@ from .record import Supervision, rows_of
 from .technique import CLASSES, STAGES, TARGETS, Settings
 from ..data.loaders import batch_ids, check_soft
 from ..errors import LabelKitError
-from ..models import head_of
+from ..models import head_of, with_features
 from ..processes import ShardedDL, n_processes
 
 # %% ../../nbs/core/supervision.ipynb #c23eb958
@@ -180,11 +180,19 @@ class SupervisionCallback(Callback):
         s.outputs = dict(zip(s.requests, others))
         if s.requests: self.learn.pred = s.pred
         self._restore()
-        ask = lambda x: _logits(self.learn.model(*(x if isinstance(x, tuple) else (x,))))
-        for name,x in self._alone.items(): s.outputs[name] = ask(x)
+        for name,x in self._alone.items(): self._ask(s, name, x)
         with torch.no_grad():
-            for name,x in s.apart.items(): s.outputs[name] = ask(x)
+            for name,x in s.apart.items(): self._ask(s, name, x)
         for cb in self._acting: cb.after_forward(s)
+
+    def _ask(self, s, name, x):
+        "A pass of its own for one request"
+        x = x if isinstance(x, tuple) else (x,)
+        if not s.wants_features: s.outputs[name] = _logits(self.learn.model(*x))
+        else:
+            out,f = with_features(self.learn.model, *x)
+            s.outputs[name] = _logits(out)
+            s.features_apart[name] = f.float()
 
     def after_loss(self):
         s = self.record
@@ -348,7 +356,8 @@ class LabelCallback(Settings, Callback):
     # --- what it can work on
     def check(self, s:Supervision):
         "Raise `LabelKitError` when the batch is not what the class declares to work on"
-        name,instead = type(self).__name__,f": {self.instead}" if self.instead else ""
+        name = type(self).__name__
+        instead = f": {self.instead}" if self.instead else ""
         if s.kind not in self.targets:
             raise LabelKitError(
                 f"targets are of kind {s.kind!r}, and {name} works on {', '.join(self.targets)}"
@@ -402,8 +411,10 @@ class LabelCallback(Settings, Callback):
             )
 
     # --- its life with a learner
+    def __call__(self, event_name):
+        if not self.off: return super().__call__(event_name)
+
     def before_train(self):
-        if self.off: return
         self.check_needs()
         self._ensure_ready()
         if not hasattr(self.learn, "supervision"): self.learn.add_cb(SupervisionCallback())
@@ -415,7 +426,7 @@ class LabelCallback(Settings, Callback):
         if made_for and made_for[0] is self.learn and made_for[1] is self.dls: return
         if self._settings is None: self._settings = frozenset(vars(self)) | {"learn", "run"}
         for k in set(vars(self)) - self._settings - {"_settings"}: delattr(self, k)
-        self._made_for = ref(self.learn),ref(self.dls)
+        self._made_for = (ref(self.learn), ref(self.dls))
         seed = self.rng.initial_seed()
         # networks made in `setup` are the technique's own draws too
         with torch.random.fork_rng(devices=[]):
@@ -471,7 +482,7 @@ class LabelCallback(Settings, Callback):
         heavy = [k for k,v in state.items() if _cannot_travel(v)]
         return state | dict.fromkeys(heavy) | dict(_settings=self._settings, _left_out=tuple(heavy))
 
-# %% ../../nbs/core/supervision.ipynb #b1451cef
+# %% ../../nbs/core/supervision.ipynb #648221d6
 def _is_state(v):
     if isinstance(v, (list, tuple)): return all(map(_is_state, v))
     if isinstance(v, dict): return all(map(_is_state, v.values()))

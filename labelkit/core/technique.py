@@ -29,7 +29,7 @@ STAGES = {
 TARGETS = ("single", "soft", "multi", "regression", "segmentation")
 CLASSES = ("single", "soft")  # a class, or a distribution over classes that exclude each other
 
-# %% ../../nbs/core/technique.ipynb #d5e133bf
+# %% ../../nbs/core/technique.ipynb #3c26f4a1
 @dataclass(frozen=True)
 class Card:
     "What there is to know about a technique before using it"
@@ -38,7 +38,8 @@ class Card:
     family:str                  # one of `FAMILIES`
     year:int                    # of the paper
     paper:str                   # link to it
-    needs:tuple[str,...] = ()   # what it must be given: "unlabeled", "ids", "teacher", "vision"
+    # what it must be given: "unlabeled", "ids", "teacher", "vision"; as its class declares
+    needs:tuple[str,...] = ()
     cost:str = "none"           # work beyond a plain training step, in words
     beats:str = ""              # the baseline that its paper beats, in words
     neutral:dict = field(default_factory=dict) # arguments under which it changes nothing
@@ -113,7 +114,7 @@ def technique(
             raise LabelKitError(
                 f"slug={slug!r} is taken by {known.cls.__module__}: give the technique another name"
             )
-        fields = dict(neutral=dict(p=0.)) | card
+        fields = dict(neutral=dict(p=0.), needs=getattr(cls, "needs", ())) | card
         cls.card = registry[slug] = Card(slug, cls, family, year, paper, **fields)
         return cls
     return register
@@ -130,7 +131,7 @@ def find(
     hint = f"did you mean {known[near[0]].name}?" if near else f"known: {names}"
     raise LabelKitError(f"technique {name!r} is unknown: {hint}")
 
-# %% ../../nbs/core/technique.ipynb #5a0cb240
+# %% ../../nbs/core/technique.ipynb #a27ff538
 def _check_whole(name, value):
     if isinstance(value, float) and value.is_integer(): return int(value)
     if isinstance(value, bool) or not hasattr(value, "__index__"):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['RunningMean', 'WindowMean', 'align_distribution']
 
-# %% ../../nbs/parts/running.ipynb #3578cc86
+# %% ../../nbs/parts/running.ipynb #d35b3dc9
 import torch
 
 from ..processes import gather_rows
 
-# %% ../../nbs/parts/running.ipynb #5b15dc17
+# %% ../../nbs/parts/running.ipynb #e41d5ddf
 class RunningMean:
     "decay·mean + (1−decay)·mean of the batch, at every update"
     def __init__(self,
@@ -31,7 +31,7 @@ class RunningMean:
     def load_state_dict(self, state:dict): self.value = state["value"].to(self.value.device)
     def __repr__(self): return f"RunningMean({list(self.value.shape)}, decay={self.decay})"
 
-# %% ../../nbs/parts/running.ipynb #114af428
+# %% ../../nbs/parts/running.ipynb #4d42904a
 class WindowMean:
     "The mean of the last `size` batches, each counted once"
     def __init__(self,
@@ -54,11 +54,12 @@ class WindowMean:
         (rows,) = gather_rows(rows)
         self.means = torch.cat([self.means, rows.mean(0, keepdim=True)])[-self.size:]
 
+    def __len__(self): return len(self.means)
     def state_dict(self)->dict: return dict(means=self.means.clone())
     def load_state_dict(self, state:dict): self.means = state["means"].to(self.means.device)
     def __repr__(self): return f"WindowMean({len(self.means)} of {self.size} batches)"
 
-# %% ../../nbs/parts/running.ipynb #d384dca7
+# %% ../../nbs/parts/running.ipynb #892039b0
 def align_distribution(
     probs:torch.Tensor,       # [U, C, ...] distributions
     mean:torch.Tensor,        # [C] what the model has been predicting on average

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ViewPair']
 
-# %% ../../nbs/parts/view_pair.ipynb #771ade95
+# %% ../../nbs/parts/view_pair.ipynb #c6cb5def
 import torch
 
-from ..data.views import as_view, default_views
+from ..data.views import as_view, default_views, view_ops
 
-# %% ../../nbs/parts/view_pair.ipynb #5e28f507
+# %% ../../nbs/parts/view_pair.ipynb #bc41b84a
 class ViewPair:
     "A weak and a strong view: those that were given, and the data's own in the place of `None`"
     def __init__(self,
@@ -19,11 +19,22 @@ class ViewPair:
         dls,     # the loaders whose `view_hints` decide
         rng:torch.Generator, # the technique's random numbers
     ):
-        given = [None if o is None else as_view(o) for o in (weak, strong)]
-        default = (None, None) if all(given) else default_views(dls)
-        self.views = [a or b for a,b in zip(given, default)]
+        self.given = [None if o is None else as_view(o) for o in (weak, strong)]
+        default = (None, None) if all(self.given) else default_views(dls)
+        self.views = [a or b for a,b in zip(self.given, default)]
+        self.dls = dls
         self.rng = rng
 
     def weak(self, x:torch.Tensor)->torch.Tensor: return self.views[0](x, self.rng)
     def strong(self, x:torch.Tensor)->torch.Tensor: return self.views[1](x, self.rng)
+
+    def still(self):
+        """The pair for labels a pixel: the weak view is the image itself. The strong one, unless
+        it was given, changes its colours and moves nothing"""
+        colours = [k for k,o in view_ops.items() if o.kind == "colour" and k != "invert"]
+        _,strong = default_views(self.dls, pad=0, flip=False, cutout=0., ops=colours)
+        return ViewPair(self.given[0] or _same, self.given[1] or strong, self.dls, self.rng)
+
     def __repr__(self): return f"ViewPair(weak={self.views[0]!r}, strong={self.views[1]!r})"
+
+def _same(x): return x

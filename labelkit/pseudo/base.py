@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['above_threshold', 'top_k', 'top_k_per_class', 'above_margin', 'energy_score', 'below_energy', 'class_thresholds',
-           'hard_target', 'sharpen', 'align_distribution', 'consistency_loss', 'kl_consistency', 'PseudoLabelCallback',
-           'WeakViews', 'ramp_up']
+           'hard_target', 'sharpen', 'consistency_loss', 'kl_consistency', 'Guess', 'PseudoLabel', 'WeakViews',
+           'ramp_up']
 
 # %% ../../nbs/pseudo/base.ipynb #0ad35266
+from dataclasses import dataclass
 import math
 
 import torch
 from torch.nn import functional as F
 
-from ..processes import gather_rows
-from ..errors import LabelKitError, check_range
-from ..storage.ledger import Ledger
-from ..core.supervision import LabelCallback, Supervision
+from ..core.record import Supervision
+from ..core.supervision import LabelCallback
+from ..core.technique import CLASSES, TARGETS
 from ..data.views import as_view, default_views
+from ..errors import LabelKitError
+from ..parts.view_pair import ViewPair
+from ..processes import gather_rows
+from ..storage.ledger import Ledger
 
 # %% ../../nbs/pseudo/base.ipynb #09d48f98
 def above_threshold(
@@ -108,20 +112,11 @@ def sharpen(
     "softmax(logits/temperature) (UDA, Xie et al. 2019, https://arxiv.org/abs/1904.12848)"
     return (logits/temperature).softmax(1)
 
-def align_distribution(
-    probs:torch.Tensor, # [U, C] distributions
-    mean:torch.Tensor   # [C] what the model has been predicting on average
-)->torch.Tensor: # [U, C] distributions
-    """probs/mean, normalised: less of the classes that are predicted too often (Berthelot et al.
-    2020, https://arxiv.org/abs/1911.09785, for equally frequent classes)"""
-    aligned = probs/mean
-    return aligned/aligned.sum(1, keepdim=True)
-
 # %% ../../nbs/pseudo/base.ipynb #1ecd81f9
 def consistency_loss(
-    logits:torch.Tensor,  # [U, C] of the strong view
-    target:torch.Tensor,  # [U, C] distributions, without gradient
-    mask:torch.Tensor,    # [U] bool or float weights
+    logits:torch.Tensor,  # [U, C, ...] of the strong view
+    target:torch.Tensor,  # [U, C, ...] distributions, without gradient
+    mask:torch.Tensor,    # [U, ...] bool or float weights
 )->torch.Tensor: # a scalar
     "Cross-entropy to `target` where `mask` says so, mean over all U samples"
     return (F.cross_entropy(logits, target, reduction="none")*mask).mean()
@@ -136,15 +131,37 @@ def kl_consistency(
     return (F.kl_div(logits.log_softmax(1), target, reduction="none").sum(1)*mask).mean()
 
 # %% ../../nbs/pseudo/base.ipynb #b543e971
-class PseudoLabelCallback(LabelCallback):
+@dataclass
+class Guess:
+    "What is predicted for the unlabeled samples of a batch, before anything is believed"
+    logits:torch.Tensor       # [U, C, ...] of the weak view, without gradient
+    s:Supervision             # the record
+    strong:torch.Tensor=None  # [U, C, ...] logits of the strong view, with gradient
+
+    def __post_init__(self): self.probs = self.logits.softmax(1)  # a technique may align them
+    @property
+    def confidence(self)->torch.Tensor: return self.probs.amax(1)  # [U, ...]
+    @property
+    def label(self)->torch.Tensor: return self.probs.argmax(1)     # [U, ...] long
+    @property
+    def ids(self)->torch.Tensor: return self.s.unlabeled_ids.to(self.probs.device)  # [U] long
+    @property
+    def labeled(self)->torch.Tensor: return self.s.pred.detach()   # [B, C, ...] of labeled samples
+
+# %% ../../nbs/pseudo/base.ipynb #367a1271
+class PseudoLabel(LabelCallback):
     """Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a
-    technique overrides `select`, and perhaps `target` and `consistency`"""
+    technique overrides `believe`, and perhaps more"""
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
-    order = -6  # before mixes, so that a view is of one image
-    needs = ("unlabeled",)
-    state_names = ("ledger",)
+    stage = "views"  # before mixes, so that a view is of one image
+    needs = ("unlabeled", "vision")
+    targets = (*CLASSES, "segmentation")
+    instead = "pseudo-labels are classes that exclude each other"
+    reasons = ("",)  # what the ledger's reasons mean
+    columns = None   # further columns of the ledger: name -> dtype
     # what was suggested, how confidently, and accepted or not; made when training begins
     ledger = None
+    teacher = None   # a model that predicts the weak view in the place of the trained one
 
     def __init__(self,
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
@@ -152,78 +169,97 @@ class PseudoLabelCallback(LabelCallback):
         weak=None,
         strong=None,                # hard view, likewise
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
+        # `False`: the weak view in a pass of its own without gradient, which is faster; batch norm
+        # then normalises it by itself
+        weak_grad:bool=True,
+        **kwargs                    # `p` of `LabelCallback`
     ):
-        self.weight = check_range("weight", weight, 0)
-        self.augment_labeled = augment_labeled
-        self.weak, self.strong = self._given_views = [
-            None if o is None else as_view(o) for o in (weak, strong)
-        ]
+        super().__init__(**kwargs)
+        self.keep(weight=weight, weak=weak, strong=strong)
+        self.keep(augment_labeled=augment_labeled, weak_grad=weak_grad)
 
     def setup(self):
-        if not all(self._given_views): views = default_views(self.dls)
-        self.weak,self.strong = (given or views[i] for i,given in enumerate(self._given_views))
+        self._views = ViewPair(self.weak, self.strong, self.dls, self.rng)
         self.ledger = Ledger.of(self.dls, reasons=self.reasons, columns=self.columns)
-    reasons = ("",)  # what the ledger's reasons mean; further columns of it: name -> dtype
-    columns = None
+
+    def show_labeled(self, s:Supervision):
+        "The labeled samples in their weak view, unless each pixel has a label"
+        if self.augment_labeled and s.kind != "segmentation": s.x = self._views.weak(s.x)
 
     def before_forward(self, s:Supervision):
-        if self.weight == 0: return
-        if self.augment_labeled: s.x = self.weak(s.x, self.rng)
-        s.forward(f"{self.name}.weak", self.weak(s.unlabeled, self.rng))
-        s.forward(f"{self.name}.strong", self.strong(s.unlabeled, self.rng))
+        self.show_labeled(s)
+        mine = s.own(self)
+        views = self._views.still() if s.kind == "segmentation" else self._views
+        mine.weak = views.weak(s.unlabeled)
+        if self.teacher is None: s.forward(f"{self.name}.weak", mine.weak, grad=self.weak_grad)
+        mine.strong = views.strong(s.unlabeled)
+        s.forward(f"{self.name}.strong", mine.strong)
 
-    def select(self, logits:torch.Tensor, s:Supervision)->torch.Tensor: # [U] bool, or float weights
-        "Which samples are believed, from the logits [U, C] of their weak view"
-        raise NotImplementedError("a pseudo-labeling technique overrides select")
+    def predict(self, s:Supervision)->torch.Tensor: # [U, C, ...] without gradient
+        "Logits of the weak view"
+        if self.teacher is not None: return self.teacher(s.own(self).weak)
+        return s.outputs[f"{self.name}.weak"].detach()
 
-    def target(self, logits:torch.Tensor, s:Supervision)->torch.Tensor: # [U, C] distributions
+    def observe(self, g:Guess): "Learn about the guesses before anything is believed"
+    def refine(self, g:Guess): "Correct `g.probs` before anything is believed"
+    def remember(self, g:Guess): "Learn about the guesses after the loss was made"
+
+    def believe(self, g:Guess)->torch.Tensor: # [U, ...] bool, or float weights
+        "Which guesses are believed"
+        raise NotImplementedError("a pseudo-labeling technique overrides believe")
+
+    def teach(self, g:Guess)->torch.Tensor: # [U, C, ...] distributions
         "What the strong view is taught"
-        return hard_target(logits)
+        return hard_target(g.probs)
 
-    # a scalar
-    def consistency(
-        self, strong: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
+    def consistency(self, strong, target, mask)->torch.Tensor: # a scalar
         "The unlabeled loss, from the logits of the strong view"
         return consistency_loss(strong, target, mask)
 
     def after_forward(self, s:Supervision):
-        if self.weight == 0: return
-        weak,strong = (s.outputs[f"{self.name}.{o}"] for o in ("weak", "strong"))
         with torch.no_grad():
-            target = self.target(weak.detach(), s)
-            mask = self.select(weak.detach(), s)
-            self.note(s, weak.detach().softmax(1), mask)
-        s.add_loss(self.name, self.consistency(strong, target, mask), self.weight)
+            g = Guess(self.predict(s), s, s.outputs[f"{self.name}.strong"])
+            if not self.searching: self.observe(g)
+            self.refine(g)
+            mask = self.believe(g)
+            target = self.teach(g)
+            if not self.searching: self.note(g, mask)
+        s.add_loss(self.name, self.consistency(g.strong, target, mask), self.weight)
+        if not self.searching:
+            with torch.no_grad(): self.remember(g)
 
-    def note(self, s, probs, mask, rows=None, **kwargs):
-        "Write a batch into the ledger; `rows` are values [U] of further columns"
-        if s.unlabeled_ids is None or self.searching: return
-        ids = s.unlabeled_ids.to(probs.device)
-        (confidence,label) = probs.max(1)
-        ids, label, confidence, accepted, *more = gather_rows(
-            ids, label, confidence, mask > 0, *(rows or {}).values()
+    def note(self,
+        g:Guess,
+        mask:torch.Tensor,  # [U, ...] what `believe` said
+        rows:dict=None,     # name -> [U] values of further columns
+        **kwargs            # passed on to `Ledger.record`
+    ):
+        "Write a batch into the ledger; of a dense prediction its mean over the pixels"
+        if g.s.unlabeled_ids is None: return
+        confidence,label = g.probs.flatten(2).mean(2).max(1) if g.probs.ndim > 2 else g.probs.max(1)
+        accepted = mask.flatten(1).float().mean(1) > .5 if mask.ndim > 1 else mask > 0
+        rows = rows or {}
+        ids,label,confidence,accepted,*more = gather_rows(
+            g.ids, label, confidence, accepted, *rows.values()
         )
-        self.ledger.record(
-            ids,
-            label,
-            confidence,
-            accepted,
-            self.learn.epoch,
-            **dict(zip(rows or {}, more)),
-            **kwargs,
-        )
+        columns = dict(zip(rows, more)) | kwargs
+        self.ledger.record(ids, label, confidence, accepted, self.learn.epoch, **columns)
 
 # %% ../../nbs/pseudo/base.ipynb #c8735c4e
 class WeakViews(LabelCallback):
     "Show the labeled samples in their weak view, and nothing else"
-    order = -6
+    stage = "views"
+    targets = tuple(o for o in TARGETS if o != "segmentation")
+    instead = "a view would move the image and not its mask"
     def __init__(self,
-        weak=None # the view; by the data if `None`
-    ): self._given_view = None if weak is None else as_view(weak)
+        weak=None, # the view; by the data if `None`
+        **kwargs   # `p` of `LabelCallback`
+    ):
+        super().__init__(**kwargs)
+        self.keep(weak=weak)
 
-    def setup(self): self.weak = self._given_view or default_views(self.dls)[0]
-    def before_forward(self, s:Supervision): s.x = self.weak(s.x, self.rng)
+    def setup(self): self._view = as_view(self.weak) if self.weak else default_views(self.dls)[0]
+    def before_forward(self, s:Supervision): s.x = self._view(s.x, self.rng)
 
 # %% ../../nbs/pseudo/base.ipynb #7dabbb30
 def ramp_up(

@@ -6,9 +6,8 @@
 __all__ = ['FixMatch']
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #eeadbf31
-from ..errors import check_range
 from ..core.technique import technique
-from .base import PseudoLabelCallback, above_threshold
+from .base import PseudoLabel, above_threshold
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #85f85299
 @technique(
@@ -16,25 +15,24 @@ from .base import PseudoLabelCallback, above_threshold
     family="pseudo",
     year=2020,
     paper="https://arxiv.org/abs/2001.07685",
-    needs=("unlabeled", "vision"),
     cost="forward and backward pass over two views of the unlabeled samples",
-    neutral=dict(weight=0.0),
+    beats="training on the labels in weak views",
+    example=dict(threshold=0.),
 )
-class FixMatch(PseudoLabelCallback):
+class FixMatch(PseudoLabel):
     """Pseudo-label the weak view where the network is confident, and train the strong view on it
 
     Mean over all unlabeled samples of 1(max p(weak) ≥ threshold)·CE(strong, argmax p(weak)), added
     to the labeled loss with `weight`. Needs unlabeled samples. The official code evaluates a moving
     average of the weights; here the trained weights are evaluated. Sohn et al. 2020,
     https://arxiv.org/abs/2001.07685"""
-    def __init__(self,
-        threshold:float=.95,        # smallest confidence that is believed
-        weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        weak=None,                  # easy view; by the data if `None`
-        strong=None,                # hard view; by the data if `None`
-        augment_labeled:bool=True,  # show the labeled samples in their weak view too
-    ):
-        super().__init__(weight, weak, strong, augment_labeled)
-        self.threshold = check_range("threshold", threshold, 0, 1)
+    limits = dict(threshold=(0, 1))
 
-    def select(self, logits, s): return above_threshold(logits.softmax(1), self.threshold)
+    def __init__(self,
+        threshold:float=.95, # smallest confidence that is believed
+        **kwargs             # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
+    ):
+        super().__init__(**kwargs)
+        self.keep(threshold=threshold)
+
+    def believe(self, g): return above_threshold(g.probs, self.threshold)

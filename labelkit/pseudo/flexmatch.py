@@ -8,11 +8,10 @@ __all__ = ['FlexMatch']
 # %% ../../nbs/pseudo/flexmatch.ipynb #0e53ea58
 import torch
 
-from ..processes import gather_rows
-from ..errors import check_range
 from ..core.supervision import n_classes
 from ..core.technique import technique
-from .base import PseudoLabelCallback, above_threshold, class_thresholds
+from ..processes import gather_rows
+from .base import PseudoLabel, above_threshold, class_thresholds
 
 # %% ../../nbs/pseudo/flexmatch.ipynb #34c45e77
 @technique(
@@ -20,38 +19,29 @@ from .base import PseudoLabelCallback, above_threshold, class_thresholds
     family="pseudo",
     year=2021,
     paper="https://arxiv.org/abs/2110.08263",
-    needs=("unlabeled", "ids", "vision"),
     cost="as FixMatch, and one number for each sample",
-    neutral=dict(weight=0.0),
+    beats="FixMatch",
+    example=dict(threshold=.15),
 )
-class FlexMatch(PseudoLabelCallback):
+class FlexMatch(PseudoLabel):
     """FixMatch with a threshold for each class, by how much of it has been learned
 
     Mean over all unlabeled samples of 1(max p(weak) ≥ τ_c)·CE(strong, argmax p(weak)) with τ_c of
     the predicted class, from the learning status *before* the batch; `selected` [n_ids] is that
     status, `class_threshold` [C] what follows from it. Needs unlabeled samples with ids. Zhang et
     al. 2021, https://arxiv.org/abs/2110.08263"""
-    needs = ("unlabeled", "ids")
-    state_names = ("ledger", "selected", "class_threshold")
+    needs = ("unlabeled", "ids", "vision")
+    limits = dict(threshold=(0, 1), mapping=("convex", "linear", "concave"))
     selected = class_threshold = None
 
     def __init__(self,
-        threshold:float=.95,        # of the class that is learned best, and what counts as learned
-        weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        # all thresholds are low while most samples have never been believed
-        warmup:bool=True,
-        # from learning status to threshold: "convex", "linear" or "concave"
-        mapping:str="convex",
-        weak=None,                  # easy view; by the data if `None`
-        strong=None,                # hard view; by the data if `None`
-        augment_labeled:bool=True,  # show the labeled samples in their weak view too
+        threshold:float=.95,  # of the class that is learned best, and what counts as learned
+        warmup:bool=True,     # all thresholds are low while most samples have never been believed
+        mapping:str="convex", # from learning status to threshold: "convex", "linear" or "concave"
+        **kwargs              # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
-        super().__init__(weight, weak, strong, augment_labeled)
-        self.threshold = check_range("threshold", threshold, 0, 1)
-        self.warmup = warmup
-        self.mapping = mapping
-        # names a mapping that is not known
-        class_thresholds(torch.zeros(1), threshold, mapping=mapping)
+        super().__init__(**kwargs)
+        self.keep(threshold=threshold, warmup=warmup, mapping=mapping)
 
     def setup(self):
         super().setup()
@@ -63,17 +53,11 @@ class FlexMatch(PseudoLabelCallback):
         unused = len(self.dls.unlabeled.dataset) - counts.sum() if self.warmup else 0
         self.class_threshold = class_thresholds(counts, self.threshold, unused, self.mapping)
 
-    def select(self, logits, s):
-        probs = logits.softmax(1)
-        return above_threshold(probs, self.class_threshold[probs.argmax(1)])
+    def believe(self, g): return above_threshold(g.probs, self.class_threshold[g.label])
 
-    def note(self, s, probs, mask):
-        super().note(s, probs, mask, class_threshold=self.class_threshold)
-        if self.searching: return
-        ids, label, sure = gather_rows(
-            s.unlabeled_ids.to(probs.device),
-            probs.argmax(1),
-            above_threshold(probs, self.threshold),
-        )
+    def note(self, g, mask): super().note(g, mask, class_threshold=self.class_threshold)
+
+    def remember(self, g):
+        ids,label,sure = gather_rows(g.ids, g.label, above_threshold(g.probs, self.threshold))
         self.selected[ids] = torch.where(sure, label, self.selected[ids])
         self._set_thresholds()

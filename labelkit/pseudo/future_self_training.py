@@ -10,12 +10,13 @@ import torch
 from fastai.torch_core import no_random, to_device
 
 from ..data.loaders import ArrayDataset
-from ..errors import LabelKitError, check_range
-from ..core.losses import dense_targets, soft_target_loss
-from ..core.supervision import Supervision
+from ..core.auxiliary import loss_scale
+from ..core.losses import soft_target_loss
+from ..core.record import Supervision
 from ..core.teachers import Future, VirtualStudent
-from ..core.technique import technique
-from .base import PseudoLabelCallback, above_threshold
+from ..core.technique import CLASSES, technique
+from ..errors import LabelKitError
+from .base import Guess, PseudoLabel, above_threshold
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #3f9750ab
 def draw_batch(
@@ -38,12 +39,12 @@ def draw_batch(
     family="pseudo",
     year=2022,
     paper="https://arxiv.org/abs/2209.06993",
-    needs=("unlabeled", "vision"),
     cost="forward and backward pass over a strong view; a teacher's forward and a backward pass "
          "for each virtual step",
-    neutral=dict(weight=0.0),
+    beats="a momentum teacher that follows the past (`deep=0`)",
+    example=dict(threshold=0.),
 )
-class FutureSelfTraining(PseudoLabelCallback):
+class FutureSelfTraining(PseudoLabel):
     """Pseudo-labels from a momentum teacher that has followed the student's next steps before they
     are taken
 
@@ -53,15 +54,17 @@ class FutureSelfTraining(PseudoLabelCallback):
     losses. With `deep=0` the teacher follows the student's past, as usual. `teacher` predicts with
     the averaged weights. Needs unlabeled samples. Du et al. 2022,
     https://arxiv.org/abs/2209.06993"""
-    state_names = ("teacher", "ledger")
-    teacher = _views = None
+    targets = CLASSES
+    limits = dict(
+        deep=(0, None), wide=(1, None), threshold=(0, 1), ema_decay=(0, 1),
+        variant=("paper", "official"),
+    )
 
     def __init__(self,
         deep:int=1,                # virtual steps in a row; 0 for an ordinary momentum teacher
         # virtual students of one step each, the first on this batch, the others on further ones
         wide:int=1,
         threshold:float=.95,       # smallest confidence of the teacher that is believed
-        weight:float=1.,           # of the unlabeled loss; 0 turns the technique off
         # share of the teacher that stays at each update; long trainings take .99 to .999
         ema_decay:float=.95,
         # "paper": the teacher follows virtual students only; "official": after each real step the
@@ -69,98 +72,63 @@ class FutureSelfTraining(PseudoLabelCallback):
         variant:str="paper",
         # the teacher normalises by its batch, as the student does; else by running statistics
         batch_stats:bool=True,
-        weak=None,                 # the teacher's view; by the data if `None`
-        strong=None,               # the student's view, likewise
-        augment_labeled:bool=True, # show the labeled samples in their weak view too
+        **kwargs                   # `weight`, `weak`, `strong`, … of `PseudoLabel`
     ):
-        super().__init__(weight, weak, strong, augment_labeled)
-        for name,value,low in (("deep", deep, 0), ("wide", wide, 1)):
-            if int(check_range(name, value, low)) != value:
-                raise LabelKitError(
-                    f"{name}={value!r} is not a whole number: pass {name} as a number of steps or "
-                    "students"
-                )
+        super().__init__(**kwargs)
+        self.keep(deep=deep, wide=wide, threshold=threshold, ema_decay=ema_decay)
+        self.keep(variant=variant, batch_stats=batch_stats)
         if wide > 1 and deep != 1:
             raise LabelKitError(
                 f"deep={deep} and wide={wide} were given together: look deep with wide=1, or wide "
                 "with deep=1"
             )
-        if variant not in ("paper", "official"):
-            raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
-        self.threshold = check_range("threshold", threshold, 0, 1)
-        self.ema_decay = check_range("ema_decay", ema_decay, 0, 1)
-        self.deep = int(deep)
-        self.wide = int(wide)
-        self.variant = variant
-        self.batch_stats = batch_stats
 
     def setup(self):
         super().setup()
         self.teacher = Future(self.learn.model, self.ema_decay, batch_stats=self.batch_stats)
 
-    def before_forward(self, s:Supervision):
-        if self.weight == 0: return
-        if self.augment_labeled: s.x = self.weak(s.x, self.rng)
-        s.forward(self.name, self.strong(s.unlabeled, self.rng))
-        self._views = self.weak(s.unlabeled, self.rng),s.requests[self.name]
+    def believe(self, g): return above_threshold(g.probs, self.threshold)
 
     def after_forward(self, s:Supervision):
-        if self.weight == 0: return
         if self.deep and not self.searching: self.look_ahead(s)
-        logits = self.teacher(self._views[0])
-        mask = self.select(logits, s)
-        self._views = None
-        self.note(s, logits.softmax(1), mask)
-        s.add_loss(
-            self.name,
-            self.consistency(s.outputs[self.name], self.target(logits, s), mask),
-            self.weight,
-        )
-
-    def select(self, logits, s): return above_threshold(logits.softmax(1), self.threshold)
+        super().after_forward(s)
 
     def look_ahead(self, s:Supervision):
         "Move the teacher along the steps that the student would take"
-        model = self.learn.model
-        opt = self.learn.opt
-        scaler = getattr(getattr(self.learn, "mixed_precision", None), "scaler", None)
-        scale = 1. if scaler is None else scaler.get_scale()
-        weak,strong = self._views
-        first = VirtualStudent(model, opt).step(
-            self.virtual_loss(s, s.pred, s.targets, s.weights, s.outputs[self.name], weak), scale
-        )
+        scale = loss_scale(self.learn)
+        weak = s.own(self).weak
+        strong = s.own(self).strong
+        first = VirtualStudent(self.learn.model, self.learn.opt)
+        first.step(self.virtual_loss(s, s.pred, s.outputs[f"{self.name}.strong"], weak), scale)
         if self.wide == 1: self.teacher.update(first)
         for _ in range(self.deep-1):
             pred,unlabeled = first(torch.cat([s.x, strong])).float().split([len(s.x), len(strong)])
-            self.teacher.update(
-                first.step(self.virtual_loss(s, pred, s.targets, s.weights, unlabeled, weak), scale)
-            )
-        others = [self.further(s, VirtualStudent(model, opt), scale) for _ in range(self.wide-1)]
+            self.teacher.update(first.step(self.virtual_loss(s, pred, unlabeled, weak), scale))
+        others = [self.further(s, scale) for _ in range(self.wide-1)]
         if others: self.teacher.update(first, *others)
 
-    def further(self, s, student, scale):
+    def further(self, s, scale):
         "A virtual student after one step on a batch of its own"
+        student = VirtualStudent(self.learn.model, self.learn.opt)
         (x,y,*_) = draw_batch(self.dls.train, len(s.x), self.rng)
         (u,*_) = draw_batch(self.dls.unlabeled, len(s.unlabeled), self.rng)
-        x,u = (o.as_subclass(torch.Tensor).to(s.x.device) for o in (x, u))
-        if self.augment_labeled: x = self.weak(x, self.rng)
-        weak = self.weak(u, self.rng)
-        strong = self.strong(u, self.rng)
-        pred,unlabeled = student(torch.cat([x, strong])).float().split([len(x), len(u)])
+        other = Supervision(x.to(s.x.device), y.to(s.x.device), s.c, s.kind)
+        other.labeled_weight = s.labeled_weight
+        self.show_labeled(other)
+        u = u.to(s.x.device)
+        weak = self._views.weak(u)
+        strong = self._views.strong(u)
+        pred,unlabeled = student(torch.cat([other.x, strong])).float().split([len(x), len(u)])
         student.taken = 1  # its loss is at its own weights
-        targets = dense_targets(y.as_subclass(torch.Tensor).to(x.device), s.c, s.kind)
-        return student.step(self.virtual_loss(s, pred, targets, None, unlabeled, weak), scale)
+        return student.step(self.virtual_loss(other, pred, unlabeled, weak), scale)
 
-    def virtual_loss(self, s, pred, targets, weights, strong, weak):
+    def virtual_loss(self, s, pred, strong, weak):
         "Labels, and the present teacher's pseudo-labels"
-        logits = self.teacher(weak)
-        loss = s.labeled_weight * soft_target_loss(
-            self.learn.loss_func, pred, targets, weights, classes=s.kind in ("single", "soft")
-        )
-        return loss + self.weight * self.consistency(
-            strong, self.target(logits, s), self.select(logits, s)
-        )
+        loss_func = self.learn.loss_func
+        labeled = soft_target_loss(loss_func, pred, s.targets, s.weights, s.kind in CLASSES)
+        g = Guess(self.teacher(weak), s, strong)
+        guessed = self.consistency(strong, self.teach(g), self.believe(g))
+        return s.labeled_weight*labeled + self.weight*guessed
 
     def after_update(self):
-        if self.weight and (self.variant == "official" or not self.deep):
-            self.teacher.update(self.learn.model)
+        if self.variant == "official" or not self.deep: self.teacher.update(self.learn.model)

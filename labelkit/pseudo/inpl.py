@@ -6,13 +6,14 @@
 __all__ = ['margin_logits', 'InPL']
 
 # %% ../../nbs/pseudo/inpl.ipynb #45cbdccf
+import math
+
 import torch
 
-from ..processes import gather_rows
-from ..errors import LabelKitError, check_range
 from ..core.supervision import n_classes
 from ..core.technique import technique
-from .base import PseudoLabelCallback, below_energy, consistency_loss, energy_score
+from ..parts.running import RunningMean
+from .base import PseudoLabel, below_energy, consistency_loss, energy_score
 
 # %% ../../nbs/pseudo/inpl.ipynb #6bf3a859
 def margin_logits(
@@ -30,57 +31,44 @@ def margin_logits(
     family="pseudo",
     year=2023,
     paper="https://arxiv.org/abs/2303.07269",
-    needs=("unlabeled", "vision"),
     cost="forward and backward pass over two views of the unlabeled samples",
-    neutral=dict(weight=0.0),
+    beats="FixMatch, on a long tail",
+    example=dict(energy_threshold=0.),
 )
-class InPL(PseudoLabelCallback):
+class InPL(PseudoLabel):
     """FixMatch that believes samples of low energy instead of high confidence, for classes of
     unequal size
 
     Mean over all unlabeled samples of 1(−logsumexp(weak) < energy_threshold)·CE(strong + margin·log
     q, argmax weak), where q is the running mean of the predictions. The ledger has the `energy` of
     each sample. Needs unlabeled samples. Yu, Li, Lee 2023, https://arxiv.org/abs/2303.07269"""
-    state_names = ("ledger", "mean")
     columns = dict(energy=torch.float)
+    limits = dict(energy_threshold=(-math.inf, None), margin=(0, None), ema_decay=(0, 1))
     mean = None
 
     def __init__(self,
         # a sample is believed below it; not a probability, see "Choosing the threshold"
         energy_threshold:float=-9.5,
-        weight:float=1.,             # of the unlabeled loss; 0 turns the technique off
         # adaptive margin; the authors use 0.5, and 0 for their long-tail results
         margin:float=0.,
-        ema_decay:float=.999,        # of the mean prediction that the margin is made of
-        weak=None,                   # easy view; by the data if `None`
-        strong=None,                 # hard view; by the data if `None`
-        augment_labeled:bool=True,   # show the labeled samples in their weak view too
+        ema_decay:float=.999, # of the mean prediction that the margin is made of
+        **kwargs              # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
-        super().__init__(weight, weak, strong, augment_labeled)
-        if isinstance(energy_threshold, bool) or not isinstance(energy_threshold, (int, float)):
-            raise LabelKitError(
-                f"energy_threshold={energy_threshold!r} is not a number: pass one such as -9.5"
-            )
-        self.energy_threshold = energy_threshold
-        self.margin = check_range("margin", margin, 0)
-        self.ema_decay = check_range("ema_decay", ema_decay, 0, 1)
+        super().__init__(**kwargs)
+        self.keep(energy_threshold=energy_threshold, margin=margin, ema_decay=ema_decay)
 
     def setup(self):
         super().setup()
-        self.mean = torch.full((c := n_classes(self.learn),), 1/c, device=self.dls.device or "cpu")
+        uniform = torch.full((c := n_classes(self.learn),), 1/c, device=self.dls.device or "cpu")
+        self.mean = RunningMean(uniform, self.ema_decay)
 
-    def select(self, logits, s):
-        self._energy = energy_score(logits)
-        return below_energy(logits, self.energy_threshold)
+    def believe(self, g): return below_energy(g.logits, self.energy_threshold)
 
     def consistency(self, strong, target, mask):
-        return consistency_loss(
-            margin_logits(strong, self._used, self.margin) if self.margin else strong, target, mask
-        )
+        if self.margin: strong = margin_logits(strong, self.mean.value, self.margin)
+        return consistency_loss(strong, target, mask)
 
-    def note(self, s, probs, mask):
-        super().note(s, probs, mask, rows=dict(energy=self._energy))
-        self._used = self.mean  # this batch's loss takes the mean before it
-        self._energy = None
-        if self.margin and not self.searching:
-            self.mean = self.ema_decay*self.mean + (1-self.ema_decay)*gather_rows(probs)[0].mean(0)
+    def note(self, g, mask): super().note(g, mask, rows=dict(energy=energy_score(g.logits)))
+
+    def remember(self, g):
+        if self.margin: self.mean.update(g.logits.softmax(1))

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from ..errors import LabelKitError, check_range
-from ..core.supervision import Supervision
+from ..core.record import Supervision
 from ..core.teachers import EMA
-from ..core.technique import technique
-from .base import PseudoLabelCallback, ramp_up
+from ..core.technique import CLASSES, technique
+from ..errors import LabelKitError
+from .base import Guess, PseudoLabel, ramp_up
 
 # %% ../../nbs/pseudo/mean_teacher.ipynb #d02d82a1
 def agreement_loss(
@@ -38,20 +38,19 @@ def agreement_loss(
     family="pseudo",
     year=2017,
     paper="https://arxiv.org/abs/1703.01780",
-    needs=("unlabeled", "vision"),
     cost="forward and backward pass over one view, forward pass over another, a second set of "
          "weights",
-    neutral=dict(weight=0.0),
+    beats="training on the labels in weak views",
 )
-class MeanTeacher(PseudoLabelCallback):
+class MeanTeacher(PseudoLabel):
     """Agree with a running average of the own weights, on another view of the same sample
 
     The student sees the strong view, the teacher the weak one; `weight`·ramp_up·agreement_loss over
     unlabeled and (as in the paper) labeled samples is added to the labeled loss. `teacher` predicts
     with the averaged weights. Needs unlabeled samples. Tarvainen & Valpola 2017,
     https://arxiv.org/abs/1703.01780"""
-    state_names = ("teacher", "ledger")
-    teacher = _teacher_x = None
+    targets = CLASSES
+    limits = dict(ema_decay=(0, 1), loss=("mse", "kl"), ramp=(0, 1))
 
     def __init__(self,
         weight:float=50.,           # of the agreement after the ramp; 0 turns the technique off
@@ -63,45 +62,31 @@ class MeanTeacher(PseudoLabelCallback):
         unlabeled_only:bool=False,  # leave the labeled samples out of the agreement
         # the teacher normalises by its batch, as the student does; else by running statistics
         batch_stats:bool=True,
-        weak=None,                  # the teacher's view; by the data if `None`
-        strong=None,                # the student's view, likewise
-        augment_labeled:bool=True,  # show the labeled samples in their weak view too
+        **kwargs                    # `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
-        super().__init__(weight, weak, strong, augment_labeled)
-        self.ema_decay = check_range("ema_decay", ema_decay, 0, 1)
-        self.ramp = check_range("ramp", ramp, 0, 1)
-        if loss not in ("mse", "kl"):
-            raise LabelKitError(f"loss={loss!r} is not known: use 'mse' or 'kl'")
-        self.loss = loss
-        self.unlabeled_only = unlabeled_only
-        self.batch_stats = batch_stats
+        super().__init__(weight, **kwargs)
+        self.keep(ema_decay=ema_decay, loss=loss, ramp=ramp)
+        self.keep(unlabeled_only=unlabeled_only, batch_stats=batch_stats)
 
     def setup(self):
         super().setup()
         self.teacher = EMA(self.learn.model, self.ema_decay, batch_stats=self.batch_stats)
 
     def before_forward(self, s:Supervision):
-        if self.weight == 0: return
         x = s.unlabeled if self.unlabeled_only else torch.cat([s.x, s.unlabeled])
-        if self.augment_labeled: s.x = self.weak(s.x, self.rng)
-        s.forward(self.name, self.strong(x, self.rng))
-        self._teacher_x = self.weak(x, self.rng)
+        self.show_labeled(s)
+        s.forward(self.name, self._views.strong(x))
+        s.own(self).weak = self._views.weak(x)
 
     def after_forward(self, s:Supervision):
-        if self.weight == 0: return
-        logits = self.teacher(self._teacher_x)
-        self._teacher_x = None
+        logits = self.teacher(s.own(self).weak)
         t = self.learn.pct_train/self.ramp if self.ramp else 1.
-        s.add_loss(
-            self.name,
-            agreement_loss(s.outputs[self.name], logits, self.loss),
-            self.weight * ramp_up(t),
-        )
-        probs = logits[-len(s.unlabeled):].softmax(1)
-        self.note(s, probs, torch.ones(len(probs), dtype=torch.bool, device=probs.device))
+        loss = agreement_loss(s.outputs[self.name], logits, self.loss)
+        s.add_loss(self.name, loss, self.weight*ramp_up(t))
+        g = Guess(logits[-len(s.unlabeled):], s)
+        if not self.searching: self.note(g, torch.ones_like(g.label))
 
-    def after_update(self):
-        if self.weight: self.teacher.update(self.learn.model)
+    def after_update(self): self.teacher.update(self.learn.model)
 
     @contextmanager
     def averaged(self):

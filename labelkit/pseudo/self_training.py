@@ -8,12 +8,14 @@ __all__ = ['SelfTraining']
 # %% ../../nbs/pseudo/self_training.ipynb #17a6a817
 import torch
 
-from ..errors import LabelKitError, check_range
 from ..core.predict import predict_unlabeled, round_epochs
-from ..core.supervision import Supervision
-from ..core.technique import technique
+from ..core.record import Supervision
+from ..core.supervision import n_classes
+from ..core.technique import CLASSES, technique
+from ..errors import LabelKitError
+from ..parts.view_pair import ViewPair
 from labelkit.pseudo.base import (
-    PseudoLabelCallback,
+    PseudoLabel,
     above_margin,
     above_threshold,
     consistency_loss,
@@ -23,9 +25,9 @@ from labelkit.pseudo.base import (
 
 # %% ../../nbs/pseudo/self_training.ipynb #90d76030
 _policies = dict(
-    threshold=lambda cb, probs: above_threshold(probs, cb.threshold),
-    margin=lambda cb, probs: above_margin(probs, cb.margin),
-    topk=lambda cb, probs: cb.surest(probs),
+    threshold=lambda cb,probs: above_threshold(probs, cb.threshold),
+    margin=lambda cb,probs: above_margin(probs, cb.margin),
+    topk=lambda cb,probs: cb.surest(probs),
 )
 
 # %% ../../nbs/pseudo/self_training.ipynb #1e9ee591
@@ -34,12 +36,13 @@ _policies = dict(
     family="pseudo",
     year=2022,
     paper="https://arxiv.org/abs/2202.12040",
-    needs=("unlabeled", "ids", "vision"),
     cost="forward and backward pass over the unlabeled samples, a prediction of all of them in "
          "each round",
-    neutral=dict(weight=0.0),
+    beats="training on the labels in weak views",
+    example=dict(threshold=0.),
+    quick=dict(warmup=0., rounds=2),
 )
-class SelfTraining(PseudoLabelCallback):
+class SelfTraining(PseudoLabel):
     """In rounds, pseudo-label the unlabeled samples that are predicted surest, and train on them
     until the next round
 
@@ -48,68 +51,56 @@ class SelfTraining(PseudoLabelCallback):
     pseudo-labels is added with `weight`. Needs unlabeled samples with ids. Survey: Amini et al.
     2022, https://arxiv.org/abs/2202.12040; first: Scudder 1965,
     https://doi.org/10.1109/TIT.1965.1053799"""
-    needs = ("unlabeled", "ids")
+    needs = ("unlabeled", "ids", "vision")
+    targets = CLASSES
+    limits = dict(
+        select=tuple(_policies), threshold=(0, 1), margin=(0, 1), k=(0, None), warmup=(0, 1),
+        rounds=(1, None), every=(1, None),
+    )
     pseudo_label = soft_label = None
 
     def __init__(self,
-        weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
         # "threshold", "topk", "margin", or a function of probabilities [U, C] that returns a mask
         # [U]
         select="threshold",
-        threshold:float=.7,         # smallest confidence, for "threshold"
+        threshold:float=.7,     # smallest confidence, for "threshold"
         # how many, for "topk": a number (int) or a share of all unlabeled samples (float)
         k:float=.5,
-        margin:float=.5,            # smallest lead of the best class over the second, for "margin"
-        per_class:bool=False,       # for "topk": take equally many of each predicted class
-        warmup:float=.3,            # share of the training before the first round
-        rounds:int=5,               # how many rounds
-        every:int=None,             # epochs between rounds, instead of `rounds`
-        hard:bool=True,             # train on the best class; else on the predicted distribution
+        margin:float=.5,        # smallest lead of the best class over the second, for "margin"
+        per_class:bool=False,   # for "topk": take equally many of each predicted class
+        warmup:float=.3,        # share of the training before the first round
+        rounds:int=5,           # how many rounds
+        every:int=None,         # epochs between rounds, instead of `rounds`
+        hard:bool=True,         # train on the best class; else on the predicted distribution
         # view of the pseudo-labeled samples in training; the weak one of the data if `None`
         view=None,
-        augment_labeled:bool=True,  # show the labeled samples in their weak view too
+        **kwargs                # `weight`, `augment_labeled`, … of `PseudoLabel`
     ):
-        super().__init__(weight, view, view, augment_labeled)
-        if not callable(select) and select not in _policies:
-            raise LabelKitError(
-                f"select={select!r} is not known: use {', '.join(map(repr, _policies))}, or a "
-                "function of probabilities"
-            )
-        self.select = select
-        self.per_class = per_class
-        self.hard = hard
-        self.view = view
-        self.threshold = check_range("threshold", threshold, 0, 1)
-        self.margin = check_range("margin", margin, 0, 1)
-        self.warmup = check_range("warmup", warmup, 0, 1)
-        self.k = check_range("k", k, 0, 1) if isinstance(k, float) else check_range("k", k, 1)
-        self.rounds = int(check_range("rounds", rounds, 1))
-        self.every = None if every is None else int(check_range("every", every, 1))
-        self.state_names = (
-            ("pseudo_label", "ledger") if hard else ("pseudo_label", "soft_label", "ledger")
-        )
+        super().__init__(**kwargs)
+        self.keep(select=select, threshold=threshold, k=k, margin=margin, per_class=per_class)
+        self.keep(warmup=warmup, rounds=rounds, every=every, hard=hard, view=view)
+        if isinstance(k, float) and k > 1:
+            raise LabelKitError(f"k={k} is a share above 1: pass a share, or a number as an int")
 
     def setup(self):
         super().setup()
-        mk = lambda *shape: torch.zeros(self.dls.n_ids, *shape, device=self.dls.device or "cpu")
-        self.pseudo_label = mk().long() - 1
-        if not self.hard: self.soft_label = mk(self.dls.c)
+        self._views = ViewPair(self.view, self.view, self.dls, self.rng)
+        n = self.dls.n_ids
+        device = self.dls.device or "cpu"
+        self.pseudo_label = torch.full((n,), -1, device=device)
+        if not self.hard: self.soft_label = torch.zeros(n, n_classes(self.learn), device=device)
 
     def surest(self, probs):
         "The top `k`, overall or by class"
         k = self.k if isinstance(self.k, int) else round(self.k*len(probs))
-        return (
-            top_k_per_class(probs, max(k // probs.shape[1], 1))
-            if self.per_class
-            else top_k(probs, k)
-        )
+        if self.per_class: return top_k_per_class(probs, max(k//probs.shape[1], 1))
+        return top_k(probs, k)
 
     def before_train(self):
         super().before_train()
-        due = self.learn.epoch in round_epochs(
-            self.learn.n_epoch, self.warmup, self.rounds, self.every
-        )
-        if due and self.weight and not self.searching: self.relabel()
+        if self.searching: return
+        due = round_epochs(self.learn.n_epoch, self.warmup, self.rounds, self.every)
+        if self.learn.epoch in due: self.relabel()
 
     def relabel(self):
         "A round: predict everything, and replace the pseudo-labels"
@@ -123,15 +114,15 @@ class SelfTraining(PseudoLabelCallback):
         self.ledger.record(ids, label, confidence, mask, self.learn.epoch)
 
     def before_forward(self, s:Supervision):
-        if self.weight == 0: return
-        if self.augment_labeled: s.x = self.weak(s.x, self.rng)
-        self._label = self.pseudo_label[s.unlabeled_ids.to(self.pseudo_label.device)]
-        if (self._label >= 0).any(): s.forward(self.name, self.weak(s.unlabeled, self.rng))
+        self.show_labeled(s)
+        label = self.pseudo_label[s.unlabeled_ids.to(self.pseudo_label.device)]
+        s.own(self).label = label
+        if (label >= 0).any(): s.forward(self.name, self._views.weak(s.unlabeled))
 
     def after_forward(self, s:Supervision):
         if self.name not in s.outputs: return
         logits = s.outputs[self.name]
-        if self.hard:
-            target = torch.zeros_like(logits).scatter_(1, self._label.clamp_min(0)[:,None], 1.)
+        label = s.own(self).label
+        if self.hard: target = torch.zeros_like(logits).scatter_(1, label.clamp_min(0)[:,None], 1.)
         else: target = self.soft_label[s.unlabeled_ids.to(self.soft_label.device)]
-        s.add_loss(self.name, consistency_loss(logits, target, self._label >= 0), self.weight)
+        s.add_loss(self.name, consistency_loss(logits, target, label >= 0), self.weight)

@@ -10,10 +10,10 @@ import math
 
 import torch
 
-from ..errors import LabelKitError, check_range
-from ..core.supervision import Supervision
+from ..core.record import Supervision
 from ..core.technique import technique
-from .base import PseudoLabelCallback, above_threshold, kl_consistency, sharpen
+from ..errors import LabelKitError
+from .base import PseudoLabel, above_threshold, kl_consistency, sharpen
 
 # %% ../../nbs/pseudo/uda.ipynb #fcd7821e
 _schedules = dict(
@@ -49,11 +49,11 @@ def tsa_keep(
     family="pseudo",
     year=2019,
     paper="https://arxiv.org/abs/1904.12848",
-    needs=("unlabeled", "vision"),
     cost="forward and backward pass over two views of the unlabeled samples",
-    neutral=dict(weight=0.0),
+    beats="training on the labels in weak views",
+    example=dict(threshold=0.),
 )
-class UDA(PseudoLabelCallback):
+class UDA(PseudoLabel):
     """Draw the strong view towards the sharpened prediction of a confident weak view, and leave
     learned labels out for a while
 
@@ -61,32 +61,24 @@ class UDA(PseudoLabelCallback):
     strong), added to the labeled loss with `weight`; with `tsa` the labeled loss is that of samples
     whose class has a probability of at most η. Needs unlabeled samples. Xie et al. 2019,
     https://arxiv.org/abs/1904.12848"""
+    limits = dict(threshold=(0, 1), temperature=(1e-3, None), tsa=(None, *_schedules))
+
     def __init__(self,
-        threshold:float=.8,         # a sample is believed above this confidence
-        temperature:float=.4,       # of the target, above 0; below 1 sharpens
-        weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
+        threshold:float=.8,    # a sample is believed above this confidence
+        temperature:float=.4,  # of the target, above 0; below 1 sharpens
         # training-signal annealing: "linear", "log" or "exp"; `None`: all labels, always
         tsa:str=None,
-        weak=None,                  # easy view; by the data if `None`
-        strong=None,                # hard view; by the data if `None`
-        augment_labeled:bool=True,  # show the labeled samples in their weak view too
+        **kwargs               # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
-        super().__init__(weight, weak, strong, augment_labeled)
-        self.threshold = check_range("threshold", threshold, 0, 1)
-        self.temperature = check_range("temperature", temperature, 1e-3)
-        self.tsa = tsa
-        if tsa is not None: tsa_threshold(0., 2, tsa)  # names a schedule that is not known
+        super().__init__(**kwargs)
+        self.keep(threshold=threshold, temperature=temperature, tsa=tsa)
 
-    def select(self, logits, s):
-        return above_threshold(logits.softmax(1), self.threshold, strict=True)
-    def target(self, logits, s): return sharpen(logits, self.temperature)
+    def believe(self, g): return above_threshold(g.probs, self.threshold, strict=True)
+    def teach(self, g): return sharpen(g.logits, self.temperature)
     def consistency(self, strong, target, mask): return kl_consistency(strong, target, mask)
 
     def after_forward(self, s:Supervision):
         super().after_forward(s)
-        if self.weight == 0 or self.tsa is None: return
-        s.weigh(
-            tsa_keep(s.pred, s.targets, tsa_threshold(self.learn.pct_train, s.c, self.tsa)).to(
-                s.pred.dtype
-            )
-        )
+        if self.tsa is None: return
+        eta = tsa_threshold(self.learn.pct_train, s.c, self.tsa)
+        s.weigh(tsa_keep(s.pred, s.targets, eta).to(s.pred.dtype))
