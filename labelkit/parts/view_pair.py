@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['ViewPair']
 
-# %% ../../nbs/parts/view_pair.ipynb #c6cb5def
+# %% ../../nbs/parts/view_pair.ipynb #0ff3dc1c
+from functools import cached_property
+
 import torch
 
 from ..data.views import as_view, default_views, view_ops
 
-# %% ../../nbs/parts/view_pair.ipynb #bc41b84a
+# %% ../../nbs/parts/view_pair.ipynb #e97a9b22
 class ViewPair:
     "A weak and a strong view: those that were given, and the data's own in the place of `None`"
     def __init__(self,
@@ -20,13 +22,16 @@ class ViewPair:
         rng:torch.Generator, # the technique's random numbers
     ):
         self.given = [None if o is None else as_view(o) for o in (weak, strong)]
-        default = (None, None) if all(self.given) else default_views(dls)
-        self.views = [a or b for a,b in zip(self.given, default)]
         self.dls = dls
         self.rng = rng
 
-    def weak(self, x:torch.Tensor)->torch.Tensor: return self.views[0](x, self.rng)
-    def strong(self, x:torch.Tensor)->torch.Tensor: return self.views[1](x, self.rng)
+    # the data are looked at when a view that was not given is first asked for
+    @cached_property
+    def _default(self): return default_views(self.dls)
+    def _view(self, i): return self.given[i] or self._default[i]
+
+    def weak(self, x:torch.Tensor)->torch.Tensor: return self._view(0)(x, self.rng)
+    def strong(self, x:torch.Tensor)->torch.Tensor: return self._view(1)(x, self.rng)
 
     def still(self):
         """The pair for labels a pixel: the weak view is the image itself. The strong one, unless
@@ -35,6 +40,6 @@ class ViewPair:
         _,strong = default_views(self.dls, pad=0, flip=False, cutout=0., ops=colours)
         return ViewPair(self.given[0] or _same, self.given[1] or strong, self.dls, self.rng)
 
-    def __repr__(self): return f"ViewPair(weak={self.views[0]!r}, strong={self.views[1]!r})"
+    def __repr__(self): return f"ViewPair(weak={self._view(0)!r}, strong={self._view(1)!r})"
 
 def _same(x): return x

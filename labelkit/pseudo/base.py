@@ -148,7 +148,7 @@ class Guess:
     @property
     def labeled(self)->torch.Tensor: return self.s.pred.detach()   # [B, C, ...] of labeled samples
 
-# %% ../../nbs/pseudo/base.ipynb #367a1271
+# %% ../../nbs/pseudo/base.ipynb #0b0bbba3
 class PseudoLabel(LabelCallback):
     """Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a
     technique overrides `believe`, and perhaps more"""
@@ -175,6 +175,7 @@ class PseudoLabel(LabelCallback):
         **kwargs                    # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
+        for view in filter(None, (weak, strong)): as_view(view)  # says what is no view
         self.keep(weight=weight, weak=weak, strong=strong)
         self.keep(augment_labeled=augment_labeled, weak_grad=weak_grad)
 

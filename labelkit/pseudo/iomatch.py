@@ -159,7 +159,7 @@ class IOMatch(PseudoLabel):
     )->torch.Tensor: # [N, K+1] distributions, the last class is "none of them"
         """What the open-set head says, in evaluation mode. Raises `LabelKitError` before training,
         and after unpickling (the heads are not saved)"""
-        if self.heads is None:
+        if self.heads is None or self.heads.module is None:
             raise LabelKitError(
                 "IOMatch has no heads yet, or they were left out of a pickle: train with it first"
             )

@@ -12,8 +12,7 @@ from ..core.predict import predict_unlabeled, round_epochs
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import CLASSES, technique
-from ..errors import LabelKitError
-from ..parts.view_pair import ViewPair
+from ..errors import check_range
 from labelkit.pseudo.base import (
     PseudoLabel,
     above_margin,
@@ -54,7 +53,7 @@ class SelfTraining(PseudoLabel):
     needs = ("unlabeled", "ids", "vision")
     targets = CLASSES
     limits = dict(
-        select=tuple(_policies), threshold=(0, 1), margin=(0, 1), k=(0, None), warmup=(0, 1),
+        select=tuple(_policies), threshold=(0, 1), margin=(0, 1), warmup=(0, 1),
         rounds=(1, None), every=(1, None),
     )
     pseudo_label = soft_label = None
@@ -72,19 +71,17 @@ class SelfTraining(PseudoLabel):
         rounds:int=5,           # how many rounds
         every:int=None,         # epochs between rounds, instead of `rounds`
         hard:bool=True,         # train on the best class; else on the predicted distribution
-        # view of the pseudo-labeled samples in training; the weak one of the data if `None`
-        view=None,
-        **kwargs                # `weight`, `augment_labeled`, … of `PseudoLabel`
+        # `weight`, `augment_labeled`, … of `PseudoLabel`; `weak` is the view of the pseudo-labeled
+        # samples in training
+        **kwargs
     ):
         super().__init__(**kwargs)
         self.keep(select=select, threshold=threshold, k=k, margin=margin, per_class=per_class)
-        self.keep(warmup=warmup, rounds=rounds, every=every, hard=hard, view=view)
-        if isinstance(k, float) and k > 1:
-            raise LabelKitError(f"k={k} is a share above 1: pass a share, or a number as an int")
+        self.keep(warmup=warmup, rounds=rounds, every=every, hard=hard)
+        check_range("k", k, *((0, 1) if isinstance(k, float) else (1,)))
 
     def setup(self):
         super().setup()
-        self._views = ViewPair(self.view, self.view, self.dls, self.rng)
         n = self.dls.n_ids
         device = self.dls.device or "cpu"
         self.pseudo_label = torch.full((n,), -1, device=device)

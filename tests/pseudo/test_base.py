@@ -15,6 +15,7 @@ from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.predict import predict_unlabeled, round_epochs, unlabeled_in_order
 from labelkit.pseudo.base import (
+    Guess,
     above_margin,
     above_threshold,
     consistency_loss,
@@ -45,8 +46,9 @@ def test_fixmatch_reference(root):
     weak = tensor(ref["inputs"]["logits_weak"])
     strong = tensor(ref["inputs"]["logits_strong"])
     cb = FixMatch(threshold=ref["inputs"]["threshold"])
-    target = cb.target(weak, None)
-    mask = cb.select(weak, None)
+    g = Guess(weak, None)
+    target = cb.teach(g)
+    mask = cb.believe(g)
     assert target.argmax(1).tolist() == ref["expected"]["pseudo_label"]
     assert mask.float().tolist() == ref["expected"]["mask"]
     assert consistency_loss(strong, target, mask).item() == pytest.approx(
@@ -224,9 +226,8 @@ def test_a_pickled_mean_teacher_trains_again():
     assert cb.teacher.model is not None
     cb.learn = None
     again = pickle.loads(pickle.dumps(cb))
-    assert again.teacher.model is None
-    with pytest.raises(LabelKitError, match="no model|no teacher"):
-        again.teacher(torch.rand(1,1,8,8))
+    assert again.teacher is None
+    with pytest.raises(LabelKitError, match="no teacher"): again.validate()
     learn = fit(learner([again]))
     assert learn.mean_teacher.teacher.model is not None
     copied = deepcopy(MeanTeacher(weight=3.))
@@ -239,7 +240,7 @@ def test_a_pickled_mean_teacher_trains_again():
         (dict(weight=-1.0), "weight=-1.0"),
         (dict(ema_decay=1.5), "ema_decay=1.5"),
         (dict(ramp=2), "ramp=2"),
-        (dict(loss="l2"), "loss='l2'.*'mse' or 'kl'"),
+        (dict(loss="l2"), "loss='l2'.*'mse', 'kl'"),
         (dict(weak=3), "3"),
     ],
 )
@@ -431,7 +432,7 @@ def test_inputs_need_not_be_images():
     dls = from_arrays(x[:80], y[:80], x[80:], y[80:], labeled=20, bs=8, ratio=3)
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 2))
     for cb in (
-        SelfTraining(view=still, warmup=0.0, threshold=0.0),
+        SelfTraining(weak=still, warmup=0.0, threshold=0.0),
         MeanTeacher(weak=still, strong=lambda x: x + 0.1 * torch.randn_like(x)),
         FixMatch(weak=still, strong=still, threshold=0.0),
     ):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from contract import data, fit, learner, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.storage.ledger import Ledger
-from labelkit.pseudo.base import class_thresholds
+from labelkit.pseudo.base import Guess, class_thresholds
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 
@@ -29,9 +29,10 @@ def alone(n, c, **kwargs):
 
 
 def step(cb, logits, ids):
-    s = SimpleNamespace(unlabeled_ids=ids)
-    mask = cb.select(logits, s)
-    cb.note(s, logits.softmax(1), mask)
+    g = Guess(logits, SimpleNamespace(unlabeled_ids=ids))
+    mask = cb.believe(g)
+    cb.note(g, mask)
+    cb.remember(g)
     return mask
 
 
@@ -118,12 +119,12 @@ def test_the_loss_is_that_of_the_thresholds():
         def after_pred(self):
             if not self.training: return
             s = self.learn.supervision.record
-            p = s.outputs["flex_match.weak"].softmax(1)
-            z = s.outputs["flex_match.strong"]
+            p = s.outputs["flexmatch.weak"].softmax(1)
+            z = s.outputs["flexmatch.strong"]
             mask = p.amax(1) >= self.threshold[p.argmax(1)]
             seen.append(
                 (
-                    s.losses["flex_match"][0].item(),
+                    s.losses["flexmatch"][0].item(),
                     (F.cross_entropy(z, p.argmax(1), reduction="none") * mask).mean().item(),
                     mask.all().item(),
                 )
@@ -149,13 +150,9 @@ def test_a_search_gives_nobody_a_status():
 
 
 def test_without_ids():
-    dls = data()
-    with pytest.raises(LabelKitError, match="no ids: call `label_dls"):
-        FlexMatch.check_needs(
-            SimpleNamespace(
-                needs=FlexMatch.needs, dls=SimpleNamespace(train=[0], unlabeled=dls.unlabeled)
-            )
-        )
+    cb = FlexMatch()
+    cb.learn = SimpleNamespace(dls=SimpleNamespace(train=[0], unlabeled=data().unlabeled))
+    with pytest.raises(LabelKitError, match="no ids: call `label_dls"): cb.check_needs()
 
 
 @pytest.mark.parametrize(

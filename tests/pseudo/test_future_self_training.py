@@ -169,7 +169,7 @@ def test_virtual_step_equals_the_real_step_of_the_old_teacher():
             super().look_ahead(s)
             self.expected = VirtualStudent(self.learn.model, self.learn.opt).step(
                 self.virtual_loss(
-                    s, s.pred, s.targets, s.weights, s.outputs[self.name], self._views[0]
+                    s, s.pred, s.outputs[f"{self.name}.strong"], s.own(self).weak
                 )
             )
 

@@ -10,6 +10,8 @@ from torch import tensor
 from contract import data, fit, learner, model
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
+from labelkit.core.record import Supervision
+from labelkit.pseudo.base import Guess
 from labelkit.pseudo.iomatch import IOMatch, one_vs_all_loss, open_targets
 
 
@@ -42,11 +44,12 @@ def test_open_targets_are_distributions():
 
 def test_who_teaches_whom():
     cb = IOMatch(threshold=.9)
-    cb._p = tensor([[.95,.05], [.95,.05], [.6,.4]])
-    cb._q = tensor([[.8,.05,.15], [.3,.02,.68], [.5,.3,.2]])
+    p = tensor([[.95,.05], [.95,.05], [.6,.4]])
+    g = Guess(p.log(), s := Supervision(torch.zeros(1, 2), tensor([0]), c=2))
+    s.own(cb).q = tensor([[.8,.05,.15], [.3,.02,.68], [.5,.3,.2]])
     # sure and known; sure and unknown; unsure
-    assert cb.select(None, None).tolist() == [True, False, False]
-    assert torch.equal(cb.target(None, None), cb._p)
+    assert cb.believe(g).tolist() == [True, False, False]
+    torch.testing.assert_close(cb.teach(g), p)
 
 
 def opened(n=120, **kwargs):
@@ -80,13 +83,13 @@ def test_heads_and_features_learn_but_the_classifier_is_not_taught_by_the_open_l
         def after_loss(self):
             if not self.training: return
             losses = self.learn.supervision.record.losses
-            cb = self.learn.io_match
+            cb = self.learn.iomatch
             where = [
                 next(self.learn.model.parameters()),
                 self.learn.model.head.weight,
                 cb.heads.module.projector[0].weight,
             ]
-            for k in ("io_match.open", "io_match.binary"):
+            for k in ("iomatch.open", "iomatch.binary"):
                 seen.append(
                     [
                         0.0 if g is None else float(g.abs().max())
@@ -105,9 +108,9 @@ def test_heads_and_features_learn_but_the_classifier_is_not_taught_by_the_open_l
 def test_the_open_head_waits():
     learn = Learner(opened(), six(), cbs=IOMatch())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
-    assert "io_match.open" not in learn.supervision.parts
+    assert "iomatch.open" not in learn.supervision.parts
     with learn.no_bar(), learn.no_logging(): learn.fit(2, 3e-3)
-    assert "io_match.open" in learn.supervision.parts
+    assert "iomatch.open" in learn.supervision.parts
 
 
 def test_asking_changes_nothing():
@@ -117,10 +120,10 @@ def test_asking_changes_nothing():
     learn.model.head.eval()
     before = {k: v.clone() for k,v in learn.model.state_dict().items()}
     state = torch.get_rng_state()
-    p = learn.io_match.predict_open(dls.x_unknown)
+    p = learn.iomatch.predict_open(dls.x_unknown)
     assert p.shape == (len(dls.x_unknown), 7) and not p.requires_grad
     torch.testing.assert_close(p.sum(1), torch.ones(len(p)))
-    torch.testing.assert_close(learn.io_match.inlier_score(dls.x_unknown), p[:,:-1].sum(1))
+    torch.testing.assert_close(learn.iomatch.inlier_score(dls.x_unknown), p[:,:-1].sum(1))
     assert (
         learn.model.training
         and not learn.model.head.training
@@ -133,18 +136,23 @@ def test_alignment_evens_out_and_is_kept():
     learn = fit(learner([cb := IOMatch(threshold=0.)]))
     assert 0 < len(cb.means) <= 128
     p = tensor([[.8]+[.2/9]*9])
-    cb.means = p.clone()
-    torch.testing.assert_close(cb._aligned(p), torch.full((1,10), .1), atol=1e-4, rtol=0)
-    assert len(cb.state_dict()["means"]) == 2
-    off = IOMatch(align=False)
-    assert off._aligned(p) is p
+    assert len(cb.state_dict()["means"]["means"]) == len(cb.means)
+    cb.means.means = p.clone()
+
+    def refined(cb):
+        g = Guess(p.log(), s := Supervision(torch.zeros(1, 10), tensor([0]), c=10))
+        s.own(cb).binary = torch.zeros(1, 2, 10)
+        cb.refine(g)
+        return g.probs
+    torch.testing.assert_close(refined(cb), torch.full((1,10), .1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(refined(IOMatch(align=False)), p)
     assert learn.model.head.out_features == 10
 
 
 def test_unknown_samples_are_marked_in_the_ledger():
     learn = Learner(opened(n=160), six(), cbs=IOMatch())
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
-    f = learn.io_match.ledger.frame()
+    f = learn.iomatch.ledger.frame()
     assert set(f.reason) <= {"in a known class", "in none of the known classes"}
     assert not (f.accepted & (f.reason == "in none of the known classes")).any()
     assert (f.true_label == 6).any()
@@ -162,7 +170,7 @@ def test_what_is_refused():
     with pytest.raises(LabelKitError, match="no heads yet"):
         IOMatch().predict_open(torch.rand(2,1,8,8))
     learn = fit(learner([IOMatch()]))
-    again = pickle.loads(pickle.dumps(learn.io_match.heads))
+    again = pickle.loads(pickle.dumps(learn.iomatch.heads))
     cb = IOMatch()
     cb.heads = again
     with pytest.raises(LabelKitError, match="left out of a pickle"):

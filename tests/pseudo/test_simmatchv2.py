@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from contract import data, fit, learner, model, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.models import head_of
-from labelkit.pseudo.base import align_distribution
+from labelkit.parts.banks import Bank
+from labelkit.parts.heads import normalize_features
+from labelkit.parts.running import align_distribution
 from labelkit.pseudo.simmatchv2 import (
-    Bank,
     SimMatchV2,
     edge_edge_loss,
     edges,
     node_edge_loss,
-    normalize_features,
     propagated_labels,
 )
 
@@ -125,17 +125,18 @@ def test_rows_that_hold_nothing_are_left_out(k, t):
 
 
 def test_the_bank_keeps_by_id():
-    b = Bank(tensor([1, 3, 4, 8]), 10, 2, 2, size=2)
+    widths = dict(features=2, labels=2)
+    b = Bank(tensor([1, 3, 4, 8]), 10, widths, size=2)
     assert b.size == 2 and b.place[[1, 4]].tolist() == [0, 1]                # every second one
-    b.write(tensor([3, 4]), tensor([[9.,9.],[0.,1.]]), torch.eye(2))
+    b.write(tensor([3, 4]), features=tensor([[9.,9.],[0.,1.]]), labels=torch.eye(2))
     assert (
         b.known.tolist() == [False, True]
-        and b.features.tolist() == [[0, 0], [0, 1]]
-        and b.labels[1].tolist() == [0, 1]
+        and b["features"].tolist() == [[0, 0], [0, 1]]
+        and b["labels"][1].tolist() == [0, 1]
     )
-    again = Bank(tensor([1, 3, 4, 8]), 10, 2, 2, size=2)
+    again = Bank(tensor([1, 3, 4, 8]), 10, widths, size=2)
     again.load_state_dict(b.state_dict())
-    assert torch.equal(again.features, b.features) and torch.equal(again.known, b.known)
+    assert torch.equal(again["features"], b["features"]) and torch.equal(again.known, b.known)
 
 
 def test_banks_and_teacher_in_a_fit():
@@ -168,13 +169,14 @@ def test_banks_and_teacher_in_a_fit():
     torch.testing.assert_close(cb.teacher_projector.model.layers[1].weight, mean[1])
     assert not torch.equal(history[0][1], history[-1][1]), "the projector is not trained"
     given = learn.dls.given
-    assert cb.labeled.known.all() and torch.equal(cb.labeled.labels.argmax(1), given[given >= 0])
+    assert cb.labeled.known.all()
+    assert torch.equal(cb.labeled["labels"].argmax(1), given[given >= 0])
     torch.testing.assert_close(
-        cb.unlabeled.features[cb.unlabeled.known].norm(dim=1),
+        cb.unlabeled["features"][cb.unlabeled.known].norm(dim=1),
         torch.ones(int(cb.unlabeled.known.sum())),
     )
-    torch.testing.assert_close(cb.mean.sum(), tensor(1.))
-    assert len(cb.unlabeled.features) == (given == -1).sum()
+    torch.testing.assert_close(cb.mean.value.sum(), tensor(1.))
+    assert len(cb.unlabeled["features"]) == (given == -1).sum()
 
 
 def test_losses_of_a_step():
@@ -188,17 +190,18 @@ def test_losses_of_a_step():
             self.before = (
                 None
                 if not self.training
-                else SimpleNamespace(mean=cb.mean.clone(), l=cb.labeled.state_dict(), x=cb._seen[0])
+                else SimpleNamespace(mean=cb.mean.value.clone(), l=cb.labeled.state_dict())
             )
 
         def after_pred(self):
             if not self.training: return
             s = self.learn.supervision.record
             n = len(self.learn.supervision.record.x)
-            logits,f = cb.teacher(self.before.x, features=True)
+            logits,f = cb.teacher(s.own(cb).weak, features=True)
             f = cb.teacher_projector(f)
             p = align_distribution(logits[n:].softmax(1), self.before.mean)
-            l = {k: v[:-1] for k,v in self.before.l.items()}
+            l = {k: v[:-1] for k,v in self.before.l["rows"].items()}
+            l["known"] = self.before.l["seen"][:-1]
             target = (
                 by_inverse(
                     f[n:], p, l["features"][l["known"]], l["labels"][l["known"]], 128, 0.1, 0.1
@@ -209,10 +212,10 @@ def test_losses_of_a_step():
             ce = torch.stack(
                 [
                     F.cross_entropy(z, target, reduction="none") * (p.amax(1) >= 0.12)
-                    for z in s.outputs["sim_match_v2"].chunk(2)
+                    for z in s.outputs["simmatchv2.strong"].chunk(2)
                 ]
             ).mean()
-            seen.append((s.losses["sim_match_v2.node"][0].item(), ce.item()))
+            seen.append((s.losses["simmatchv2"][0].item(), 10*ce.item()))
     fit(learner([cb, Check()]), 2)
     a,b = zip(*seen)
     assert a == pytest.approx(b, rel=1e-4) and a[-1] > 0
@@ -225,13 +228,13 @@ def test_nothing_is_learned_in_a_search():
         not cb.labeled.known.any()
         and not cb.unlabeled.known.any()
         and cb.teacher.steps == 0
-        and torch.equal(cb.mean, torch.full((10,), 0.1))
+        and torch.equal(cb.mean.value, torch.full((10,), 0.1))
     )
 
 
 def test_a_bank_smaller_than_the_data():
     learn = fit(learner([cb := SimMatchV2(bank=20, k=3, dim=8)]), 2)
-    assert cb.unlabeled.features.shape == (20, 8) and all(
+    assert cb.unlabeled["features"].shape == (20, 8) and all(
         torch.isfinite(v).all() for v in weights(learn).values()
     )
     assert not same(weights(learn), weights(fit(learner([SimMatchV2(k=3, dim=8)]), 2)))
@@ -254,7 +257,7 @@ def test_several_labels_are_refused():
     learn = Learner(dls, model(), loss_func=nn.BCEWithLogitsLoss(), cbs=[SimMatchV2()])
     for dl in (dls.train, dls.valid):
         dl.dataset.arrays.y = F.one_hot(dl.dataset.arrays.y.clamp_min(0), 10).float()
-    with pytest.raises(LabelKitError, match="kind 'multi': SimMatchV2"): fit(learn)
+    with pytest.raises(LabelKitError, match="kind 'multi', and SimMatchV2"): fit(learn)
 
 
 @pytest.mark.parametrize(
