@@ -5,17 +5,20 @@
 # %% auto #0
 __all__ = ['complementary_losses', 'uniform_transition', 'check_transition', 'invert_transition', 'pc_loss', 'scl_loss',
            'forward_corrected_loss', 'ure_loss', 'dm_loss', 'op_loss', 'cpe_loss', 'cpe_decode', 'mcl_loss',
-           'scarce_loss', 'complementary_scores', 'complementary_accuracy', 'ComplementaryLabels']
+           'scarce_loss', 'complementary_scores', 'complementary_accuracy', 'label_shares', 'ComplementaryLabels']
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #fc865b13
+from math import log
+
 import torch
 from torch.nn import functional as F
 
-from ..errors import LabelKitError, check_range
-from ..core.supervision import LabelCallback, Supervision
-from ..core.technique import technique
-
-_EPS = 1e-6
+from ..core.record import Supervision
+from ..core.supervision import LabelCallback, n_classes
+from ..core.technique import CLASSES, technique
+from ..errors import LabelKitError
+from ..parts.log_space import log_others
+from ..tables import numbers_of
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #42b72307
 def uniform_transition(
@@ -31,7 +34,7 @@ def check_transition(
 )->torch.Tensor: # [C, C] float
     """`transition` as a tensor. Raises `LabelKitError` when a row is no distribution or the size is
     wrong"""
-    t = torch.as_tensor(transition).float()
+    t = numbers_of("transition", transition).float()
     if t.shape != (c, c):
         raise LabelKitError(
             f"transition has shape {tuple(t.shape)}: pass [{c}, {c}], from true class to "
@@ -77,8 +80,8 @@ def scl_loss(
     kind:str="nl",       # "nl": −log(1−p_ȳ); "exp": exp(p_ȳ)
 )->torch.Tensor: # a scalar
     "Surrogate complementary loss (Chou et al. 2020, https://arxiv.org/abs/2007.02235)"
-    p = logits.softmax(1)
-    return _mean(p.exp() if kind == "exp" else -(1-p+_EPS).log(), comp)
+    if kind == "exp": return _mean(logits.softmax(1).exp(), comp)
+    return _mean(-log_others(logits.log_softmax(1)), comp)
 
 def forward_corrected_loss(
     logits:torch.Tensor,     # [B, C]
@@ -87,7 +90,10 @@ def forward_corrected_loss(
 )->torch.Tensor: # a scalar
     """−log (pT)_ȳ: likelihood of the complementary labels (Yu et al. 2018,
     https://arxiv.org/abs/1711.09535)"""
-    return _mean(-(logits.softmax(1)@transition + _EPS).log(), comp)
+    log_t = transition.log()
+    # a label that no class is given has no likelihood to raise
+    log_t = log_t.masked_fill((transition == 0).all(0), log(torch.finfo(log_t.dtype).tiny))
+    return _mean(-(logits.log_softmax(1)[:,:,None] + log_t).logsumexp(1), comp)
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #330d16c7
 def ure_loss(
@@ -125,7 +131,7 @@ def dm_loss(
     """Discriminative model q = softmax(1−p): −(1 + (1−p_ȳ)/(K−1))·log q_ȳ (Gao & Zhang 2021,
     https://proceedings.mlr.press/v139/gao21d.html)"""
     away = 1-logits.softmax(1)
-    return _mean(-(1+away/(logits.shape[1]-1))*(away.softmax(1)+_EPS).log(), comp)
+    return _mean(-(1+away/(logits.shape[1]-1))*away.log_softmax(1), comp)
 
 def op_loss(
     logits:torch.Tensor, # [B, C]
@@ -133,9 +139,10 @@ def op_loss(
 )->torch.Tensor: # a scalar
     """Order-preserving: −log softmax(−f)_ȳ, weighted as libcll does (Liu et al. 2023,
     https://proceedings.mlr.press/v206/liu23g.html)"""
-    q = (-logits).softmax(1) + 1e-18
-    weight = logits.softmax(1)*(1/q+1).softmax(1) + _EPS
-    return _mean(-weight*q.log(), comp)
+    log_q = (-logits).log_softmax(1)
+    odds = log_q.neg().clamp_max(log(1e18)).exp()  # 1/q, which must not overflow
+    weight = logits.softmax(1)*(odds+1).softmax(1) + 1e-6
+    return _mean(-weight*log_q, comp)
 
 def cpe_loss(
     logits:torch.Tensor,          # [B, C]
@@ -173,13 +180,19 @@ def mcl_loss(
 )->torch.Tensor: # a scalar
     """Several complementary labels: (2K−2)/|set| times a bounded loss or an upper bound (Feng et
     al. 2020, https://arxiv.org/abs/1912.12927)"""
-    p = logits.softmax(1)
     c = logits.shape[1]
-    inside = (p*comp).sum(1) if sets else p
-    loss = dict(mae=lambda o: o, exp=lambda o: (o - 1).exp(), log=lambda o: -(1 - o + _EPS).log())[
-        kind
-    ](inside)
-    return (2*c-2)*((loss/comp.sum(1)).mean() if sets else _mean(loss, comp))
+    log_p = logits.log_softmax(1)
+    if kind == "log": loss = -(_log_outside(log_p, comp) if sets else log_others(log_p))
+    else:
+        inside = (log_p.exp()*comp).sum(1) if sets else log_p.exp()
+        loss = inside if kind == "mae" else (inside-1).exp()
+    if not sets: return (2*c-2)*_mean(loss, comp)
+    return (2*c-2)*(loss/comp.sum(1).clamp_min(1)).mean()
+
+def _log_outside(log_p, sets):
+    "[B] log-probability outside each set; a set of all classes says nothing, and counts 0"
+    inside = (sets > 0) & (sets == 0).any(1, keepdim=True)
+    return log_p.masked_fill(inside, -torch.inf).logsumexp(1)
 
 def scarce_loss(
     logits:torch.Tensor,      # [B, C]
@@ -197,19 +210,19 @@ def scarce_loss(
     return (absent*(comp*no).sum(0)/n).sum() + positive.abs().sum()
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #d7d94434
-# : name -> function of (logits [B, C], complementary rows [B, C], the callback: its `transition`,
+# : name -> function of (logits [B, C], complementary rows [B, C], the callback: its `matrix`,
 # `inverse`, `priors`)
 complementary_losses = {
-    "forward": lambda f,t,cb: forward_corrected_loss(f, t, cb.transition),
+    "forward": lambda f,t,cb: forward_corrected_loss(f, t, cb.matrix),
     "scl-nl": lambda f,t,cb: scl_loss(f, t, "nl"),
     "scl-exp": lambda f,t,cb: scl_loss(f, t, "exp"),
     "pc": lambda f,t,cb: pc_loss(f, t),
-    "ure-nn": lambda f,t,cb: ure_loss(f, t, cb.transition, cb.priors, "nn", cb.variant, cb.inverse),
-    "ure-ga": lambda f,t,cb: ure_loss(f, t, cb.transition, cb.priors, "ga", cb.variant, cb.inverse),
+    "ure-nn": lambda f,t,cb: ure_loss(f, t, cb.matrix, cb.priors, "nn", cb.variant, cb.inverse),
+    "ure-ga": lambda f,t,cb: ure_loss(f, t, cb.matrix, cb.priors, "ga", cb.variant, cb.inverse),
     "dm": lambda f,t,cb: dm_loss(f, t),
     "op": lambda f,t,cb: op_loss(f, t),
     "cpe-i": lambda f,t,cb: cpe_loss(f, t),
-    "cpe-f": lambda f,t,cb: cpe_loss(f, t, cb.transition),
+    "cpe-f": lambda f,t,cb: cpe_loss(f, t, cb.matrix),
     "mcl-mae": lambda f,t,cb: mcl_loss(f, t, "mae"),
     "mcl-exp": lambda f,t,cb: mcl_loss(f, t, "exp"),
     "mcl-log": lambda f,t,cb: mcl_loss(f, t, "log"),
@@ -232,6 +245,7 @@ def complementary_scores(
                 "transition=uniform_transition(number of classes)"
             )
         transition = uniform_transition(preds.shape[1])
+    else: transition = check_transition(transition, len(transition))
     return invert_transition(transition).to(guess.device)[comp, guess]
 
 def complementary_accuracy(
@@ -243,14 +257,24 @@ def complementary_accuracy(
     fastai metric where validation has such labels"""
     return complementary_scores(preds, comp, transition).mean()
 
+# %% ../../nbs/relabel/complementary_labels.ipynb #68e5ca6a
+def label_shares(
+    given,  # [N] long labels, below 0 for none; anything else says nothing
+    c:int,  # number of classes
+): # [c] float, or `None`
+    "How often each label was given"
+    if not isinstance(given, torch.Tensor) or given.ndim != 1 or given.is_floating_point(): return
+    known = given[given >= 0]
+    return torch.bincount(known, minlength=c)/len(known) if len(known) else None
+
 # %% ../../nbs/relabel/complementary_labels.ipynb #cd0a7824
 @technique(
     "complementary_labels",
     family="relabel",
     year=2017,
     paper="https://arxiv.org/abs/1705.07541",
-    cost="none",
-    neutral=dict(weight=0.0),
+    beats="reading the labels as ordinary ones",
+    data=dict(complementary=True),
 )
 class ComplementaryLabels(LabelCallback):
     """Read each label as a class that the sample is not, and replace the loss by one for such
@@ -258,64 +282,38 @@ class ComplementaryLabels(LabelCallback):
 
     `loss` names one of `complementary_losses`. `transition` [C, C] says how likely a true class
     (row) is given each complementary label (column): that of the data where they know it, else
-    uniform. Ishida et al. 2017, https://arxiv.org/abs/1705.07541, and the sources of the losses."""
-    order = -8
+    uniform; it is kept as `matrix`. Ishida et al. 2017, https://arxiv.org/abs/1705.07541, and the
+    sources of the losses."""
+    stage = "relabel"
+    targets = CLASSES
+    instead = "it reads a class, or a distribution over classes, as what the sample is not"
+    limits = dict(loss=tuple(complementary_losses), variant=("official", "libcll"))
+    matrix = inverse = priors = None
+
     def __init__(self,
         # one of `complementary_losses`, or your own function of (logits, rows, callback)
-        loss:str="forward",
+        loss="forward",
         # [C, C] from true class to complementary label; by the data, or uniform, if `None`
         transition=None,
         # of the loss; 0 turns the technique off, and the labels are read as ordinary ones
         weight:float=1.,
         variant:str="official",  # of "ure-nn" and "ure-ga": "official" or "libcll"
+        **kwargs                 # `p` of `LabelCallback`
     ):
-        if not callable(loss) and loss not in complementary_losses:
-            raise LabelKitError(
-                f"loss={loss!r} is none of {', '.join(complementary_losses)}: use one of them, or "
-                "pass a function"
-            )
-        if variant not in ("official", "libcll"):
-            raise LabelKitError(
-                f"variant={variant!r} is neither 'official' nor 'libcll': use one of them"
-            )
-        self.loss = loss
-        self.given_transition = transition
-        self.variant = variant
-        self.weight = check_range("weight", weight, 0)
-        self.transition = self.inverse = self.priors = None
+        super().__init__(**kwargs)
+        self.keep(loss=loss, transition=transition, weight=weight, variant=variant)
 
-    def prepare(self, s):
-        """Matrices on the device, and the shares of the complementary labels where the data tell
-        them"""
-        t = (
-            self.given_transition
-            if self.given_transition is not None
-            else getattr(self.dls, "transition", None)
-        )
-        self.transition = (uniform_transition(s.c) if t is None else check_transition(t, s.c)).to(
-            s.x.device
-        )
-        if self.loss in ("ure-nn", "ure-ga"): self.inverse = invert_transition(self.transition)
-        given = getattr(self.dls, "given", None)
-        if (
-            isinstance(given, torch.Tensor)
-            and not given.is_floating_point()
-            and given.ndim == 1
-            and (known := given[given >= 0]).numel()
-        ):
-            self.priors = (torch.bincount(known, minlength=s.c)/len(known)).to(s.x.device)
-
-    def setup(self): self.transition = self.inverse = self.priors = None
+    def setup(self):
+        c = n_classes(self.learn)
+        device = self.dls.device or "cpu"
+        t = getattr(self.dls, "transition", None) if self.transition is None else self.transition
+        self.matrix = (uniform_transition(c) if t is None else check_transition(t, c)).to(device)
+        if self.loss in ("ure-nn", "ure-ga"): self.inverse = invert_transition(self.matrix)
+        shares = label_shares(getattr(self.dls, "given", None), c)
+        self.priors = None if shares is None else shares.to(device)
 
     def after_forward(self, s:Supervision):
-        if self.weight == 0: return
-        if s.kind not in ("single", "soft"):
-            raise LabelKitError(
-                f"targets are of kind {s.kind!r}: ComplementaryLabels needs one complementary "
-                "class, or a distribution over them, for each sample"
-            )
-        if self.transition is None: self.prepare(s)
-        rows = s.targets if s.weights is None else s.targets*s.weights[:,None]
         loss = self.loss if callable(self.loss) else complementary_losses[self.loss]
         s.labeled_weight *= 0.
+        rows = s.targets*s.weights[:,None]
         s.add_loss(self.name, loss(s.pred, rows, self), self.weight)

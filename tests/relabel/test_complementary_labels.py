@@ -1,6 +1,6 @@
-"""mplementary labels: every loss against libcll's and the authors' values, unbiasedness, mixed
-rows, the callback, wrong inp"""
-import json
+"""Complementary labels: every loss against libcll's and the authors' values, unbiasedness, mixed
+rows, networks that are wrong and sure of it, the callback, wrong input"""
+import json, math
 
 import pytest, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from places import REFERENCES
 from labelkit.data.settings import biased_transition, complementary_labels
 from labelkit.data.loaders import digits, from_arrays
+from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.mix.mixup import MixUp
@@ -129,7 +130,7 @@ class TestLosses:
     @pytest.mark.parametrize("name", sorted(complementary_losses))
     def test_a_weight_of_two_is_a_sample_twice(self, name):
         cb = ComplementaryLabels(name)
-        cb.transition = T
+        cb.matrix = T
         cb.inverse = invert_transition(T)
         w = torch.tensor([2.,1.,1.,1.,1.,0.])
         twice = torch.tensor([0,0,1,2,3,4])
@@ -142,13 +143,82 @@ class TestLosses:
     @pytest.mark.parametrize("name", sorted(complementary_losses))
     def test_finite_for_large_logits_and_missing_labels(self, name):
         cb = ComplementaryLabels(name)
-        cb.transition = T
+        cb.matrix = T
         cb.inverse = invert_transition(T)
         for scale in (1., 60.):
             z = (LOGITS*scale).requires_grad_()
             loss = complementary_losses[name](z[:1], COMP[:1], cb)
             loss.backward()
             assert loss.isfinite() and z.grad.isfinite().all()
+
+    def test_transition_by_hand(self):
+        """Rows are true classes: not 1 is said of class 0 with .2 and of class 2 with .5; transposed,
+        it would be .4 of class 0 and .6 of class 2"""
+        p = torch.tensor([[.5, .3, .2]])
+        t = torch.tensor([[0., .2, .8], [.4, 0., .6], [.5, .5, 0.]])
+        for k,chance in enumerate((.3*.4 + .2*.5, .5*.2 + .2*.5, .5*.8 + .3*.6)):
+            hot = torch.eye(3)[k:k+1]
+            want = pytest.approx(-math.log(chance), abs=1e-6)
+            assert forward_corrected_loss(p.log(), hot, t).item() == want
+            assert cpe_loss(p.log(), hot, t).item() == want
+        # and so in the inverse: the expected loss of class 0 under its labels is that of class 0
+        e = sum(t[0,j]*ure_loss(p.log(), torch.eye(3)[j:j+1], t, torch.ones(3), "free")
+                for j in range(3))
+        assert e.item() == pytest.approx(-math.log(.5), abs=1e-5)
+
+    def test_transition_of_the_fit_by_hand(self):
+        t = torch.tensor([[0., .2, .8], [.4, 0., .6], [.5, .5, 0.]])
+        x = torch.rand(12, 1, 8, 8)
+        y = torch.arange(12) % 3
+        s,loss = first(ComplementaryLabels(transition=t.numpy()), from_arrays(x, y, x, y, bs=6))
+        p = s.pred.softmax(1)
+        chance = sum(p[:,k]*t[k, s.y] for k in range(3))
+        assert loss == pytest.approx(-chance.log().mean().item(), abs=1e-5)
+
+    def test_a_label_that_is_never_given_has_no_likelihood(self):
+        t = torch.tensor([[0., 1., 0.], [1., 0., 0.], [.5, .5, 0.]])
+        z = torch.randn(2, 3, requires_grad=True)
+        loss = forward_corrected_loss(z, torch.tensor([[0., 0., 1.], [1., 0., 0.]]), t)
+        grad, = torch.autograd.grad(loss, z)
+        assert loss.isfinite() and grad.isfinite().all()
+        assert grad[0].abs().max() < 1e-6 < grad[1].abs().max()
+
+    @pytest.mark.parametrize("kind,sets", [("scl", False), ("mcl", False), ("mcl", True),
+                                           ("forward", False), ("op", False)])
+    def test_wrong_and_sure(self, kind, sets):
+        "Where 32 bits say 1−p = 0 the loss is that of 64 bits, and its gradient that of one logit"
+        z = torch.tensor([[60., 1., 0., -2.], [-3., 90., 5., 1.]])
+        comp = torch.eye(4)[:2]
+        if sets: comp[1,2] = 1
+        t = biased_transition(4, generator=2)
+        fn = dict(
+            scl=lambda z,t,c: scl_loss(z, c),
+            mcl=lambda z,t,c: mcl_loss(z, c, "log", sets)/6,
+            forward=lambda z,t,c: forward_corrected_loss(z, c, t),
+            op=lambda z,t,c: op_loss(z, c),
+        )[kind]
+        q = z.double().softmax(1)
+        out = (q*(1-comp)).sum(1)
+        label = comp.argmax(1)
+        want = dict(
+            scl=lambda: -out.log().mean(),
+            mcl=lambda: -(out.log()/comp.sum(1)).mean(),
+            forward=lambda: -(q@t.double())[[0,1],label].log().mean(),
+            op=lambda: -((-z.double()).softmax(1)[[0,1],label].log()*(q[[0,1],label]+1e-6)).mean(),
+        )[kind]()
+        z.requires_grad_()
+        loss = fn(z, t, comp)
+        assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+        grad, = torch.autograd.grad(loss, z)
+        size = (comp.sum(1) if kind == "mcl" else torch.ones(2))*2
+        assert torch.allclose(grad[[0,1],label]*size, torch.ones(2), atol=1e-4)
+
+    def test_sets_that_say_nothing(self):
+        "No label, and all of them: neither moves a weight"
+        z = torch.randn(2, 4, requires_grad=True)
+        loss = mcl_loss(z, torch.tensor([[0.]*4, [1.]*4]), "log", sets=True)
+        assert loss.item() == pytest.approx(0, abs=1e-5)
+        assert torch.autograd.grad(loss, z)[0].abs().max() < 1e-6
 
     def test_sets(self):
         """Feng et al. 2020: with MAE the corrected loss is (2K-2)/|set| times the probability
@@ -271,7 +341,7 @@ class TestCallback:
             [ComplementaryLabels(), FixMatch(threshold=0.0)],
             digits(complementary=True, labeled=100, ratio=2),
         )
-        assert set(s.losses) == {"complementary_labels", "fix_match"} and s.labeled_weight == 0
+        assert set(s.losses) == {"complementary_labels", "fixmatch"} and s.labeled_weight == 0
 
     def test_learns_what_ordinary_training_unlearns(self):
         rows = [fit(cb, epochs=5, lr=1e-2).final_record[-1] for cb in ([], ComplementaryLabels())]
@@ -285,12 +355,36 @@ class TestCallback:
         )
 
 
+    def test_tables_of_pandas(self):
+        import pandas as pd
+        own = biased_transition(10, generator=5)
+        table = pd.DataFrame(own.numpy(), columns=list("abcdefghij"))
+        s,loss = first(ComplementaryLabels(transition=table))
+        assert loss == pytest.approx(
+            forward_corrected_loss(s.pred, s.targets, own).item(), abs=1e-6
+        )
+        guess = torch.tensor([0, 3])
+        assert torch.allclose(
+            complementary_scores(guess, torch.tensor([1, 3]), table),
+            complementary_scores(guess, torch.tensor([1, 3]), own),
+        )
+
+    def test_sample_weights_count(self):
+        "A sample of weight 0 in the record is not there for the loss"
+        class Heavy(LabelCallback):
+            stage = "views"
+            def before_forward(self, s): s.weigh((torch.arange(len(s.y)) < 5).float())
+        s,loss = first([ComplementaryLabels("scl-nl"), Heavy()])
+        few = scl_loss(s.pred[:5], F.one_hot(s.y[:5], 10).float())
+        assert loss == pytest.approx(few.item(), abs=1e-5)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         "kwargs,text",
         [
-            (dict(loss="ce"), "loss='ce' is none of forward"),
-            (dict(variant="mine"), "variant='mine' is neither"),
+            (dict(loss="ce"), "loss='ce' is not known: use one of 'forward'"),
+            (dict(variant="mine"), "variant='mine' is not known"),
             (dict(weight=-1), "weight=-1 is not a number at least 0"),
         ],
     )
@@ -316,7 +410,7 @@ class TestRefused:
         x = torch.rand(8, 1, 8, 8)
         y = torch.eye(8)
         dls = from_arrays(x, y, x, y)
-        with pytest.raises(LabelKitError, match="kind 'multi'.*one complementary class"):
+        with pytest.raises(LabelKitError, match="kind 'multi'.*works on single, soft: it reads a class"):
             fit(ComplementaryLabels(), dls)
 
     def test_class_numbers_need_the_matrix(self):
