@@ -27,7 +27,7 @@ def frozen_call(
     }
     return functional_call(module, state, args, kwargs)
 
-# %% ../../nbs/core/auxiliary.ipynb #0ef554cb
+# %% ../../nbs/core/auxiliary.ipynb #37e5db69
 def loss_scale(learn)->float: # 1 without mixed precision, or with bfloat16
     "What mixed precision multiplies the loss by, against gradients that are too small for it"
     scaler = getattr(getattr(learn, "mixed_precision", None), "scaler", None)
@@ -105,7 +105,8 @@ class Auxiliary:
 
     def __getstate__(self): return dict(lr=self.lr, module=None, opt=None)
     def __repr__(self):
-        return f"Auxiliary({type(self.module).__name__ if self.module is not None else 'no network'}, lr={self.lr or 'the learner’s'})"
+        network = "no network" if self.module is None else type(self.module).__name__
+        return f"Auxiliary({network}, lr={self.lr or 'the learner’s'})"
 
 
 def _adam(params, lr): return Adam(params, lr=lr, wd=0.)

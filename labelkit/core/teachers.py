@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Teacher', 'evaluating', 'Frozen', 'ema_decay_at', 'EMA', 'VirtualStudent', 'Future', 'as_teacher', 'Ensemble',
-           'check_teacher']
+           'check_teacher', 'check_origin']
 
 # %% ../../nbs/core/teachers.ipynb #855e174a
 import math, torch
 from contextlib import contextmanager
 from copy import deepcopy
+from types import SimpleNamespace
 from torch import nn, Tensor
 from torch.func import functional_call
 from ..errors import LabelKitError
@@ -25,8 +26,23 @@ def _model_of(obj):
     )
 
 
-def _at_least_32(out):
-    return (out.float() if out.dtype in (torch.float16, torch.bfloat16) else out).detach()
+def _knows(learn):
+    "What a Learner knows about its classes and its inputs"
+    if not hasattr(learn, "dls"): return {}
+    return dict(vocab=_vocab(learn.dls), normalized=_normalized(learn.dls))
+
+def _vocab(dls):
+    vocab = getattr(dls, "vocab", None)
+    if isinstance(vocab, (list, tuple)) and len(vocab) and not isinstance(vocab[-1], str):
+        if not isinstance(vocab[-1], int): vocab = vocab[-1]  # texts have words, then classes
+    return None if vocab is None else [str(o) for o in vocab]
+
+def _normalized(dls):
+    "Means and deviations of fastai's `Normalize` among the batch transforms, or `None`"
+    for f in getattr(getattr(getattr(dls, "train", None), "after_batch", None), "fs", ()):
+        if type(f).__name__ == "Normalize":
+            return [[round(float(v), 3) for v in o.flatten()] for o in (f.mean, f.std)]
+    return None
 
 class Teacher:
     """`teacher(x) -> logits`, never trained.
@@ -42,6 +58,7 @@ class Teacher:
         batch_stats:bool=False  # batch norm uses the batch's own statistics, without recording them
     ):
         self.batch_stats = batch_stats
+        self.knows = _knows(model)
         self.restore(model, copy)
 
     def restore(self, model, copy=True):
@@ -91,14 +108,21 @@ class Teacher:
             (t.device for ts in (self.model.parameters(), self.model.buffers()) for t in ts), None
         )
 
-    def logits(self, x): return self.model(x)
+    def logits(self, *x): return self.model(*map(self._in_its_precision, x))
+
+    def _in_its_precision(self, x):
+        "A model kept in 16 or 64 bits is asked in those"
+        if not isinstance(self.model, nn.Module) or not x.is_floating_point(): return x
+        kind = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), x.dtype)
+        casts = any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+        return x if casts else x.to(kind)
 
     @torch.no_grad()
     def __call__(self,
-        x:Tensor,            # a batch, [B, ...]
+        *x:Tensor,           # a batch, [B, ...]; several where the model takes several inputs
         # also give what stands in front of the last linear layer, [B, D]; for a single model
         features:bool=False
-    )->Tensor: # logits [B, C] (or logits and features), at least 32 bits, without gradient
+    )->Tensor: # logits [B, C] (or logits and features), 32 bits, without gradient
         "Ask the teacher"
         if self.model is None:
             raise LabelKitError(
@@ -108,20 +132,22 @@ class Teacher:
             )
         if isinstance(self.model, nn.Module):
             if self.model.training: self.eval()
-            if (device := self.device) is not None and device != x.device: self.to(x.device)
+            if (device := self.device) is not None and device != x[0].device: self.to(x[0].device)
         if features and not isinstance(self.model, nn.Module):
             raise LabelKitError(
                 f"features=True asks {self!r} for its last layer's input, which only a single "
                 "model has: use one model"
             )
-        out, f = with_features(self.model, x) if features else (self.logits(x), None)
+        if not features: out = self.logits(*x)
+        else: out, f = with_features(self.model, self._in_its_precision(*x))
         if not isinstance(out, Tensor):
             raise LabelKitError(
                 f"a teacher must give a tensor of logits [B, C], got {type(out).__name__}: wrap "
                 "the model in a "
                 "function"
             )
-        return (_at_least_32(out), _at_least_32(f)) if features else _at_least_32(out)
+        out = out.float().detach()
+        return (out, f.float().detach()) if features else out
 
     def __getstate__(self): return {**self.__dict__, "model": None}
 
@@ -131,7 +157,8 @@ class Teacher:
         return new
 
     def __repr__(self):
-        return f"{type(self).__name__}({type(self.model).__name__ if self.model is not None else 'no model'})"
+        model = "no model" if self.model is None else type(self.model).__name__
+        return f"{type(self).__name__}({model})"
 
 # %% ../../nbs/core/teachers.ipynb #2de1bf78
 @contextmanager
@@ -409,8 +436,8 @@ class Ensemble(Teacher):
     def device(self):
         return next((t.device for t in self.model or () if t.device is not None), None)
 
-    def logits(self, x):
-        outs = [t(x) for t in self.model]
+    def logits(self, *x):
+        outs = [t(*x) for t in self.model]
         if any(o.shape != outs[0].shape for o in outs):
             raise LabelKitError(
                 "the teachers of an Ensemble must answer alike, got shapes "
@@ -426,7 +453,7 @@ class Ensemble(Teacher):
 # %% ../../nbs/core/teachers.ipynb #29bd2782
 def check_teacher(
     teacher, # anything `as_teacher` takes
-    x:Tensor,# a batch the student gets, [B, ...]; two rows are used
+    x,       # a batch the student gets, [B, ...], or a tuple of inputs; two rows are used
     c:int    # number of the student's classes
 )->Teacher:
     """Ask `teacher` once and return it.
@@ -434,13 +461,13 @@ def check_teacher(
     Raises `LabelKitError` that names both numbers of classes, or a wrong shape, or an answer that
     is not finite."""
     teacher = as_teacher(teacher)
-    x = x[:2]
-    out = teacher(x)
-    if out.ndim != 2 or len(out) != len(x):
+    x = [o[:2] for o in (x if isinstance(x, tuple) else (x,))]
+    out = teacher(*x)
+    n = len(x[0])
+    if out.ndim != 2 or len(out) != n:
         raise LabelKitError(
-            f"the teacher answers with shape {tuple(out.shape)} to {len(x)} samples: logits must "
-            f"be [{len(x)}, "
-            f"{c}]"
+            f"the teacher answers with shape {tuple(out.shape)} to {n} samples: logits must "
+            f"be [{n}, {c}]"
         )
     if out.shape[1] != c:
         raise LabelKitError(
@@ -453,4 +480,31 @@ def check_teacher(
             "the teacher answers with NaN or infinite logits: check its weights and its input's "
             "scale"
         )
+    return teacher
+
+# %% ../../nbs/core/teachers.ipynb #03ed9494
+def check_origin(
+    teacher, # anything `as_teacher` takes
+    dls      # the student's loaders
+)->Teacher:
+    """Hold what a teacher that came as a Learner knows about its classes and inputs against the
+    student's data
+
+    Raises `LabelKitError` for classes in another order, and for inputs that were normalised
+    otherwise."""
+    teacher = as_teacher(teacher)
+    for t in (teacher.model if isinstance(teacher, Ensemble) else [teacher]):
+        mine = _knows(SimpleNamespace(dls=dls))
+        theirs = t.knows
+        if theirs.get("vocab") and mine["vocab"] and theirs["vocab"] != mine["vocab"]:
+            raise LabelKitError(
+                f"the teacher's classes are {theirs['vocab'][:6]}, the data's {mine['vocab'][:6]}: "
+                "train both on the same classes, in the same order"
+            )
+        if theirs and theirs["normalized"] != mine["normalized"]:
+            raise LabelKitError(
+                f"the teacher's inputs were normalised by {theirs['normalized']}, the data's by "
+                f"{mine['normalized']} (means, deviations): give both loaders the same Normalize, "
+                "or pass a function that converts the inputs and asks the teacher"
+            )
     return teacher

@@ -8,7 +8,7 @@ __all__ = ['reinforce', 'DatasetReinforcement']
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #1b25217b
 import torch
 
-from ..errors import LabelKitError, check_range
+from ..errors import LabelKitError
 from labelkit.storage.soft_labels import (
     AugmentViews,
     LabelStore,
@@ -17,8 +17,10 @@ from labelkit.storage.soft_labels import (
     as_store,
     build_store,
 )
-from ..core.supervision import LabelCallback, Supervision, n_classes
-from ..core.technique import technique
+from ..core.record import Supervision
+from ..core.supervision import LabelCallback, n_classes
+from ..core.technique import CLASSES, technique
+from ..models import small_cnn
 
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #af0b2c76
 def reinforce(
@@ -39,16 +41,24 @@ def reinforce(
         views = AugmentViews.for_dls(data) if hasattr(data, "valid") else AugmentViews()
     return build_store(path, data, teacher, views, n_views=n_views, k=k, **kwargs)
 
+def _example_store(dls, folder)->LabelStore:
+    "A small store of what an untrained network says about images of `dls`"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        teacher = small_cnn(dls, width=4)
+    views = AugmentViews(scale=(.5, 1.), flip=False)
+    return reinforce(folder, dls.train_ds.arrays.x, teacher, views, n_views=3, progress=False)
+
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #92bab835
 @technique(
     "dataset_reinforcement",
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2303.08983",
-    needs=("ids",),
     cost="before all training, a pass of the teacher over every stored view; in training, making "
          "the views",
-    neutral=dict(p=0.0),
+    beats="distillation on plain views",
+    makes=lambda dls,folder: dict(store=_example_store(dls, folder)),
 )
 class DatasetReinforcement(LabelCallback):
     """Train on stored views of every sample and on what a teacher said about them
@@ -57,22 +67,21 @@ class DatasetReinforcement(LabelCallback):
     anything is mixed. With cross-entropy the gradient is that of KL(stored‖student) at temperature
     1. `reinforce` makes the store. Raises `LabelKitError` for a store of other data or classes.
     Faghri et al. 2023, https://arxiv.org/abs/2303.08983"""
-    order = -7  # before mixes, as the re-labeling: it says what the samples and their targets are
+    stage = "stored views"  # it says what the samples and their targets are
     needs = ("ids",)
+    targets = CLASSES
+    inputs = "images"
+    limits = dict(fill=("smooth", "renorm", "official"))
+
     def __init__(self,
-        store=None,          # from `reinforce`, or its path; needed
-        p:float=1.,          # share of batches taken from the store; the others stay as they are
+        store=None,        # from `reinforce`, or its path; needed
         # classes that were not kept: "smooth" shares what is missing, "renorm" gives them nothing,
         # "official" see `densify`
         fill:str="smooth",
+        **kwargs           # `p` of `LabelCallback`
     ):
-        if fill not in ("smooth", "renorm", "official"):
-            raise LabelKitError(
-                f"fill={fill!r} is none of smooth, renorm, official: use one of them"
-            )
-        self.store = as_store(store, "make one with `reinforce(path, dls, teacher)`")
-        self.p = check_range("p", p, 0, 1)
-        self.fill = fill
+        super().__init__(**kwargs)
+        self.keep(store=as_store(store, "make one with `reinforce(path, dls, teacher)`"), fill=fill)
 
     def setup(self):
         if self.store.c != n_classes(self.learn):
@@ -87,12 +96,7 @@ class DatasetReinforcement(LabelCallback):
         self.store.check_samples(Samples(self.dls))
 
     def before_forward(self, s:Supervision):
-        if self.p == 0 or (self.p < 1 and torch.rand((), generator=self.rng) >= self.p): return
-        if s.kind not in ("single", "soft"):
-            raise LabelKitError(
-                f"targets are of kind {s.kind!r}: DatasetReinforcement needs one label for each "
-                "sample"
-            )
         view = torch.randint(self.store.n_views, (len(s.x),), generator=self.rng)
         said = self.store.read(s.ids, view)
-        s.x,s.targets = self.store.views.make(s.x, said.params),said.dense(self.fill).to(s.x.device)
+        s.x = self.store.views.make(s.x, said.params)
+        s.targets = said.dense(self.fill).to(s.x.device)

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary, frozen_call
-from ..errors import LabelKitError, check_range
-from ..core.supervision import Supervision
+from ..core.record import Supervision
 from ..core.technique import technique
-from .base import DistillCallback, soft_kl
+from .base import Distill, soft_kl
+from ..errors import LabelKitError, check_range
 
 # %% ../../nbs/distill/hard.ipynb #41f28a14
 def augmentor_loss(
@@ -74,12 +74,11 @@ class SpatialAugmentor(nn.Module):
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2305.14890",
-    needs=("teacher", "vision"),
     cost="two forward passes of the student more, three of the teacher, and their gradients with "
          "respect to the views",
-    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+    beats="distillation on plain views",
 )
-class HARD(DistillCallback):
+class HARD(Distill):
     """Distil on images and on views that are learned so that teacher and student disagree
 
     hard_weight·CE + soft_weight·(KL on the images + KL on the views); the augmentor minimises
@@ -87,62 +86,49 @@ class HARD(DistillCallback):
     gradient passes through it. No code was published: this follows the abstract. Raises
     `LabelKitError` for another teacher or for inputs that are not images. Nix, Burg, Sinz 2023,
     https://arxiv.org/abs/2305.14890"""
-    state_names = ("ranges",)
+    needs = ("teacher", "vision")
+    inputs = "images"
+    limits = dict(stay=(0, None), lr=(0, None))
     augmentor = None
     ranges = ()
 
     def __init__(self,
-        teacher,               # a model or Learner
-        soft_weight:float=.9,  # of the teacher's answers; 0 leaves it unasked
-        hard_weight:float=.1,  # of the labels
-        stay:float=1.,         # how much the teacher's answer should stay the same on a view
-        # function without arguments that makes a module of (images, noise [B, 4]); a
-        # `SpatialAugmentor` if `None`
-        augmentor=None,
-        lr:float=.03,          # of the augmentor
+        teacher,            # a model or Learner
+        stay:float=1.,      # how much the teacher's answer should stay the same on a view
+        # function without arguments that makes a module of (images, noise [B, 4])
+        make_augmentor=SpatialAugmentor,
+        lr:float=.03,       # of the augmentor
+        **kwargs            # `soft_weight`, `hard_weight`, … of `Distill`
     ):
-        super().__init__(teacher, soft_weight, hard_weight)
+        super().__init__(teacher, **kwargs)
+        self.keep(stay=stay, make_augmentor=make_augmentor, lr=lr)
         if not isinstance(self.teacher.model, nn.Module):
             raise LabelKitError(
                 f"teacher={self.teacher!r}: HARD needs the gradient through the teacher, pass a "
                 "single PyTorch model or Learner"
             )
-        self.stay = check_range("stay", stay, 0)
-        self.lr = lr
-        self.make_augmentor = SpatialAugmentor if augmentor is None else augmentor
 
     def setup(self):
+        super().setup()
         self.augmentor = Auxiliary(self.make_augmentor(), self.learn, lr=self.lr)
         self.ranges = []  # of a `SpatialAugmentor`, after each epoch
 
     def before_forward(self, s:Supervision):
         super().before_forward(s)
-        if self.soft_weight == 0: return
-        if s.x.ndim != 4:
-            raise LabelKitError(
-                f"HARD moves images [B, C, H, W] and got inputs of shape {tuple(s.x.shape)}: pass "
-                "augmentor= for other inputs"
-            )
-        self._views = self.augmentor(s.x, torch.rand(len(s.x), 4, generator=self.rng)*2-1)
-        s.forward(f"{self.name}.views", self._views.detach())
+        noise = torch.rand(len(s.x), 4, generator=self.rng)*2 - 1
+        s.own(self).views = views = self.augmentor(s.x, noise)
+        s.forward(f"{self.name}.views", views.detach())
 
     def distill_loss(self, student, teacher, s):
-        views = self._views
-        self._views = None
+        views = s.own(self).views
         with torch.enable_grad(): teacher_view = self.teacher.logits(views).float()
         student_view = frozen_call(self.learn.model, views).float()
-        s.add_loss(
-            f"{self.name}.augmentor",
-            augmentor_loss(teacher, teacher_view, student_view, self.stay),
-            auxiliary=True,
-        )
-        s.add_loss(
-            f"{self.name}.views",
-            soft_kl(s.outputs[f"{self.name}.views"], teacher_view.detach()).mean(),
-            self.soft_weight,
-        )
+        search = augmentor_loss(teacher, teacher_view, student_view, self.stay)
+        s.add_loss(f"{self.name}.augmentor", search, auxiliary=True)
+        seen = soft_kl(s.outputs[f"{self.name}.views"], teacher_view.detach()).mean()
+        s.add_loss(f"{self.name}.views", seen, self.soft_weight)
         return soft_kl(student, teacher).mean()
 
     def after_epoch(self):
-        if self.soft_weight and self.augmentor and hasattr(self.augmentor.module, "ranges"):
+        if self.augmentor and hasattr(self.augmentor.module, "ranges"):
             self.ranges.append(self.augmentor.module.ranges.tolist())

@@ -6,9 +6,8 @@
 __all__ = ['KnowledgeDistillation']
 
 # %% ../../nbs/distill/knowledge_distillation.ipynb #d781e732
-from ..errors import check_range
 from ..core.technique import technique
-from .base import DistillCallback, soft_kl
+from .base import Distill, soft_kl
 
 # %% ../../nbs/distill/knowledge_distillation.ipynb #c6b64ae9
 @technique(
@@ -16,12 +15,11 @@ from .base import DistillCallback, soft_kl
     family="distill",
     year=2015,
     paper="https://arxiv.org/abs/1503.02531",
-    needs=("teacher",),
     cost="a forward pass of the teacher; with unlabeled=True also one of the student, and its "
          "backward pass, over the unlabeled samples",
-    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+    beats="the labels alone",
 )
-class KnowledgeDistillation(DistillCallback):
+class KnowledgeDistillation(Distill):
     """Learn the softened probabilities of a teacher beside the labels
 
     hard_weight·CE + soft_weight·T²·KL(p‖q), p and q the softmax of the teacher's and the student's
@@ -29,16 +27,15 @@ class KnowledgeDistillation(DistillCallback):
     that the student saw, mixed ones included. The defaults are those of megvii-research/mdistiller.
     Raises `LabelKitError` for a teacher with other classes. Hinton, Vinyals, Dean 2015,
     https://arxiv.org/abs/1503.02531"""
+    limits = dict(temperature=(.01, None))
+
     def __init__(self,
-        # a model, a Learner, any function of inputs that gives logits [B, C], or a list of them
-        teacher,
-        temperature:float=4.,   # at least 0.01; higher lets the unlikely classes speak
-        soft_weight:float=.9,   # of the teacher's answers; 0 leaves it unasked
-        hard_weight:float=.1,   # of the labels; 0 learns from the teacher alone
-        unlabeled:bool=False,   # ask about the unlabeled samples too
+        teacher,              # a model, a Learner, any function of inputs that gives logits [B, C]
+        temperature:float=4., # at least 0.01; higher lets the unlikely classes speak
+        **kwargs              # `soft_weight`, `hard_weight`, `unlabeled`, … of `Distill`
     ):
-        super().__init__(teacher, soft_weight, hard_weight, unlabeled)
-        self.temperature = check_range("temperature", temperature, .01)
+        super().__init__(teacher, **kwargs)
+        self.keep(temperature=temperature)
 
     def distill_loss(self, student, teacher, s):
         return self.temperature**2 * soft_kl(student, teacher, self.temperature).mean()

@@ -11,9 +11,9 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..errors import LabelKitError, check_range
 from ..core.technique import technique
-from .base import DistillCallback
+from .base import Distill
+from ..errors import LabelKitError
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #f38e9b3f
 def self_labels(
@@ -106,12 +106,12 @@ def performance_gap_recovered(
     family="distill",
     year=2023,
     paper="https://arxiv.org/abs/2312.09390",
-    needs=("teacher",),
     cost="a forward pass of the weak model; with unlabeled=True also one of the student, and its "
          "backward pass, over the unlabeled samples",
-    neutral=dict(soft_weight=0.0, hard_weight=1.0),
+    beats="the naive student (`confidence=0`)",
+    reads="class",
 )
-class WeakToStrong(DistillCallback):
+class WeakToStrong(Distill):
     """A strong student learns a weak supervisor's probabilities, and more and more its own
     confident labels
 
@@ -120,22 +120,20 @@ class WeakToStrong(DistillCallback):
     (`hard_weight=0`). Two variants: "paper", and "official" as in openai/weak-to-strong (two
     classes; a jump at the end of the warm-up). Raises `LabelKitError` for a teacher with other
     classes. Burns et al. 2023, https://arxiv.org/abs/2312.09390"""
+    limits = dict(confidence=(0, 1), warmup=(0, 1), variant=("paper", "official"))
+
     def __init__(self,
         # the weak supervisor: a model, a Learner, any function of inputs that gives logits [B, C]
         teacher,
         confidence:float=.5,   # share of the student's own labels, 0..1; 0 is the naive student
         warmup:float=.1,       # share of the training in which it grows from 0
-        soft_weight:float=1.,  # of this loss; 0 leaves the supervisor unasked
+        soft_weight:float=1.,  # of this loss; 0 turns the technique off
         hard_weight:float=0.,  # of the given labels; 0 never uses them
-        unlabeled:bool=False,  # ask about the unlabeled samples too
         variant:str="paper",   # or "official", for two classes
+        **kwargs               # `unlabeled`, … of `Distill`
     ):
-        super().__init__(teacher, soft_weight, hard_weight, unlabeled)
-        self.confidence = check_range("confidence", confidence, 0, 1)
-        self.warmup = check_range("warmup", warmup, 0, 1)
-        if variant not in ("paper", "official"):
-            raise LabelKitError(f"variant={variant!r} is not known: use 'paper' or 'official'")
-        self.variant = variant
+        super().__init__(teacher, soft_weight, hard_weight, **kwargs)
+        self.keep(confidence=confidence, warmup=warmup, variant=variant)
 
     def distill_loss(self, student, teacher, s):
         weak = teacher.softmax(1)

@@ -23,7 +23,7 @@ from labelkit.data.loaders import digits, from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.core.technique import find
-from labelkit.distill.base import DistillCallback, soft_kl
+from labelkit.distill.base import Distill, soft_kl
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.mix.cutmix import CutMix
 from labelkit.mix.mixup import MixUp
@@ -250,7 +250,7 @@ class TestUnlabeled:
             MixUp(p=0.5),
             CutMix(p=0.5),
         )
-        assert {"labeled", "knowledge_distillation", "fix_match"} <= set(learn.supervision.parts)
+        assert {"labeled", "knowledge_distillation", "fixmatch"} <= set(learn.supervision.parts)
 
 
 class TestTeacher:
@@ -371,7 +371,7 @@ class TestMistakes:
 
 
 def test_a_technique_is_one_function(teacher):
-    class Logits(DistillCallback):
+    class Logits(Distill):
         "Squared difference of logits"
         def distill_loss(self, student, teacher, s): return F.mse_loss(student, teacher)
     learn = fit(Logits(teacher, soft_weight=1., hard_weight=0.), epochs=2)

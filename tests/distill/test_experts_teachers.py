@@ -20,8 +20,8 @@ def reference(root):
     return lambda name: next(o for o in values if o["name"] == name)
 
 
-def test_meal_v2_reference(reference):
-    ref = reference("meal_v2_ensemble_soft_label")
+def test_mealv2_reference(reference):
+    ref = reference("mealv2_ensemble_soft_label")
     i = {k: tensor(v) for k,v in ref["inputs"].items()}
     mean = Ensemble([lambda x: i["teacher1"], lambda x: i["teacher2"]])(torch.zeros(6, 1))
     torch.testing.assert_close(mean.softmax(1), tensor(ref["expected"]["soft"]), atol=1e-6, rtol=0)
@@ -58,8 +58,8 @@ def test_student_and_discriminator_learn_apart(variant):
         def before_batch(self):
             if not before: before.extend(p.clone() for p in cb.judge.module.parameters())
     fit(learner([cb, Before(), w := Watch(lambda: cb.judge.module)]))
-    assert w.seen["meal_v2.judge"][0] == 0 < w.seen["meal_v2.judge"][1]
-    assert w.seen["meal_v2.adversarial"][1] == 0 < w.seen["meal_v2.adversarial"][0]
+    assert w.seen["mealv2.judge"][0] == 0 < w.seen["mealv2.judge"][1]
+    assert w.seen["mealv2.adversarial"][1] == 0 < w.seen["mealv2.adversarial"][0]
     assert any(not torch.equal(a, b) for a, b in zip(before, cb.judge.module.parameters())), (
         "the discriminator did not learn"
     )
@@ -78,7 +78,7 @@ def test_the_student_fools_or_helps():
         for bias in (-5., 5.):
             with torch.no_grad(): scale.fill_(bias)
             cb.distill_loss(torch.randn(4, 10), torch.randn(4, 10), Record())
-            losses[bias] = losses["meal_v2.adversarial"].item()
+            losses[bias] = losses["mealv2.adversarial"].item()
         assert sign*(losses[-5.]-losses[5.]) > 0
 
 
