@@ -6,147 +6,53 @@
 __all__ = ['LabelLog']
 
 # %% ../../nbs/storage/label_log.ipynb #bc02fa6f
-from collections import Counter
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from getpass import getuser
 from numbers import Integral
-from pathlib import Path
-from threading import RLock
-import csv, hashlib, json, os, sqlite3, time
+from pathlib import Path, PurePath
+import hashlib, json
 
 import torch
 
-from ..errors import LabelKitError, atomic_path
-
-# %% ../../nbs/storage/label_log.ipynb #b10beee4
-_APP = 0x4C4B4C4C  # SQLite keeps both in the header: this file is a label log, and of which kind
-_VERSION = 1
-
-_tables = dict(
-    about="(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    samples="(sample PRIMARY KEY NOT NULL, given TEXT, position INTEGER NOT NULL) WITHOUT ROWID",
-    actions="""(action INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL CHECK (kind IN ('edit', 'undo', 'redo')), author TEXT NOT NULL,
-        time TEXT NOT NULL, target INTEGER REFERENCES actions, CHECK ((kind = 'edit') = (target IS NULL)))""",
-    edits="""(action INTEGER NOT NULL REFERENCES actions, sample NOT NULL REFERENCES samples, label TEXT, number INTEGER,
-        author TEXT NOT NULL, reason TEXT NOT NULL, time TEXT NOT NULL, PRIMARY KEY (action, sample)) WITHOUT ROWID""",
+from ..errors import LabelKitError
+from .label_files import read_csv, read_parquet, write_csv, write_parquet
+from labelkit.storage.label_names import (
+    check_text,
+    first_twice,
+    key_of,
+    nfc,
+    read_given,
+    sample_keys,
 )
-
-_schema = (
-    [f"CREATE TABLE {k} {v}" for k, v in _tables.items()]
-    + [
-        f"CREATE TRIGGER {k}_{verb} BEFORE {verb} ON {k} BEGIN SELECT RAISE(ABORT, 'a label log is "
-        "only ever appended to'); END"
-        for k in _tables
-        for verb in ("UPDATE", "DELETE")
-    ]
-    + [
-        "CREATE INDEX edits_of ON edits (sample, action)",
-        "CREATE INDEX actions_by ON actions (author, kind)",
-        "CREATE INDEX actions_on ON actions (target, action) WHERE target IS NOT NULL",
-        # in SQLite, `kind` comes from the row that has the maximum
-        """CREATE VIEW undone AS SELECT target AS action FROM
-        (SELECT target, kind, max(action) FROM actions WHERE target IS NOT NULL GROUP BY target) WHERE kind = 'undo'""",
-        """CREATE VIEW standing AS SELECT sample, label, author, reason, time, max(action) AS action FROM edits
-        WHERE action NOT IN (SELECT action FROM undone) GROUP BY sample""",
-    ]
-)
-
-_history = """SELECT a.action, a.kind, e.sample, s.given, e.label, iif(a.target, a.author, e.author), iif(a.target, '', e.reason),
-    iif(a.target, a.time, e.time), a.target, coalesce(a.target, a.action) NOT IN (SELECT action FROM undone)
-    FROM actions a JOIN edits e ON e.action = coalesce(a.target, a.action) JOIN samples s ON s.sample = e.sample"""
-
-# %% ../../nbs/storage/label_log.ipynb #9f9e37ab
-_formula = ("=", "+", "-", "@", "\t", "\r", "'")
-
-def _to_cell(s): return "" if s is None else f"'{s}" if str(s).startswith(_formula) else s
-def _from_cell(s): return s[1:] if s[:1] == "'" and s[1:].startswith(_formula) else s
-
-def _text(name, value, empty=False):
-    ok = isinstance(value, str) and (empty or value.strip()) and "\0" not in value
-    if ok:
-        try:
-            value.encode()
-            return value
-        except UnicodeEncodeError: pass
-    raise LabelKitError(
-        f"{name}={value!r:.60} is not a text{'' if empty else ' with a letter in it'}: pass a "
-        "string"
-    )
-
-
-def _now(): return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-def _twice(values):
-    "The first value that is there more than once, or `None`"
-    return next((o for o,n in Counter(values).items() if n > 1), None)
-
-def _names(vocab):
-    "Class names as text, each once"
-    names = [_text("vocab", str(o)) for o in vocab]
-    if (twice := _twice(names)) is not None:
-        raise LabelKitError(f"vocab has {twice!r} twice: give every class its own name")
-    return names
+from .log_file import LogFile, make_tables
+from ..tables import is_missing
 
 # %% ../../nbs/storage/label_log.ipynb #9ab46fbd
-def _given_of(data, vocab):
-    "Names by class, and given labels [n] as class numbers, -1 for none"
-    given = getattr(data, "given", data)
-    if given is data and hasattr(data, "train"):
-        raise LabelKitError(
-            "data has no given labels in memory: pass them, LabelLog(path, given_labels(dls)[1], "
-            "vocab=dls.vocab)"
-        )
-    if vocab is None: vocab = getattr(data, "vocab", None)
-    y = given.tolist() if hasattr(given, "tolist") else list(given)
-    if vocab is None:
-        vocab = (
-            sorted({o for o in y if o is not None})
-            if any(isinstance(o, str) for o in y)
-            else range(max([0, *(o + 1 for o in y if isinstance(o, int))]))
-        )
-    names = _names(vocab)
-    number = {o: i for i,o in enumerate(names)} | {None: -1}
-    for i,o in enumerate(y):
-        ok = (
-            o in number
-            if isinstance(o, str) or o is None
-            else isinstance(o, int) and not isinstance(o, bool) and -1 <= o < len(names)
-        )
-        if not ok:
-            raise LabelKitError(
-                f"data gives sample {i} the label {o!r:.40}: pass one class number below "
-                f"{len(names)}, or name, for each sample (-1: none)"
-            )
-    return names,torch.tensor([o if isinstance(o, int) else number[o] for o in y], dtype=torch.long)
-
-def _check_keys(keys, n):
-    keys = [_text("keys", str(o)) for o in keys]
-    if len(keys) != n:
-        raise LabelKitError(f"keys has {len(keys)} names for {n} samples: pass one for each")
-    if (twice := _twice(keys)) is not None:
-        raise LabelKitError(
-            f"keys has {twice!r} twice: pass a different name for each sample, such as its path"
-        )
-    return keys
-
 def _fingerprint(names, given, keys):
     h = hashlib.sha256(json.dumps([len(given), names, keys]).encode())
     h.update(given.to(torch.int32).numpy().astype("<i4").tobytes())
     return h.hexdigest()
 
 # %% ../../nbs/storage/label_log.ipynb #2074b92b
+_history = """SELECT a.action, a.kind, e.sample, s.given, e.label,
+    iif(a.target, a.author, e.author), iif(a.target, '', e.reason), iif(a.target, a.time, e.time),
+    a.target, coalesce(a.target, a.action) NOT IN (SELECT action FROM undone)
+    FROM actions a JOIN edits e ON e.action = coalesce(a.target, a.action)
+    JOIN samples s ON s.sample = e.sample"""
+
 class LabelLog:
     """Edits of labels in one SQLite file: append-only, with undo and redo, who and why; the given
     labels stay as they are
 
     Made for `data` when the file is new, and checked against them when it is not; without `data`,
     an existing log opens with what it was made for. Labels are class names or numbers, `None` or -1
-    stands for "no label". Several processes may write at once. Raises `LabelKitError` for a file
-    that is something else or damaged, and for a log of other data."""
+    stands for "no label". Several processes may write at once; where nothing may be written, the
+    log can still be read. Raises `LabelKitError` for a file that is something else or damaged, and
+    for a log of other data."""
     def __init__(self,
         path:str|Path,         # the file; made when it is missing, if there are `data`
-        # `DataLoaders` of labelkit, or given labels [n]: class numbers (-1 for none) or names
+        # `DataLoaders` of labelkit, or given labels [n]: class numbers (-1 for none) or names,
+        # `None` or NaN where one is missing
         data=None,
         vocab:list=None,       # class names; those of `data` if `None`
         # [n] a lasting name for each sample, such as its file's, for data that are split or
@@ -158,159 +64,45 @@ class LabelLog:
         # removed
         classes:dict=None,
     ):
-        if not isinstance(path, (str, os.PathLike)):
-            raise LabelKitError(
-                f"path={path!r:.60} is no path: pass where the log shall be, such as 'labels.db'"
-            )
-        self.path = Path(path).absolute()
-        self.author = _text("author", author or _login())
-        self.classes = dict(classes or {})
-        self._lock = RLock()
-        self._con = None
-        self._pid = None
+        self.author = check_text("author", author or _login())
+        self.classes = {nfc(str(o)): nfc(n) for o, n in (classes or {}).items()}
+        self.own_order = data is None  # the samples are in the order of the log, not of data
         if data is None:
             if keys is not None or vocab is not None:
                 raise LabelKitError(
                     "data is missing: pass the given labels together with vocab and keys"
                 )
-            self._db = self._connect(make=False)
+            self.file = LogFile(path)
             self._restore()
         else:
-            self.vocab,self.given = _given_of(data, vocab)
-            self.keys = None if keys is None else _check_keys(keys, len(self.given))
+            self.vocab,self.given = read_given(data, vocab)
+            self.keys = None if keys is None else sample_keys(keys, len(self.given))
             self._index()
-            self._db = self._connect(make=True)
+            self.file = LogFile(path, make=True)
             self._match()
 
-    # --- the connection
-    @contextmanager
-    def _errors(self):
-        "SQLite's errors as ours"
-        try:
-            yield
-        except sqlite3.Error as e:
-            said = str(e)
-            path = f"path={str(self.path)!r}"
-            if "locked" in said:
-                raise LabelKitError(
-                    f"{path} is being written by another process for a long time: try again"
-                ) from e
-            if "readonly" in said or "unable to open" in said:
-                raise LabelKitError(
-                    f"{path} cannot be written ({said}): choose a folder that you may write to"
-                ) from e
-            if "full" in said:
-                raise LabelKitError(
-                    f"{path}: {said}, and nothing of this edit was kept: make room and edit again"
-                ) from e
-            raise LabelKitError(
-                f"{path} is no label log, or a damaged one ({said}): pass another path, or put "
-                "back a copy of the file"
-            ) from e
-
-    def _connect(self, make=False):
-        if self.path.is_dir():
-            raise LabelKitError(f"path={str(self.path)!r} is a folder: pass the name of a file")
-        if not make and not self.path.is_file():
-            raise LabelKitError(
-                f"path={str(self.path)!r} is no file: pass an existing log, or the data to make a "
-                "new one, LabelLog(path, dls)"
-            )
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise LabelKitError(
-                f"path={str(self.path)!r} cannot be written ({e.strerror}): choose a folder that "
-                "you may write to"
-            ) from e
-        with self._errors():
-            db = sqlite3.connect(
-                self.path.as_uri() + ("" if make else "?mode=rw"),
-                timeout=30,
-                isolation_level=None,
-                check_same_thread=False,
-                uri=True,
-            )
-            try:
-                number = lambda name: db.execute(f"PRAGMA {name}").fetchone()[0]
-                tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if tables and number("application_id") != _APP:
-                    raise LabelKitError(
-                        f"path={str(self.path)!r} is another program's SQLite file: pass the path "
-                        "of a label log, or of a new file"
-                    )
-                if tables and number("user_version") > _VERSION:
-                    raise LabelKitError(
-                        f"path={str(self.path)!r} was written by a newer labelkit: update labelkit "
-                        "to open it"
-                    )
-                if tables and (found := number("quick_check(1)")) != "ok":
-                    raise LabelKitError(
-                        f"path={str(self.path)!r} is damaged ({found}): put back a copy of the file"
-                    )
-                self._write_ahead(db)
-                for pragma in ("synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
-                    db.execute(f"PRAGMA {pragma}")
-            except BaseException:
-                db.close()
-                raise
-        self._pid = os.getpid()
-        return db
-
-    def _write_ahead(self, db):
-        """Readers and a writer do not wait for each other; where the disk has no shared memory
-        SQLite keeps its rollback journal, as safe and slower"""
-        until = time.monotonic() + 30
-        while True:
-            try: return db.execute("PRAGMA journal_mode=WAL")
-            except sqlite3.OperationalError as e:  # the one statement that does not wait by itself
-                if "locked" not in str(e) or time.monotonic() > until: raise
-                time.sleep(.01)
-
     @property
-    def _db(self):
-        # a connection must not be used on the other side of a fork; one that was closed or came
-        # from a pickle is opened again
-        if self._con is None or self._pid != os.getpid(): self._con = self._connect()
-        return self._con
-    @_db.setter
-    def _db(self, db): self._con = db
-
-    @contextmanager
-    def _write(self):
-        "One transaction: all of it or nothing"
-        with self._lock, self._errors():
-            db = self._db
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction: db.execute("ROLLBACK")
-                raise
-
-    def _read(self, sql, *args):
-        with self._lock, self._errors(): return self._db.execute(sql, args).fetchall()
+    def path(self)->Path: return self.file.path
+    @property
+    def read_only(self)->bool:
+        "Whether the file is on a disk or in a folder where nothing may be written"
+        return self.file.read_only
 
     def close(self):
         "Close the file; the next use opens it again"
-        with self._lock:
-            if self._con is not None and self._pid == os.getpid(): self._con.close()
-            self._con = None
+        self.file.close()
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
-    def __getstate__(self):
-        return {k: v for k,v in self.__dict__.items() if k not in ("_lock", "_con", "_pid")}
-    def __setstate__(self, state): self.__dict__.update(state, _lock=RLock(), _con=None, _pid=None)
 
     # --- the data
     def _index(self):
         self._number = {o: i for i,o in enumerate(self.vocab)}
         self._place = None if self.keys is None else {o: i for i,o in enumerate(self.keys)}
+        self._spelling = {}
 
     def _today(self, name):
         "Today's name of a class, `None` for no label"
-        return self.classes.get(name, name) if name is not None else None
+        return self.classes.get(name := nfc(name), name) if name is not None else None
 
     def _to_number(self, name):
         name = self._today(name)
@@ -323,45 +115,58 @@ class LabelLog:
 
     def _match(self):
         "Make the tables of a new log; hold an old one against the data"
-        print_ = _fingerprint(self.vocab, self.given, self.keys)
-        with self._write() as db:
-            if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                for o in (
-                    f"PRAGMA application_id={_APP}",
-                    f"PRAGMA user_version={_VERSION}",
-                    *_schema,
-                ):
-                    db.execute(o)
-                about = dict(
-                    fingerprint=print_,
-                    vocab=json.dumps(self.vocab),
-                    made=_now(),
-                    keys=json.dumps(self.keys is not None),
-                )
-                db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
-                return self._add_samples(db, range(len(self.given)), 0)
-            about = dict(db.execute("SELECT key, value FROM about"))
-            if about["fingerprint"] == print_ and not self.classes: return
-            self._compare(db, about)
+        if self.file.empty:
+            with self.file.write() as db: self._fill(db)
+        about = dict(self.file.read("SELECT key, value FROM about"))
+        self._find_spellings()
+        same = about["fingerprint"] == _fingerprint(self.vocab, self.given, self.keys)
+        if same and not self.classes: return
+        new = self._compare(about)
+        if new and not self.read_only:
+            with self.file.write() as db: self._add_samples(db, new)
 
-    def _add_samples(self, db, places, start):
+    def _fill(self, db):
+        "The first lines of a log, unless another process has just written them"
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]: return
+        make_tables(db)
+        about = dict(
+            fingerprint=_fingerprint(self.vocab, self.given, self.keys),
+            vocab=json.dumps(self.vocab),
+            made=_now(),
+            keys=json.dumps(self.keys is not None),
+        )
+        db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+        self._add_samples(db, range(len(self.given)))
+
+    def _add_samples(self, db, places):
         name = lambda i: None if self.given[i] < 0 else self.vocab[self.given[i]]
+        start = db.execute("SELECT count(*) FROM samples").fetchone()[0]
         db.executemany(
-            "INSERT INTO samples VALUES (?, ?, ?)",
+            # another process may have added the same ones
+            "INSERT OR IGNORE INTO samples VALUES (?, ?, ?)",
             [(self._sample(i), name(i), start + j) for j, i in enumerate(places)],
         )
 
-    def _sample(self, i): return i if self.keys is None else self.keys[i]
+    def _find_spellings(self):
+        "Keys that the file has in another Unicode form"
+        if self.keys is None: return
+        rows = {s for s, in self.file.read("SELECT sample FROM samples")}
+        self._spelling = {nfc(s): s for s in rows if nfc(s) not in rows}
 
-    def _compare(self, db, about):
+    def _sample(self, i):
+        "What the file calls a sample"
+        return i if self.keys is None else self._spelling.get(self.keys[i], self.keys[i])
+
+    def _compare(self, about):
+        "Hold the data against the log; places of the samples that it does not know"
         path = f"path={str(self.path)!r}"
         if json.loads(about["keys"]) != (self.keys is not None):
             raise LabelKitError(
                 f"{path} knows its samples by {'number' if self.keys is not None else 'key'}: "
                 f"open it {'without' if self.keys is not None else 'with'} keys="
             )
-        old = dict(db.execute("SELECT sample, given FROM samples"))
-        mine = {self._sample(i): int(g) for i,g in enumerate(self.given)}
+        old = {nfc(s): nfc(g) for s, g in self.file.read("SELECT sample, given FROM samples")}
+        mine = dict(zip(range(len(self)) if self.keys is None else self.keys, self.given.tolist()))
         if self.keys is None and len(old) != len(mine):
             raise LabelKitError(
                 f"{path} is the log of {len(old)} samples, and the data have {len(mine)}: pass the "
@@ -370,19 +175,19 @@ class LabelLog:
             )
         common = [s for s in mine if s in old]
         if old and not common:
+            example = f" (it knows {[*old][0]!r}, keys has {[*mine][0]!r})" if mine else ""
             raise LabelKitError(
-                f"{path} knows none of these samples: pass the data it was made for, or another "
-                "path"
+                f"{path} knows none of these samples{example}: pass the data it was made for, with "
+                "keys that do not depend on the computer, or another path"
             )
-        seen = {o for (o,) in db.execute("SELECT DISTINCT label FROM edits")} | {
+        first = [*map(nfc, json.loads(about["vocab"]))]
+        seen = {nfc(o) for (o,) in self.file.read("SELECT DISTINCT label FROM edits")} | {
             old[s] for s in common
         }
-        if strange := [
-            o for o in self.classes if o not in seen and o not in json.loads(about["vocab"])
-        ]:
+        if strange := [o for o in self.classes if o not in seen and o not in first]:
             raise LabelKitError(
                 f"classes names {strange[0]!r}, which is no class of the log: its classes are "
-                f"{', '.join(json.loads(about['vocab']))[:200]}"
+                f"{', '.join(first)[:200]}"
             )
         for o in sorted(seen-{None}): self._to_number(o)
         for s in common:
@@ -397,37 +202,41 @@ class LabelLog:
                     "Pass the labels as they were given (corrections belong into the log), or "
                     "another path"
                 )
-        self._add_samples(db, [i for i in range(len(mine)) if self._sample(i) not in old], len(old))
+        return [i for i, s in enumerate(mine) if s not in old]
 
     def _restore(self):
         "Data as the log knows them"
-        about = dict(self._read("SELECT key, value FROM about"))
-        rows = self._read("SELECT sample, given FROM samples ORDER BY position")
-        used = {o for _,o in rows} | {o for o, in self._read("SELECT DISTINCT label FROM edits")}
-        first = [o for o in map(self._today, json.loads(about["vocab"])) if o is not None]
-        later = sorted(o for o in map(self._today, used) if o is not None and o not in set(first))
-        self.vocab = list(dict.fromkeys(first+later))
-        self.keys = [s for s,_ in rows] if json.loads(about["keys"]) else None
+        about = dict(self.file.read("SELECT key, value FROM about"))
+        rows = {}
+        for s, given in self.file.read("SELECT sample, given FROM samples ORDER BY position"):
+            rows.setdefault(nfc(s), nfc(given))  # a key in two Unicode forms is one sample
+        labels = {nfc(o) for o, in self.file.read("SELECT DISTINCT label FROM edits")}
+        names = [nfc(o) for o in json.loads(about["vocab"])]
+        first = [o for o in map(self._today, names) if o is not None]
+        used = {self._today(o) for o in {*rows.values(), *labels}}
+        self.vocab = list(dict.fromkeys([*first, *sorted(used - {None, *first})]))
+        self.keys = [*rows] if json.loads(about["keys"]) else None
         self._index()
-        self.given = torch.tensor([self._to_number(o) for _,o in rows], dtype=torch.long)
+        self._find_spellings()
+        self.given = torch.tensor([self._to_number(o) for o in rows.values()], dtype=torch.long)
 
     # --- what goes in
     def _ids(self, ids):
         "Places in the data, from numbers or keys"
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        ids = [ids] if isinstance(ids, (str, Integral)) else list(ids)
+        ids = [ids] if isinstance(ids, (str, PurePath, Integral)) else list(ids)
         out = []
         n = len(self.given)
         for i in ids:
-            if isinstance(i, str) and self._place is not None and i in self._place:
-                i = self._place[i]
+            if isinstance(i, (str, PurePath)) and self._place is not None:
+                i = self._place.get(key_of(i), i)
             if not isinstance(i, Integral) or isinstance(i, bool) or not 0 <= i < n:
                 raise LabelKitError(
                     f"id {i!r:.60} is none of the data's {n} samples: pass numbers from 0 to "
                     f"{n - 1}{'' if self.keys is None else ', or keys'}"
                 )
             out.append(int(i))
-        if (twice := _twice(out)) is not None:
+        if (twice := first_twice(out)) is not None:
             raise LabelKitError(f"id {twice} is there twice: pass each sample once in an edit")
         return out
 
@@ -437,7 +246,9 @@ class LabelLog:
 
     def _label(self, label):
         "A class's name, `None` for no label"
-        if label is None or (isinstance(label, str) and label in self._number): return label
+        label = nfc(label)
+        if is_missing(label): return None
+        if isinstance(label, str) and label in self._number: return label
         if (
             isinstance(label, Integral)
             and not isinstance(label, bool)
@@ -459,8 +270,8 @@ class LabelLog:
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         many = lambda v,name: self._each(v, len(ids), name)
         labels = [self._label(o) for o in many(labels, "labels")]
-        reasons = [_text("reason", o, empty=True) for o in many(reason, "reason")]
-        author = _text("author", author or self.author)
+        reasons = [check_text("reason", o, empty=True) for o in many(reason, "reason")]
+        author = check_text("author", author or self.author)
         now = _now()
         return self._append(
             [(i, label, author, r, now) for i, label, r in zip(ids, labels, reasons)], author, now
@@ -481,7 +292,7 @@ class LabelLog:
             (self._sample(i), label, -1 if label is None else self._number[label], *more)
             for i, label, *more in rows
         ]
-        with self._write() as db:
+        with self.file.write() as db:
             action = db.execute(
                 "INSERT INTO actions (kind, author, time) VALUES ('edit', ?, ?)", (author, now)
             ).lastrowid
@@ -508,13 +319,15 @@ class LabelLog:
         return self._turn(
             "redo",
             author,
-            """SELECT target FROM actions WHERE kind = 'undo' AND author = ?1 AND target IN (SELECT action FROM undone)
-            AND action > coalesce((SELECT max(action) FROM actions WHERE kind = 'edit' AND author = ?1), 0) ORDER BY action DESC LIMIT 1""",
+            """SELECT target FROM actions WHERE kind = 'undo' AND author = ?1
+            AND target IN (SELECT action FROM undone) AND action > coalesce(
+                (SELECT max(action) FROM actions WHERE kind = 'edit' AND author = ?1), 0)
+            ORDER BY action DESC LIMIT 1""",
         )
 
     def _turn(self, kind, author, which):
-        author = _text("author", author or self.author)
-        with self._write() as db:
+        author = check_text("author", author or self.author)
+        with self.file.write() as db:
             target = (db.execute(which, (author,)).fetchone() or (None,))[0]
             if target is None: return []
             db.execute(
@@ -524,15 +337,18 @@ class LabelLog:
             found = [s for s, in db.execute("SELECT sample FROM edits WHERE action = ?", (target,))]
         return [i for i in map(self._at, found) if i is not None]
 
-    def _at(self, sample): return sample if self._place is None else self._place.get(sample)
+    def _at(self, sample):
+        "Place of a sample in the data, `None` where it is not among them"
+        return sample if self._place is None else self._place.get(nfc(sample))
 
     # --- what comes out
     def standing(self)->dict: # id -> (label's name or `None`, author, reason, time, action)
         "The edit that counts, for every sample of the data that has one"
         found = {
             self._at(s): (self._name_today(label), *o)
-            for s, label, *o in self._read(
-                "SELECT sample, label, author, reason, time, action FROM standing ORDER BY sample"
+            for s, label, *o in self.file.read(
+                # of two spellings of a sample, the one that was edited last counts
+                "SELECT sample, label, author, reason, time, action FROM standing ORDER BY action"
             )
         }
         found.pop(None, None)
@@ -590,10 +406,13 @@ class LabelLog:
         `id` -1 where the sample is not among today's data."""
         import pandas as pd
 
-        where, args = (
-            ("", ()) if id is None else (" WHERE e.sample = ?", (self._sample(self._ids(id)[0]),))
-        )
-        rows = self._read(_history + where + " ORDER BY a.action, s.position", *args)
+        where, args = ("", ())
+        if id is not None:
+            i = self._ids(id)[0]
+            known = {self._sample(i), i if self.keys is None else self.keys[i]}
+            where = f" WHERE e.sample IN ({', '.join('?'*len(known))})"
+            args = known
+        rows = self.file.read(_history + where + " ORDER BY a.action, s.position", *args)
         cols = (
             "action",
             "kind",
@@ -609,6 +428,7 @@ class LabelLog:
         f = pd.DataFrame(rows, columns=cols).astype(
             dict(action="int64", target="Int64", standing=bool)
         )
+        f["sample"] = [nfc(s) for s in f["sample"]]
         places = [-1 if (i := self._at(s)) is None else i for s in f["sample"]]
         f.insert(2, "id", pd.Series(places, dtype="int64"))
         return (
@@ -617,7 +437,10 @@ class LabelLog:
 
     def __len__(self): return len(self.given)
     def __repr__(self):
-        return f"LabelLog({self.path.name!r}, {len(self)} samples, {len(self.vocab)} classes, {len(self.standing())} edited)"
+        return (
+            f"LabelLog({self.path.name!r}, {len(self)} samples, {len(self.vocab)} classes, "
+            f"{len(self.standing())} edited)"
+        )
 
     # --- to other programs and back
     def to_csv(self,
@@ -625,29 +448,13 @@ class LabelLog:
     ):
         """Write `frame()` as CSV; the file is whole or not there. What a spreadsheet would take for
         a formula gets an apostrophe in front"""
-        cols = self._table()
-        with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-            out = csv.writer(f, lineterminator="\n")
-            out.writerow(cols)
-            out.writerows([map(_to_cell, o) for o in zip(*cols.values())])
+        write_csv(path, self._table())
 
     def to_parquet(self,
         path:str|Path # where
     ):
         "Write `frame()` as Parquet; the file is whole or not there"
-        import pyarrow as pa
-        from pyarrow import parquet
-        cols = self._table()
-        with atomic_path(path) as tmp:
-            parquet.write_table(
-                pa.table(
-                    {
-                        k: pa.array(v, pa.int64() if k == "id" else pa.string())
-                        for k, v in cols.items()
-                    }
-                ),
-                tmp,
-            )
+        write_parquet(path, self._table())
 
     def from_csv(self,
         # a file as `to_csv` writes it: columns `id` (or `key`) and `label`, and, if there,
@@ -657,51 +464,20 @@ class LabelLog:
     )->int: # samples edited
         """Append the file's rows as one edit. Every row is checked first: a `LabelKitError` names
         file, line and fix, and nothing is kept"""
-        path = Path(path)
-        def rows():
-            with open(path, newline="", encoding="utf-8-sig") as f:
-                read = csv.reader(f, strict=True)
-                head = next(read, [])
-                yield 1,head
-                for o in read:
-                    if not o: continue
-                    if len(o) != len(head):
-                        raise LabelKitError(
-                            f"{path} line {read.line_num} has {len(o)} cells for {len(head)} "
-                            "columns: correct the line"
-                        )
-                    yield read.line_num,dict(zip(head, map(_from_cell, o)))
-        try:
-            return self._import(path, rows(), "line", author)
-        except (OSError, UnicodeDecodeError, csv.Error) as e:
-            raise LabelKitError(
-                f"{path} cannot be read as CSV in UTF-8 ({e}): pass a file as `to_csv` writes it"
-            ) from e
+        return self._import(path, *read_csv(path), "line", author)
 
     def from_parquet(self,
         path:str|Path,   # a file as `to_parquet` writes it, see `from_csv`
         author:str=None, # who imports, and so who can undo it; the log's if `None`
     )->int: # samples edited
         "As `from_csv`, from a Parquet file"
-        import pyarrow as pa
-        from pyarrow import parquet
-        path = Path(path)
-        try:
-            table = parquet.read_table(path)
-        except (OSError, pa.ArrowException) as e:
-            raise LabelKitError(
-                f"{path} cannot be read as Parquet ({e}): pass a file as `to_parquet` writes it"
-            ) from e
-        return self._import(
-            path, iter([(0, table.column_names), *enumerate(table.to_pylist(), 1)]), "row", author
-        )
+        return self._import(path, *read_parquet(path), "row", author)
 
-    def _import(self, path, rows, what, author):
+    def _import(self, path, head, rows, what, author):
         now = _now()
-        author = _text("author", author or self.author)
+        author = check_text("author", author or self.author)
         out = []
         seen = {}
-        head = next(rows)[1]
         col = "id" if self.keys is None else "key"
         for name in (col, "label"):
             if head.count(name) != 1:
@@ -729,7 +505,7 @@ class LabelLog:
             i = (
                 int(value)
                 if col == "id" and not isinstance(value, (bool, float))
-                else self._place.get(value)
+                else self._place.get(key_of(value))
                 if col == "key"
                 else None
             )
@@ -747,7 +523,7 @@ class LabelLog:
         if (
             "given_label" in row
             and (row["given_label"] or None) is not None
-            and self._today(row["given_label"]) != self._given_name(i)
+            and self._today(str(row["given_label"])) != self._given_name(i)
         ):
             raise LabelKitError(
                 f"given_label is {row['given_label']!r:.60} and sample {i} was given "
@@ -768,12 +544,14 @@ class LabelLog:
             ) from None
         return (
             label,
-            _text("author", row.get("author") or author),
-            _text("reason", row.get("reason") or "", empty=True),
+            check_text("author", row.get("author") or author),
+            check_text("reason", row.get("reason") or "", empty=True),
             when,
         )
 
 # %% ../../nbs/storage/label_log.ipynb #40b577ca
+def _now(): return datetime.now(UTC).isoformat(timespec="milliseconds")
+
 def _login():
     try: return getuser() or "unknown"
     except (OSError, KeyError, ImportError): return "unknown"

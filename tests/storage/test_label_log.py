@@ -125,7 +125,7 @@ class TestEdits:
             "DELETE FROM actions",
         ):
             with pytest.raises(sqlite3.DatabaseError, match="only ever appended"):
-                log._db.execute(sql)
+                log.file.db.execute(sql)
 
     def test_many_at_once_are_one_edit(self, path):
         log = LabelLog(path, torch.zeros(20_000, dtype=torch.long), vocab=["a", "b"])
