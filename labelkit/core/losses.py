@@ -142,6 +142,9 @@ def _reduction(loss_func):
         "reduction='mean' or 'sum'"
     )
 
+# shares that were mixed sum to one within rounding
+def _all_one(x): return bool(((x-1).abs() < 1e-5).all())
+
 def _reduce(losses, mass, weights, reduction):
     """Sum of `losses` [B, ...], or their mean over the `mass` [B, ...] handed out, both times the
     samples' `weights` [B]. A batch in which nothing counts has a loss of 0"""
@@ -158,7 +161,7 @@ def _agree(loss_func, own, ours, reduction):
         "targets or weighted samples: use a loss whose reduction='none' and 'mean' belong together"
     )
 
-# %% ../../nbs/core/losses.ipynb #83cbd98e
+# %% ../../nbs/core/losses.ipynb #fcc547be
 def _rows(wrapper, pred, targets, weights):
     "What fastai's wrapper hands to the loss inside it: classes last, and each place a row"
     if pred.ndim > 2:
@@ -204,7 +207,7 @@ def _label_loss(loss_func, pred, targets, weights):
     uniform = -logp.mean(1)
     return (1-f.eps)*res + f.eps*_reduce(uniform, torch.ones_like(uniform), weights, reduction)
 
-# %% ../../nbs/core/losses.ipynb #084de2fa
+# %% ../../nbs/core/losses.ipynb #9029a134
 def _expected_loss(f, pred, targets, weights, ignore_index, plain):
     """Expectation of the loss of a label: as many calls as a row has labels with a share, of which
     to be ignored is one. `plain`: its mean is known to divide by the number of samples"""
@@ -246,14 +249,14 @@ def _mass(f, pred, label, like):
 
 def _whole_loss(f, pred, share, label, weights):
     "A loss that gives one number for the batch has one for whole labels, and no other"
-    if (share == 1).all() and (weights == 1).all(): return _own(f, pred, label[:,0])
+    if _all_one(share) and _all_one(weights): return _own(f, pred, label[:,0])
     raise LabelKitError(
         f"loss_func={_say(f)} gives one number for the whole batch, and the batch has mixed labels "
         "or samples of unequal weight: use a loss that gives one loss for each label with "
         "reduction='none', or a technique that keeps labels whole (as CutMix does with masks)"
     )
 
-# %% ../../nbs/core/losses.ipynb #a57f68be
+# %% ../../nbs/core/losses.ipynb #15c4726c
 def _float_loss(loss_func, pred, targets, weights):
     "`loss_func` of targets that it takes as they are"
     wrapper,f,_ = _open(loss_func)
@@ -281,7 +284,7 @@ def _float_loss(loss_func, pred, targets, weights):
 
 def _unknown_float_loss(loss_func, pred, targets, weights):
     own = _own(loss_func, pred, targets)
-    if (weights == 1).all(): return own
+    if _all_one(weights): return own
     losses = _each(loss_func, pred, targets)
     if losses is None or not losses.ndim or len(losses) % len(pred):
         raise LabelKitError(

@@ -66,10 +66,12 @@ class Distill(LabelCallback):
     def ask(self, s:Supervision)->tuple: # the student's and the teacher's logits, [N, C] each
         "Both answers about the labeled samples, and with `unlabeled` about the unlabeled ones"
         if self.learn.iter == 0: self._check(s)
-        teacher = self.teacher(*s.inputs)
-        if not self.unlabeled: return s.pred,teacher
+        if not self.unlabeled: return s.pred,self.teacher(*s.inputs)
         student = torch.cat([s.pred, s.outputs[f"{self.name}.unlabeled"]])
-        return student,torch.cat([teacher, self.teacher(*s.unlabeled_inputs)])
+        both = list(zip(s.inputs, s.unlabeled_inputs))
+        if all(a.shape[1:] == b.shape[1:] for a,b in both):
+            return student,self.teacher(*map(torch.cat, both))
+        return student,torch.cat([self.teacher(*s.inputs), self.teacher(*s.unlabeled_inputs)])
 
     def after_forward(self, s:Supervision):
         s.add_loss(self.name, self.distill_loss(*self.ask(s), s), self.soft_weight)

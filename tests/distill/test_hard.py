@@ -99,7 +99,7 @@ def test_scale_and_turn():
 def test_bad_input():
     with pytest.raises(LabelKitError, match="gradient through the teacher"):
         HARD([model(1), model(2)])
-    with pytest.raises(LabelKitError, match="moves images"):
+    with pytest.raises(LabelKitError, match="HARD works on images"):
         rows = data(labeled=None)
         rows.train_ds.arrays.x = rows.train_ds.arrays.x.flatten(1)
         net = nn.Linear(64, 10)

@@ -330,7 +330,7 @@ def test_no_question_in_a_learning_rate_search_or_without_weight():
     [
         (dict(budget=0), "budget=0 is not"),
         (dict(budget=1.5), "budget=1.5"),
-        (dict(policy="best"), "policy='best' is not known: use 'rad'"),
+        (dict(policy="best"), "policy='best' is not known: use one of 'rad'"),
         (dict(wrong_rate=2), "wrong_rate=2"),
         (dict(rounds=0), "rounds=0"),
         (dict(temperature=0), "temperature=0"),
