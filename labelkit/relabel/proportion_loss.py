@@ -8,9 +8,12 @@ __all__ = ['bag_means', 'proportion_loss', 'bags_of', 'ProportionLoss']
 # %% ../../nbs/relabel/proportion_loss.ipynb #96d7abb8
 import torch
 
-from ..errors import LabelKitError, check_range
-from ..core.supervision import LabelCallback, Supervision
-from ..core.technique import technique
+from ..core.record import Supervision
+from ..core.supervision import LabelCallback
+from ..core.technique import CLASSES, technique
+from ..errors import LabelKitError
+from ..parts.log_space import log_group_means
+from ..tables import numbers_of
 
 # %% ../../nbs/relabel/proportion_loss.ipynb #4c947e86
 def bag_means(
@@ -19,9 +22,7 @@ def bag_means(
 )->tuple: # [bags, C] means, [bags] number of members
     "Mean of `values` over the members of each bag"
     number,n = bag.unique(return_inverse=True, return_counts=True)[1:]
-    sums = torch.zeros(len(n), values.shape[1], dtype=values.dtype, device=values.device).index_add(
-        0, number, values
-    )
+    sums = values.new_zeros(len(n), values.shape[1]).index_add(0, number, values)
     return sums/n[:,None].to(values.dtype),n
 
 def proportion_loss(
@@ -29,35 +30,34 @@ def proportion_loss(
     targets:torch.Tensor, # [n, C] shares of each sample's bag
     bag:torch.Tensor,     # [n] long, bag of each sample
 )->torch.Tensor: # a scalar, at least 0
-    """KL(shares ‖ mean prediction), averaged over bags by their members (Ardehaly & Culotta 2017,
-    https://arxiv.org/abs/1709.04108)"""
-    p,n = bag_means(logits.softmax(1), bag)
-    shares = bag_means(targets.to(p.dtype), bag)[0]
-    tiny = torch.finfo(p.dtype).tiny
-    kl = (shares*(shares.clamp_min(tiny).log() - p.clamp_min(tiny).log())).sum(1)
-    return (kl*n).sum()/n.sum()
+    """KL(shares ‖ mean prediction), averaged over bags by their members; 0 without samples (Ardehaly
+    & Culotta 2017, https://arxiv.org/abs/1709.04108)"""
+    shares,n = bag_means(targets.to(logits.dtype), bag)
+    number = bag.unique(return_inverse=True)[1]
+    log_p = log_group_means(logits.log_softmax(1), number, n)
+    kl = -(torch.special.entr(shares) + shares*log_p).sum(1)
+    return (kl*n).sum()/n.sum().clamp_min(1)
 
 # %% ../../nbs/relabel/proportion_loss.ipynb #c880c13e
 def bags_of(
     # loaders with `bags` [n_ids] and `proportions` [bags, C], as `digits(bag_size=8)` has
     dls,
-    # a pair of your own: the bag of each sample by id ([n_ids] long, -1 for none), and the shares
-    # ([bags, C])
+    # a pair of your own: the bag of each sample by id ([n_ids] whole numbers, -1 or missing for
+    # none), and the shares ([bags, C])
     bags=None,
 )->tuple: # bags [n_ids] long, shares [bags, C] float, on the CPU
     """The bags of the data, or those given. Raises `LabelKitError` where there are none, or shares
     that are no distributions"""
-    if bags is None: bags = getattr(dls, "bags", None),getattr(dls, "proportions", None)
-    bag,shares = bags
+    bag,shares = bags or (getattr(dls, "bags", None), getattr(dls, "proportions", None))
     if bag is None or shares is None:
         raise LabelKitError(
             "dls has no bags: pass bag_size= to labelkit's data sets, or bags=(bag of each sample "
             "by id, shares of each bag)"
         )
-    bag = torch.as_tensor(bag).cpu().long()
-    shares = torch.as_tensor(shares).cpu().float()
+    bag = numbers_of("bags", bag, None, gap=-1).cpu()
+    shares = numbers_of("bags: shares", shares, None).cpu().float()
     n = getattr(dls, "n_ids", 0) or len(dls.train.dataset)
-    if bag.shape != (n,):
+    if bag.shape != (n,) or bag.is_floating_point():
         raise LabelKitError(
             f"bags: {tuple(bag.shape)} bag numbers for {n} samples: pass one for each, -1 for none"
         )
@@ -66,66 +66,51 @@ def bags_of(
             f"bags: shares of shape {tuple(shares.shape)} for bags up to {int(bag.max())}: pass a "
             "row for each bag"
         )
-    if (
-        bad := ((shares < 0).any(1) | ((shares.sum(1) - 1).abs() > 1e-3))
-        .nonzero()
-        .flatten()
-        .tolist()
-    ):
+    off = ~((shares >= 0).all(1) & ((shares.sum(1)-1).abs() <= 1e-3))
+    if off.any():
         raise LabelKitError(
-            f"bags: the shares of bag {bad[0]} are not a distribution (no value below 0, sum 1): "
-            "divide counts by the bag's size"
+            f"bags: the shares of bag {int(off.nonzero()[0])} are not a distribution (no value "
+            "below 0, sum 1): divide counts by the bag's size"
         )
     return bag,shares
 
+# %% ../../nbs/relabel/proportion_loss.ipynb #7a1bb7b2
 @technique(
     "proportion_loss",
     family="relabel",
     year=2017,
     paper="https://arxiv.org/abs/1709.04108",
-    needs=("ids",),
-    cost="none",
-    neutral=dict(weight=0.0),
+    beats="the shares as every member's soft label",
+    data=dict(bag_size=4),
 )
 class ProportionLoss(LabelCallback):
     """Ask the mean prediction of each bag to match its class shares, instead of asking each member
     to
 
     Of a bag only the members in the batch are averaged, so let a batch hold whole bags. Replaces
-    the labeled loss. Ardehaly & Culotta 2017, https://arxiv.org/abs/1709.04108"""
-    order = -8
+    the labeled loss; samples without a bag count nothing in it. Ardehaly & Culotta 2017,
+    https://arxiv.org/abs/1709.04108"""
+    stage = "relabel"
     needs = ("ids",)
+    targets = CLASSES
+    instead = "targets are the class shares of a sample's bag"
+    limits = dict(soft_weight=(0, None))
+
     def __init__(self,
         # of the loss; 0 turns the technique off, and every member learns the shares as a soft label
         weight:float=1.,
-        keep:float=0.,   # weight of the members' soft labels beside it
-        bags=None,       # (bag of each sample by id, shares of each bag); by the data if `None`
+        soft_weight:float=0., # of the members' soft labels beside it
+        bags=None, # (bag of each sample by id, shares of each bag); by the data if `None`
+        **kwargs   # `p` of `LabelCallback`
     ):
-        self.weight = check_range("weight", weight, 0)
-        self.keep = check_range("keep", keep, 0)
-        self.bags = bags
+        super().__init__(**kwargs)
+        self.keep(weight=weight, soft_weight=soft_weight, bags=bags)
 
-    def setup(self):
-        self.bag = (
-            bags_of(self.dls, self.bags)[0].to(self.dls.device or "cpu") if self.weight else None
-        )
+    def setup(self): self._bag = bags_of(self.dls, self.bags)[0].to(self.dls.device or "cpu")
 
     def after_forward(self, s:Supervision):
-        if self.weight == 0: return
-        if s.kind not in ("single", "soft"):
-            raise LabelKitError(
-                f"targets are of kind {s.kind!r}: ProportionLoss needs class shares for each sample"
-            )
-        if s.ids is None:
-            raise LabelKitError(
-                "ProportionLoss looks up bags by sample and the loader gives no ids: call "
-                "`label_dls(dls)` once"
-            )
-        s.labeled_weight *= self.keep
-        s.add_loss(
-            self.name,
-            proportion_loss(
-                s.pred, s.targets, self.bag[s.ids.to(self.bag.device)].to(s.pred.device)
-            ),
-            self.weight,
-        )
+        bag = self._bag[s.ids.to(self._bag.device)].to(s.pred.device)
+        some = bag >= 0
+        loss = proportion_loss(s.pred[some], s.targets[some], bag[some])
+        s.labeled_weight *= self.soft_weight
+        s.add_loss(self.name, loss, self.weight)

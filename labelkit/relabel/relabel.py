@@ -7,15 +7,18 @@ __all__ = ['align_weights', 'pool_maps', 'pool_top_maps', 'map_layer', 'label_ma
 
 # %% ../../nbs/relabel/relabel.ipynb #4e516a83
 from functools import partial
+from pathlib import Path
 
 import torch
+from fastai.torch_core import no_random
 
-from ..errors import LabelKitError, check_range
-from ..models import head_of
-from ..storage.soft_labels import CropViews, LabelStore, Samples, as_store, build_store
-from ..core.supervision import LabelCallback, Supervision, n_classes
+from ..core.record import Supervision
+from ..core.supervision import LabelCallback, n_classes
 from ..core.teachers import as_teacher
-from ..core.technique import technique
+from ..core.technique import CLASSES, technique
+from ..errors import LabelKitError
+from ..models import head_of, small_cnn
+from ..storage.soft_labels import CropViews, LabelStore, Samples, as_store, build_store
 
 # %% ../../nbs/relabel/relabel.ipynb #0fdca3df
 def align_weights(
@@ -42,7 +45,7 @@ def pool_maps(
     maps:torch.Tensor,         # [B, C, h, w] logits
     box:torch.Tensor,          # [B, 4]: left, top, right, bottom, as fractions of the image's sides
     # "official": horizontal and vertical exchanged, as in the published code
-    variant:str="geometric",
+    variant:str="paper",
 )->torch.Tensor: # [B, C] logits
     "Mean of every map over its box. Yun et al. 2021, https://arxiv.org/abs/2101.05022"
     return torch.einsum("bchw,bh,bw->bc", maps, *_sides(box, maps.shape[-2:], variant))
@@ -60,7 +63,7 @@ def pool_top_maps(
     box:torch.Tensor,        # [B, 4]: left, top, right, bottom
     c:int,                   # number of classes
     # "official" exchanges the axes and takes 0 as the logit of every other class
-    variant:str="geometric",
+    variant:str="paper",
 )->torch.Tensor: # [B, c] logits
     "`pool_maps` of maps of which the best classes were kept, without making them dense"
     rows,cols = _sides(box, values.shape[-2:], variant)
@@ -139,14 +142,19 @@ def label_map_store(
     )
 
 # %% ../../nbs/relabel/relabel.ipynb #41e4178d
+def _untrained(dls, folder):
+    "Arguments of an example: a store of what a network says that has learned nothing"
+    with no_random(): teacher = small_cnn(dls, width=4)
+    return dict(store=label_map_store(Path(folder)/"maps", dls, teacher, progress=False))
+
 @technique(
     "relabel",
     family="relabel",
     year=2021,
     paper="https://arxiv.org/abs/2101.05022",
-    needs=("ids",),
     cost="one pass of the teacher over the data, once; then a look into the store for each batch",
-    neutral=dict(p=0.0),
+    beats="random crops with the labels of their images",
+    makes=_untrained,
 )
 class ReLabel(LabelCallback):
     """Give every random crop the label of what is in it, by a stored map of labels
@@ -155,8 +163,12 @@ class ReLabel(LabelCallback):
     one bin); crops are made here, and the loss is the learner's, with these soft targets.
     `label_map_store` makes the store. Raises `LabelKitError` for a store of other data or without
     maps. Yun et al. 2021, https://arxiv.org/abs/2101.05022"""
-    order = -8
-    needs = ("ids",)
+    stage = "relabel"
+    needs = ("ids", "vision")
+    targets = CLASSES
+    inputs = "images"
+    limits = dict(variant=("paper", "official"))
+
     def __init__(self,
         store=None,              # from `label_map_store`, or its path; needed
         scale:tuple=(.08, 1.),   # smallest and largest area of a crop, as a share of the image's
@@ -164,46 +176,34 @@ class ReLabel(LabelCallback):
         # mirror every second crop; `None`: unless the data's `view_hints` say no
         flip:bool=None,
         size:tuple=None,         # height and width of the crops; those of the images if `None`
-        p:float=1.,              # share of batches that are cropped and relabeled
         # "official" exchanges the axes and gives 0 to the logits that were not kept
-        variant:str="geometric",
+        variant:str="paper",
+        **kwargs                 # `p` of `LabelCallback`
     ):
-        if variant not in ("geometric", "official"):
-            raise LabelKitError(
-                f"variant={variant!r} is neither geometric nor official: use one of them"
-            )
-        self.store = as_store(store, "make one with `label_map_store(path, dls, teacher)`")
-        self.crops = CropViews(scale, ratio, True, size)
-        self.flip = flip
-        self.p = check_range("p", p, 0, 1)
-        self.variant = variant
+        super().__init__(**kwargs)
+        store = as_store(store, "make one with `label_map_store(path, dls, teacher)`")
+        CropViews(scale, ratio, size=size)  # refuses sizes that are none
+        self.keep(store=store, scale=scale, ratio=ratio, flip=flip, size=size, variant=variant)
 
     def setup(self):
+        c = n_classes(self.learn)
         if not self.store.meta["maps"]:
             raise LabelKitError(
                 f"the store {self.store.path!r} has no label maps: make one with `label_map_store`"
             )
-        if self.store.c != n_classes(self.learn):
+        if self.store.c != c:
             raise LabelKitError(
-                f"the store knows {self.store.c} classes and the data {n_classes(self.learn)}: "
-                "make them agree"
+                f"the store knows {self.store.c} classes and the data {c}: make them agree"
             )
         self.store.check_samples(Samples(self.dls))
-        self.crops.flip = (
-            (getattr(self.dls, "view_hints", None) or {}).get("flip", True)
-            if self.flip is None
-            else self.flip
-        )
+        hints = getattr(self.dls, "view_hints", None) or {}
+        flip = hints.get("flip", True) if self.flip is None else self.flip
+        self._crops = CropViews(self.scale, self.ratio, flip, self.size)
 
     def before_forward(self, s:Supervision):
-        if self.p == 0 or (self.p < 1 and torch.rand((), generator=self.rng) >= self.p): return
-        if s.kind not in ("single", "soft"):
-            raise LabelKitError(
-                f"targets are of kind {s.kind!r}: ReLabel needs one label for each sample"
-            )
         said = self.store.read(s.ids, maps=True).to(s.x.device)
-        crop = self.crops.draw(len(s.x), tuple(s.x.shape[1:]), self.rng)
-        s.targets = pool_top_maps(
-            said.map_values, said.map_classes, crop[:, :4].to(s.x.device), s.c, self.variant
-        ).softmax(1)
-        s.x = self.crops.make(s.x, crop)
+        crop = self._crops.draw(len(s.x), tuple(s.x.shape[1:]), self.rng)
+        box = crop[:,:4].to(s.x.device)
+        logits = pool_top_maps(said.map_values, said.map_classes, box, s.c, self.variant)
+        s.targets = logits.softmax(1)
+        s.x = self._crops.make(s.x, crop)

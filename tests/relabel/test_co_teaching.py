@@ -132,7 +132,10 @@ def test_mixed_targets_are_ranked_by_share():
 
 class Reach(LabelCallback):
     "Cut what the head sees, and count on how many networks it was done"
-    def __init__(self): self.calls = []
+    stage = "views"
+    def __init__(self):
+        super().__init__()
+        self.calls = []
     def before_forward(self, s):
         def cut(module, args):
             self.calls.append(module)
@@ -155,14 +158,17 @@ def test_ranking_in_evaluation_mode_does_not_see_the_cut():
     asked = []
     class Look(CoTeaching):
         name = "co_teaching"
-        def _evaluate(self, x):
-            before = [b.clone() for b in (*self.learn.model.buffers(), *self.peer.module.buffers())]
-            out = super()._evaluate(x)
-            assert all(
-                torch.equal(a, b)
-                for a, b in zip(before, (*self.learn.model.buffers(), *self.peer.module.buffers()))
-            )
-            assert self.learn.model.training and self.peer.module.training
+        def setup(self):
+            super().setup()
+            self._ask = self.peer.evaluate
+            self.peer.evaluate = self.look
+        def look(self, s, model):
+            both = (model, self.peer.module)
+            before = [b.clone() for net in both for b in net.buffers()]
+            out = self._ask(s, model)
+            after = [b for net in both for b in net.buffers()]
+            assert all(torch.equal(a, b) for a,b in zip(before, after))
+            assert all(net.training for net in both) and not any(o.requires_grad for o in out)
             asked.append(out[0])
             return out
     fit(learner([Look(noise_rate=.4, ramp=0, ranking="eval"), Reach()]))
@@ -232,9 +238,8 @@ def test_the_head_sees_the_first_channels_only():
     class Grad(Callback):
         order = 1000
         def after_backward(self):
-            seen.append(
-                (self.learn.nested_dropout.k, self.learn.model.head.weight.grad.abs().sum(0))
-            )
+            k = self.learn.supervision.record.own(self.learn.nested_dropout).k
+            seen.append((k, self.learn.model.head.weight.grad.abs().sum(0)))
 
     fit(learner([NestedDropout(sigma=4.), Grad()]), 2)
     assert (
@@ -247,11 +252,12 @@ def test_both_networks_are_cut_at_the_same_channel():
     shapes = []
     class Look(CoTeaching):
         name = "co_teaching"
-        def _ask_peer(self, s):
+        def after_forward(self, s):
+            k = s.own(self.learn.nested_dropout).k
             h = self.peer.module.head.register_forward_hook(
-                lambda m, args, out: shapes.append((self.learn.nested_dropout.k, args[0]))
+                lambda m, args, out: shapes.append((k, args[0]))
             )
-            try: return super()._ask_peer(s)
+            try: super().after_forward(s)
             finally: h.remove()
     fit(learner([Look(noise_rate=.2), NestedDropout(sigma=4.)]))
     assert shapes and all((x[:,k:] == 0).all() and (x[:,:k] != 0).any() for k,x in shapes)

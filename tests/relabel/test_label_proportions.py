@@ -352,7 +352,7 @@ class TestProportionLoss:
         )
 
     def test_keep(self):
-        _,seen = fit(ProportionLoss(.5, keep=.25), pct=.1)
+        _,seen = fit(ProportionLoss(.5, soft_weight=.25), pct=.1)
         s,loss = seen[0]
         assert loss == pytest.approx(
             0.5 * s.losses["proportion_loss"][0].item()

@@ -217,7 +217,7 @@ class TestCallback:
             dls.view_hints = hints
             learn = Learner(dls, small_cnn(dls, width=4), cbs=ReLabel(store, flip=flip))
             fit(learn)
-            assert learn.re_label.crops.flip is want
+            assert learn.relabel._crops.flip is want
 
     def test_wrong_input(self, bright, tmp_path):
         dls,store = bright
@@ -237,7 +237,7 @@ class TestCallback:
             from_arrays(x[..., :4, :4], y, x[..., :4, :4], y),
         )
         refused(
-            "of kind 'multi': ReLabel needs one label",
+            "of kind 'multi', and ReLabel works on single, soft",
             ReLabel(store),
             from_arrays(
                 x,
@@ -254,7 +254,7 @@ class TestCallback:
         refused("does not exist", ReLabel(tmp_path/"none"))
         with pytest.raises(LabelKitError, match="store is missing: make one with `label_map_store"):
             ReLabel()
-        with pytest.raises(LabelKitError, match="variant='paper'"): ReLabel(store, variant="paper")
+        with pytest.raises(LabelKitError, match="variant='mine'"): ReLabel(store, variant="mine")
         with pytest.raises(LabelKitError, match="p=2"): ReLabel(store, p=2)
         with pytest.raises(LabelKitError, match="scale="): ReLabel(store, scale=(0., 1.))
         with pytest.raises(LabelKitError, match="map_fn gave"):
