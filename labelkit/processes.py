@@ -73,9 +73,7 @@ class ShardedDL(DistributedDL):
         return t.tolist()
 
     def get_idxs(self):
-        if not self.cut:
-            self.drawn = super().get_idxs()
-            return self.drawn
+        if not self.cut: return super().get_idxs()
         idxs = self._broadcast(list(self.dl.get_idxs()), 0)
         self.n = len(idxs)
         w = self.world_size
@@ -83,13 +81,17 @@ class ShardedDL(DistributedDL):
         self.n_padded = len(idxs)
         step = w*self.bs
         parts = [idxs[i:i+step] for i in range(0, len(idxs), step)]
-        self.drawn = [i for p in parts for i in p[self.rank*len(p)//w:(self.rank+1)*len(p)//w]]
-        return self.drawn
+        return [i for p in parts for i in p[self.rank*len(p)//w:(self.rank+1)*len(p)//w]]
 
-    @property
-    def ids(self): return self.dl.ids
+    # where the other loader knows whose its items are, the ids come along with the batches
+    def __iter__(self): return type(self.dl).__iter__(self)
+    def create_pairs(self, samps): return self.dl.create_pairs(samps)
     @property
     def first_id(self): return self.dl.first_id
+    @property
+    def n_inputs(self): return self.dl.n_inputs
+    @property
+    def inputs_only(self): return self.dl.inputs_only
 
 def shard(
     dls:DataLoaders # of labelkit, or your own after `label_dls`
@@ -107,10 +109,9 @@ def shard(
                 f"dls has {len(u.dataset)} unlabeled samples, and {n} processes take {n * u.bs} at "
                 "a time: pass a smaller bs or ratio"
             )
-        if not isinstance(u, ShardedDL):
-            dls.unlabeled = ShardedDL(u, rank=rank_distrib(), world_size=n)
-    dls.loaders = [
-        dl if isinstance(dl, DistributedDL) else ShardedDL(dl, i == 0, rank_distrib(), n)
-        for i, dl in enumerate(dls.loaders)
-    ]
+    def part(dl, cut):
+        return dl if isinstance(dl, DistributedDL) else ShardedDL(dl, cut, rank_distrib(), n)
+    more = None if u is None else part(u, True)
+    dls.loaders = [more if dl is u else part(dl, i == 0) for i,dl in enumerate(dls.loaders)]
+    if u is not None: dls.unlabeled = more
     return dls
