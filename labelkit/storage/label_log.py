@@ -150,12 +150,14 @@ class LabelLog:
     def _find_spellings(self):
         "Keys that the file has in another Unicode form"
         if self.keys is None: return
-        rows = {s for s, in self.file.read("SELECT sample FROM samples")}
-        self._spelling = {nfc(s): s for s in rows if nfc(s) not in rows}
+        forms = {}
+        for s, in self.file.read("SELECT sample FROM samples"): forms.setdefault(nfc(s), []).append(s)
+        self._spelling = {k: sorted(v, key=k.__ne__) for k, v in forms.items() if v != [k]}
 
-    def _sample(self, i):
-        "What the file calls a sample"
-        return i if self.keys is None else self._spelling.get(self.keys[i], self.keys[i])
+    def _spelled(self, i):
+        "What the file calls a sample: once, or in each form in which it has its key"
+        return [i] if self.keys is None else self._spelling.get(self.keys[i], [self.keys[i]])
+    def _sample(self, i): return self._spelled(i)[0]
 
     def _compare(self, about):
         "Hold the data against the log; places of the samples that it does not know"
@@ -408,10 +410,8 @@ class LabelLog:
 
         where, args = ("", ())
         if id is not None:
-            i = self._ids(id)[0]
-            known = {self._sample(i), i if self.keys is None else self.keys[i]}
-            where = f" WHERE e.sample IN ({', '.join('?'*len(known))})"
-            args = known
+            args = self._spelled(self._ids(id)[0])
+            where = f" WHERE e.sample IN ({', '.join('?'*len(args))})"
         rows = self.file.read(_history + where + " ORDER BY a.action, s.position", *args)
         cols = (
             "action",

@@ -1,5 +1,5 @@
-"""e review without a page: what is flagged, every decision in the log, messages from a page, and
-wrong inp"""
+"""The review without a page: what is flagged, every decision in the log, messages from a page, and
+wrong input"""
 import numpy as np, pandas as pd, pytest, torch
 
 from labelkit.data.loaders import digits, from_arrays

@@ -1,5 +1,5 @@
-"""bel models against official values and by hand, labeling functions made from labels,
-WeakSupervision on data with and without labels, and its explor"""
+"""Label models against official values and by hand, labeling functions made from labels,
+WeakSupervision on data with and without labels, and its explorer"""
 import itertools, json, pickle, random, shutil, subprocess
 from functools import partial
 

@@ -1,6 +1,8 @@
-"""e label log: what stands after undo and redo, two real processes at once, kill -9, files both
-ways, other data, and wrong inp"""
-import pickle, signal, sqlite3, subprocess, sys, threading
+"""The label log: what stands after undo and redo, two real processes at once, kill -9, files both
+ways, other data, and wrong input"""
+import json, pickle, signal, sqlite3, subprocess, sys, threading
+from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.basics import Learner
@@ -9,6 +11,8 @@ from fastai.callback import schedule  # noqa: F401
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.storage.label_log import LabelLog
+from labelkit.storage.label_names import nfc
+from labelkit.storage.log_file import LogFile, make_tables
 from labelkit.models import small_cnn
 from labelkit.relabel.label_edits import LabelEdits
 
@@ -37,6 +41,10 @@ class TestEdits:
     def test_no_label_both_ways(self, log):
         log.edit(0, None), log.edit(6, "fox"), log.edit(1, -1)
         assert log.labels().tolist() == [-1, -1, 2, 0, 1, 2, 2, 0]
+
+    def test_a_column_with_gaps(self, log):
+        log.edit(pd.Series([0, 1, 2]), pd.Series(["dog", None, "cat"]))
+        assert log.labels()[:3].tolist() == [1, -1, 0]
 
     def test_undo_takes_whole_edits_of_one_author(self, log):
         log.edit([0, 1], "fox"), log.edit(0, "dog", author="second"), log.edit(2, "cat")
@@ -164,6 +172,7 @@ class TestEdits:
         (dict(ids=0, labels=0, author=" "), "author=' ' is not a text"),
         (dict(ids=0, labels=0, reason=7), "reason=7 is not a text"),
         (dict(ids=0, labels=0, reason="\ud800"), "is not a text"),
+        (dict(ids=0, labels=0, reason="x"*100_001), "reason has 100001 characters"),
         (dict(ids="img", labels=0), "id 'img'"),
     ],
 )
@@ -248,6 +257,73 @@ class TestOtherData:
         assert not (tmp_path/"m.db").exists()
 
 
+def old_log(path, samples, edits):
+    """A log as it was written before keys had one form: samples as (key, given), edits as (key,
+    label)"""
+    file = LogFile(path, make=True)
+    about = dict(fingerprint="", vocab=json.dumps(VOCAB), made="2026-01-01T00:00", keys="true")
+    with file.write() as db:
+        make_tables(db)
+        db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+        db.executemany(
+            "INSERT INTO samples VALUES (?, ?, ?)", [(*s, i) for i, s in enumerate(samples)]
+        )
+        for i, (key, label) in enumerate(edits, 1):
+            db.execute(
+                "INSERT INTO actions (kind, author, time) VALUES ('edit', 'first', ?)", (about["made"],)
+            )
+            row = (i, key, label, VOCAB.index(label), "first", "", about["made"])
+            db.execute("INSERT INTO edits VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    file.close()
+
+
+class TestKeysInAnyForm:
+    """`é` as one character or as two: macOS hands out file names decomposed, Linux as they were
+    written"""
+    MAC, LINUX = ([normalize(f, o) for o in ("café.jpg", "roof.jpg")] for f in ("NFD", "NFC"))
+
+    @pytest.mark.parametrize("there,here", [(MAC, LINUX), (LINUX, MAC)])
+    def test_a_log_that_moves(self, path, there, here):
+        with LabelLog(path, [0, 0], VOCAB, keys=there) as log: log.edit(there[0], "dog")
+        log = LabelLog(path, [0, 0], VOCAB, keys=here)
+        assert log.labels().tolist() == [1, 0] and len(LabelLog(path)) == 2
+        log.edit(there[0], "fox"), log.edit(Path(here[1]), "cat")
+        assert log.labels().tolist() == [2, 0] and log.frame().key.tolist() == self.LINUX
+        assert log.history(here[0]).action.tolist() == log.history(there[0]).action.tolist() == [1, 2]
+
+    def test_classes(self, path):
+        mac,linux = (normalize(form, "Käse") for form in ("NFD", "NFC"))
+        log = LabelLog(path, [mac, "Öl", mac])
+        log.edit(1, mac), log.edit(2, linux), log.close()
+        again = LabelLog(path, [linux, "Öl", linux])
+        assert again.labels().tolist() == [0, 0, 0] and again.vocab == [linux, "Öl"]
+        renamed = LabelLog(path, ["x", "Öl", "x"], ["x", "Öl"], classes={mac: "x"})
+        assert renamed.labels().tolist() == [0, 0, 0]
+
+    def test_an_old_log_goes_on(self, path):
+        old_log(path, [(k, "cat") for k in self.MAC], [(self.MAC[0], "dog")])
+        for log in (LabelLog(path), LabelLog(path, [0, 0], VOCAB, keys=self.LINUX)):
+            assert log.labels().tolist() == [1, 0] and log.keys == self.LINUX
+        log.edit(self.LINUX[0], "fox", author="first")
+        assert log.labels().tolist() == [2, 0] and len(log.history(self.MAC[0])) == 2
+        assert log.undo("first") == [0] and log.labels().tolist() == [1, 0]
+
+    def test_one_sample_that_an_old_log_has_twice(self, path):
+        "Made on a Mac, continued on Linux: what was said last about it counts"
+        both = [self.MAC[0], self.LINUX[0], self.LINUX[1]]
+        old_log(path, [(k, "cat") for k in both], [(both[1], "dog"), (both[0], "fox")])
+        for log in (LabelLog(path), LabelLog(path, [0, 0], VOCAB, keys=self.MAC)):
+            assert log.labels().tolist() == [2, 0] and len(log) == 2
+            assert log.history(self.MAC[0]).label.tolist() == ["dog", "fox"]
+        log.edit(0, "cat")
+        assert LabelLog(path).labels().tolist() == [0, 0]
+
+    def test_keys_of_another_folder_are_named(self, path):
+        LabelLog(path, [0], VOCAB, keys=["/Volumes/data/a.png"])
+        with pytest.raises(LabelKitError, match="knows '/Volumes/data/a.png', keys has '/mnt/a.png'"):
+            LabelLog(path, [0], VOCAB, keys=["/mnt/a.png"])
+
+
 class TestBadFiles:
     def test_missing_folder_text_foreign_damaged(self, log, path, tmp_path):
         with pytest.raises(LabelKitError, match="is no file: pass an existing log, or the data"):
@@ -289,16 +365,46 @@ class TestTables:
     NASTY = [
         '=HYPERLINK("http://x")',
         "'=1",
+        "''",
         "+1",
         "@a",
         "-2",
+        "-",
+        "＝1",
         'it\'s, "quoted"',
+        '"',
+        ",",
+        ";",
         "two\nlines",
+        "\nfirst line empty",
+        "old\rMac",
+        "\rfirst",
+        "Windows\r\n",
         "\ttab",
+        "tab\tinside",
+        " in front",
+        "behind ",
         "ünï ✓",
         "NA",
+        "nan",
+        "None",
         "null",
         "007",
+        "1.0",
+        "1e5",
+        "TRUE",
+        "👩‍👩‍👧",
+        "עברית",
+        "\u202eright to left",
+        "\u200b",
+        "\ufeffmark",
+        "\x85next line",
+        "\u2028line",
+        "\x0bfeed\x1c",
+        "<b>bold</b>",
+        "a"*5000,
+        "id",
+        "label",
     ]
 
     @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -307,7 +413,7 @@ class TestTables:
         given = list(range(len(vocab)))
         a = LabelLog(tmp_path/"a.db", given, vocab, author="=first")
         for i, o in enumerate(self.NASTY[:-1]):
-            a.edit(i, (i+1) % len(vocab), reason=o, author=f"-{i}")
+            a.edit(i, (i+1) % len(vocab), reason=o, author=f"-{i} {o}")
         a.edit(len(vocab)-1, None, reason="")
         getattr(a, f"to_{kind}")(tmp_path/"f")
         b = LabelLog(tmp_path/"b.db", given, vocab, author="second")
@@ -317,7 +423,29 @@ class TestTables:
         assert len(b.undo()) == len(vocab)  # the one who imported can take it back
         if kind == "csv":
             cells = pd.read_csv(tmp_path/"f", dtype=str, keep_default_na=False).to_numpy().ravel()
-            assert not [c for c in cells if c[:1] in tuple("=+-@\t")]
+            assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\n＝")]
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_random_names(self, tmp_path, seed):
+        "Any text can be a class, a reason, an author and the name of a file"
+        rng = np.random.default_rng(seed)
+        signs = [*"abcZ09 ,;'\"=+-@\t\n\r|\\/<>&%#äß字🙂", "e\u0301", "\u00e9", "\u0627", "\u200f"]
+        text = lambda: "".join(rng.choice(signs, rng.integers(1, 8)))
+        vocab = list({nfc(o) for o in (text() for _ in range(12)) if o.strip()})
+        n = len(vocab)
+        keys = [f"{o}/{i}" for i, o in enumerate(vocab)]
+        a = LabelLog(tmp_path/"a.db", range(n), vocab, keys=keys)
+        a.edit(range(n), rng.permutation(n), reason=[*vocab])
+        for i in range(0, n, 3): a.edit(keys[i], vocab[i], author=vocab[i], reason=text())
+        for kind in ("csv", "parquet"):
+            b = LabelLog(tmp_path/f"{kind}.db", range(n), vocab, keys=keys)
+            getattr(a, f"to_{kind}")(tmp_path/kind)
+            getattr(b, f"from_{kind}")(tmp_path/kind)
+            pd.testing.assert_frame_equal(a.frame(), b.frame())
+            assert torch.equal(a.labels(), b.labels()) and b.vocab == vocab
+        again = LabelLog(tmp_path/"a.db")
+        assert again.vocab == vocab and again.keys == keys
+        pd.testing.assert_frame_equal(again.frame(), a.frame())
 
     @pytest.mark.parametrize(
         "text,said",
@@ -365,6 +493,19 @@ class TestTables:
         log = LabelLog(tmp_path/"k.db", [0, 1], VOCAB, keys=["a.png", "=b.png"])
         (tmp_path/"k.csv").write_bytes("\ufeffkey,label\r\n'=b.png,fox\r\n".encode())
         assert log.from_csv(tmp_path/"k.csv") == 1 and log.labels().tolist() == [0, 2]
+
+    @pytest.mark.parametrize("sign", [";", "\t"])
+    def test_spreadsheets_of_other_countries(self, log, tmp_path, sign):
+        text = "id,label,reason\r\n0,dog,a\r\n6,fox,\r\n".replace(",", sign)
+        (tmp_path/"k.csv").write_bytes(text.encode("utf-8-sig"))
+        assert log.from_csv(tmp_path/"k.csv") == 2 and log.labels()[[0, 6]].tolist() == [1, 2]
+
+    def test_rows_are_found_in_another_unicode_form(self, tmp_path):
+        log = LabelLog(tmp_path/"k.db", ["Käse", "Öl"], keys=["ä.png", "b.png"])
+        text = normalize("NFD", "key,label,given_label\nä.png,Öl,Käse\n")
+        (tmp_path/"k.csv").write_text(text, encoding="utf-8")
+        log.from_csv(tmp_path/"k.csv")
+        assert log.labels().tolist() == [1, 1]
 
 
 WRITER = """

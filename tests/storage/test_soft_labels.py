@@ -1,5 +1,5 @@
-"""e soft-label store: exact views, official fills, killed and resumed builds, damage, refusals, and
-other ways to reach"""
+"""The soft-label store: exact views, official fills, killed and resumed builds, damage, refusals, and
+other ways to reach it"""
 import json, os, pickle, random, subprocess, sys, textwrap
 from copy import deepcopy
 from pathlib import Path
