@@ -56,8 +56,8 @@ _KNOWN = dict(
 _TAKE_LABELS = ("ce", "nll", "smoothed", "labels")
 
 def _eager(f):
-    "What `torch.compile` was given"
-    return getattr(f, "_orig_mod", getattr(f, "_torchdynamo_orig_callable", f))
+    "The module that `torch.compile` was given"
+    return getattr(f, "_orig_mod", f)
 
 def _open(f):
     "fastai's wrapper or `None`, the module or function inside, and the arguments fixed for it"
@@ -161,7 +161,7 @@ def _agree(loss_func, own, ours, reduction):
         "targets or weighted samples: use a loss whose reduction='none' and 'mean' belong together"
     )
 
-# %% ../../nbs/core/losses.ipynb #fcc547be
+# %% ../../nbs/core/losses.ipynb #601e826d
 def _rows(wrapper, pred, targets, weights):
     "What fastai's wrapper hands to the loss inside it: classes last, and each place a row"
     if pred.ndim > 2:
@@ -194,7 +194,8 @@ def _label_loss(loss_func, pred, targets, weights):
             "the model with as many outputs as classes"
         )
     given = lambda k, default: keywords.get(k, getattr(f, k, default))
-    ignore_index = given("ignore_index", -100)
+    ignore_index = given("ignore_index", None)
+    if ignore_index is None: ignore_index = -100
     if name in ("labels", "other"):
         inner = partial(f, **keywords) if keywords else f
         return _expected_loss(inner, pred, targets, weights, ignore_index, name == "labels")
@@ -207,7 +208,7 @@ def _label_loss(loss_func, pred, targets, weights):
     uniform = -logp.mean(1)
     return (1-f.eps)*res + f.eps*_reduce(uniform, torch.ones_like(uniform), weights, reduction)
 
-# %% ../../nbs/core/losses.ipynb #9029a134
+# %% ../../nbs/core/losses.ipynb #7c62990c
 def _expected_loss(f, pred, targets, weights, ignore_index, plain):
     """Expectation of the loss of a label: as many calls as a row has labels with a share, of which
     to be ignored is one. `plain`: its mean is known to divide by the number of samples"""
@@ -222,7 +223,7 @@ def _expected_loss(f, pred, targets, weights, ignore_index, plain):
     label = label.where(label < c, ignore_index)
     losses = [_each(f, pred, y) for y in label.unbind(1)]
     one = label[:,0]
-    if any(o is None or len(o) != len(one) or o.numel() != one.numel() for o in losses):
+    if any(o is None or not o.ndim or o.numel() != one.numel() for o in losses):
         return _whole_loss(f, pred, share, label, weights)
     losses = torch.stack([o.view_as(one) for o in losses], 1)
     reduction = _reduction(f)
@@ -256,7 +257,7 @@ def _whole_loss(f, pred, share, label, weights):
         "reduction='none', or a technique that keeps labels whole (as CutMix does with masks)"
     )
 
-# %% ../../nbs/core/losses.ipynb #15c4726c
+# %% ../../nbs/core/losses.ipynb #52505da9
 def _float_loss(loss_func, pred, targets, weights):
     "`loss_func` of targets that it takes as they are"
     wrapper,f,_ = _open(loss_func)

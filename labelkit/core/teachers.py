@@ -390,8 +390,8 @@ def as_teacher(
     if isinstance(obj, Teacher): return obj
     if isinstance(obj, (list, tuple, nn.ModuleList)):
         return Ensemble(obj, copy=copy, batch_stats=batch_stats)
-    obj = _model_of(obj)
-    if isinstance(obj, type) or not callable(obj):
+    model = _model_of(obj)
+    if isinstance(model, type) or not callable(model):
         raise LabelKitError(
             f"teacher must be a model, a Learner, a callable or a list of them, got {obj!r}"
         )
@@ -482,7 +482,7 @@ def check_teacher(
         )
     return teacher
 
-# %% ../../nbs/core/teachers.ipynb #03ed9494
+# %% ../../nbs/core/teachers.ipynb #99c714e8
 def check_origin(
     teacher, # anything `as_teacher` takes
     dls      # the student's loaders

@@ -1,0 +1,104 @@
+"""What holds for every distillation, and slips that would go unnoticed."""
+import pytest
+import torch
+from fastai.basics import Callback, DataLoader, DataLoaders, Learner
+from torch import nn, tensor
+
+from contract import SLUGS, build, data, fit, learner, model, same, weights
+from labelkit.core.technique import registry
+from labelkit.core.teachers import as_teacher, check_origin
+from labelkit.distill.base import Distill
+from labelkit.distill.knowledge_distillation import KnowledgeDistillation
+from labelkit.distill.mdcs import MDCS, class_counts
+from labelkit.distill.robust_active_distillation import RobustActiveDistillation, choose
+from labelkit.errors import LabelKitError
+
+FAMILY = [o for o in SLUGS if issubclass(registry[o].cls, Distill)]
+
+
+@pytest.mark.parametrize("slug", FAMILY)
+def test_one_switch_leaves_the_teacher_unasked(slug):
+    asked = []
+    for off in (dict(p=0.), dict(soft_weight=0.)):
+        cb = build(slug, **off)
+        cb.teacher.model.register_forward_hook(lambda *_: asked.append(1))
+        assert cb.off
+        plain,with_it = fit(learner(slug=slug)),fit(learner([cb], slug=slug))
+        assert same(weights(plain), weights(with_it))
+    assert not asked
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_teacher_is_asked_in_its_own_precision(dtype):
+    x = torch.rand(4, 1, 8, 8)
+    net = model(9).eval()
+    want = net(x).detach()
+    said = as_teacher(model(9).to(dtype))(x)
+    assert said.dtype == torch.float32
+    torch.testing.assert_close(said, want, atol=.1 if dtype != torch.float64 else 1e-5, rtol=.1)
+    learn = fit(learner([KnowledgeDistillation(model(9).to(dtype))]))
+    assert all(v.dtype != dtype and torch.isfinite(v).all() for v in weights(learn).values())
+
+
+def test_what_a_teacher_knows_about_its_classes():
+    "Classes in another order would be learned wrong, every one of them"
+    teacher = Learner(data(vocab=list("abcdefghij")), model(9))
+    same_order = data(vocab=list("abcdefghij"))
+    check_origin(teacher, same_order)
+    with pytest.raises(LabelKitError, match="classes are .*the same order"):
+        fit(learner([KnowledgeDistillation(teacher)], dls=data(vocab=list("jihgfedcba"))))
+    check_origin(teacher.model, data(vocab=list("jihgfedcba")))  # a plain model says nothing
+
+
+def test_several_inputs_are_handed_to_the_teacher():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+        def forward(self, a, b): return self.head(torch.cat([a, b], 1))
+    items = [(torch.rand(2), torch.rand(4), tensor(i % 3)) for i in range(12)]
+    dls = DataLoaders(*(DataLoader(items, bs=4, n_inp=2) for _ in range(2)))
+    dls.c = 3
+    teacher = Two()
+    learn = Learner(dls, Two(), loss_func=nn.CrossEntropyLoss(), cbs=KnowledgeDistillation(teacher))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-2)
+    assert "knowledge_distillation" in learn.supervision.parts
+
+
+# MDCS
+
+def test_counts_are_of_the_given_labels():
+    "Not of the truth, and not of samples without a label"
+    dls = data(labeled=40, imbalance=4)
+    given = dls.given[dls.given >= 0]
+    counts = class_counts(dls, None, 10)
+    assert counts.tolist() == torch.bincount(given, minlength=10).tolist()
+    assert counts.sum() == 40 and counts.tolist() != torch.bincount(dls.truth).tolist()
+
+
+def test_no_gradient_reaches_the_view_that_teaches():
+    cb = MDCS()
+    found = []
+
+    class Look(Callback):
+        order = 6
+        def after_loss(self):
+            if not self.training: return
+            s = self.learn.supervision.record
+            loss = s.losses["mdcs.consistency"][0]
+            if not loss.requires_grad: return
+            (g,) = torch.autograd.grad(loss, s._features, retain_graph=True)
+            found.append((float(g[s.rows()].abs().max()), float(g[s.rows("mdcs")].abs().max())))
+    fit(learner([cb, Look()], dls=data(labeled=None)), 3)
+    assert found and all(weak == 0 for weak,_ in found) and any(strong > 0 for _,strong in found)
+
+
+# RobustActiveDistillation
+
+def test_policies_by_hand():
+    probs = tensor([[.9,.1], [.55,.45], [.6,.4]])
+    cb = RobustActiveDistillation(lambda x: x)
+    for policy in ("entropy", "margin"):
+        assert sorted(choose(policy, cb, probs, 2).tolist()) == [1, 2], "the least certain two"
+    with pytest.raises(LabelKitError, match="give k different places"):
+        choose(lambda cb,p,k: tensor([0, 0]), cb, probs, 2)
