@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Arrays', 'ArrayDataset', 'ArrayDL', 'LabelDataLoaders']
 
-# %% ../../nbs/data/arrays.ipynb #6fb92863
+# %% ../../nbs/data/arrays.ipynb #36d04068
 from contextlib import contextmanager
 from functools import partial
 import math
@@ -287,7 +287,8 @@ class LabelDataLoaders(DataLoaders):
         "Draw images of a batch with their given labels"
         import matplotlib.pyplot as plt
         self.train.check_shown()
-        (x, y) = self.train.decode(b or self.one_batch())
+        shown = self.train.decode(b or self.one_batch())
+        x,y = (o.as_subclass(torch.Tensor) for o in shown)
         n = min(max_n, len(x))
         fig,axs = plt.subplots(1, n, figsize=(1.1*n, 1.4), squeeze=False)
         for ax,img,label in zip(axs[0], x, y):
