@@ -6,17 +6,21 @@
 __all__ = ['combine_labels', 'SetOperations', 'laso_losses', 'multi_digits', 'LaSO']
 
 # %% ../../nbs/mix/laso.ipynb #2cf4d2cb
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.auxiliary import Auxiliary
-from ..data.loaders import LabelDataLoaders, from_arrays
-from ..errors import LabelKitError, check_range
-from ..models import head_of, with_features
-from ..core.supervision import LabelCallback, Supervision
+from ..core.auxiliary import Auxiliary, frozen_call
+from ..core.record import Supervision
+from ..core.supervision import LabelCallback
+from ..core.teachers import evaluating
 from ..core.technique import technique
+from ..data.loaders import LabelDataLoaders, from_arrays
+from ..errors import LabelKitError
 from .base import take_partner
+from ..models import head_of, with_features
 
 # %% ../../nbs/mix/laso.ipynb #54e6a324
 def combine_labels(
@@ -121,7 +125,9 @@ def _compose(ds, n, classes, most, g):
     year=2019,
     paper="https://arxiv.org/abs/1902.09811",
     cost="three small networks on pairs of feature vectors",
-    neutral=dict(weight=0.0),
+    beats="union, intersection and difference computed on the features themselves",
+    example=dict(joint=True),
+    reads="class",
 )
 class LaSO(LabelCallback):
     """Union, intersection and difference of label sets, computed from the features of pairs of
@@ -132,8 +138,10 @@ class LaSO(LabelCallback):
     one. `combine` gives the features of a result, from which a classifier for new classes can be
     trained. Raises `LabelKitError` for targets that are not classes. Alfassy et al. 2019,
     https://arxiv.org/abs/1902.09811"""
-    order = -3  # after other mixes: sets are of what the model sees
-    name = "laso"
+    stage = "after mix"  # sets are of what the model sees
+    targets = ("single", "soft", "multi")
+    limits = dict(reconstruction=(0, None), hidden=(1, None))
+    operations = None
 
     def __init__(self,
         weight:float=1.,         # of all its losses; 0 turns the technique off
@@ -142,58 +150,43 @@ class LaSO(LabelCallback):
         # the losses train the model too; else the networks learn beside a model that does not
         # notice
         joint:bool=False,
+        **kwargs                 # `p` of `LabelCallback`
     ):
-        self.weight = check_range("weight", weight, 0)
-        self.reconstruction = check_range("reconstruction", reconstruction, 0)
-        self.hidden = int(check_range("hidden", hidden, 1))
-        self.joint = joint
+        super().__init__(**kwargs)
+        self.keep(weight=weight, reconstruction=reconstruction, hidden=hidden, joint=joint)
 
     def setup(self):
-        if self.weight:
-            self.operations = Auxiliary(
-                SetOperations(head_of(self.learn.model).in_features, self.hidden), self.learn
-            )
+        n = head_of(self.learn.model).in_features
+        self.operations = Auxiliary(SetOperations(n, self.hidden), self.learn)
 
-    def before_forward(self, s:Supervision):
-        if self.weight == 0: return
-        if s.kind not in ("single", "soft", "multi"):
-            raise LabelKitError(
-                f"targets are of kind {s.kind!r}: LaSO needs labels, one or several a sample"
-            )
-        s.want_features()
+    def before_forward(self, s:Supervision): s.want_features()
 
     def after_forward(self, s:Supervision):
-        if self.weight == 0 or len(s.x) < 2: return
+        if len(s.x) < 2: return
         shift = int(torch.randint(1, len(s.x), (1,), generator=self.rng))
+        y = s.targets.detach()
         f = s.features()
         head = head_of(self.learn.model)
-        y = s.targets.detach()
         if not self.joint:
             f = f.detach()
-            weight = head.weight.detach()
-            bias = head.bias.detach()
-        classify = head if self.joint else lambda z: F.linear(z, weight, bias)
-        parts = laso_losses(
-            self.operations.module, classify, f, take_partner(f, shift), y, take_partner(y, shift)
-        )
-        for name, value, w in zip(
-            ("", ".symmetry", ".whole"), parts, (1.0, self.reconstruction, self.reconstruction)
-        ):
-            if w: s.add_loss(self.name+name, value, self.weight*w, auxiliary=not self.joint)
+            head = partial(frozen_call, head)
+        pairs = f, take_partner(f, shift), y, take_partner(y, shift)
+        found,*rest = laso_losses(self.operations.module, head, *pairs)
+        beside = dict(auxiliary=not self.joint)
+        s.add_loss(self.name, found, self.weight, **beside)
+        if not self.reconstruction: return
+        for part,value in zip(("symmetry", "whole"), rest):
+            s.add_loss(f"{self.name}.{part}", value, self.weight*self.reconstruction, **beside)
 
-    @torch.no_grad()
     def combine(self,
         a:torch.Tensor, # [B, ...] inputs
         b:torch.Tensor, # [B, ...] inputs
     )->dict: # union, intersection, difference: features [B, D] each
         """Features of what the pairs have together, in common, and of what `a` has more; classify
         them with the model's head"""
-        if self._learner is None or not self.weight:
+        if self.operations is None:
             raise LabelKitError(
                 "there are no set operations yet: train first, with a weight above 0"
             )
-        model = self.learn.model
-        was = self.learn.model.training
-        model.eval()
-        try: return self.operations.module(*(with_features(model, o)[1] for o in (a, b)))
-        finally: model.train(was)
+        with evaluating(self.learn.model) as (model,):
+            return self.operations.module(*(with_features(model, o)[1] for o in (a, b)))

@@ -9,7 +9,7 @@ __all__ = ['mixup', 'MixUp']
 import torch
 
 from ..core.technique import technique
-from .base import MixCallback, blend, take_partner
+from .base import BlendPlan, Mix, blend, take_partner
 
 # %% ../../nbs/mix/mixup.ipynb #071620cc
 def mixup(
@@ -27,12 +27,15 @@ def mixup(
     year=2018,
     paper="https://arxiv.org/abs/1710.09412",
     cost="none",
-    neutral=dict(alpha=0.0),
+    beats="training on images as they are",
 )
-class MixUp(MixCallback):
+class MixUp(Mix):
     """Average every input with a partner's, and their labels alike
 
     λ ~ Beta(alpha, alpha) for each batch, as in the authors' code (facebookresearch/mixup-cifar10),
-    or for each sample. Inputs of any shape; class labels, several labels, soft labels, regression
-    and segmentation targets. Zhang et al. 2018, https://arxiv.org/abs/1710.09412"""
-    def mix_inputs(self, x, partner, lam): return mixup(x, partner, lam),lam
+    or for each sample. Inputs of any shape, several of them too; class labels, several labels, soft
+    labels, regression and segmentation targets. Raises `LabelKitError` for inputs that cannot be
+    averaged. Zhang et al. 2018, https://arxiv.org/abs/1710.09412"""
+    instead = "use ManifoldMixUp(layers=…) to mix behind an embedding"
+
+    def plan_for(self, x, partners, shares, rng): return BlendPlan(partners, shares.to(x.device))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from contract import data, fit, learner, same, weights
 from labelkit.errors import LabelKitError
+from labelkit.explore.mix_explorer import mix_pair
 from labelkit.models import small_cnn
 from labelkit.core.losses import soft_target_loss
 from labelkit.mix.adautomix import AdAutoMix, MaskGenerator, generator_loss, mix_by_masks
@@ -26,9 +27,9 @@ class Watch(Callback):
         self.reached = []
     def after_loss(self):
         if not self.training: return
-        cb = self.learn.ad_auto_mix
+        cb = self.learn.adautomix
         s = self.learn.supervision.record
-        self.seen.append((s, cb.masks, cb.partners))
+        self.seen.append((s, cb.plan.masks.detach(), cb.plan.partners))
         own = list(self.learn.model.parameters())
         gen = list(cb.generator.module.parameters())
         losses = {"labeled": soft_target_loss(self.learn.loss_func, s.pred, s.targets)} | {
@@ -50,18 +51,18 @@ def test_neither_loss_trains_the_other_network(kwargs):
     learn = learner([AdAutoMix(**kwargs), watch := Watch()])
     fit(learn, 2)
     names = {name for name,*_ in watch.reached}
-    assert {"labeled", "adautomix_clean", "adautomix_generator"} <= names and (
-        "ad_auto_mix_decoupled" in names
+    assert {"labeled", "adautomix.clean", "adautomix.generator"} <= names and (
+        "adautomix.decoupled" in names
     ) == ("decoupled" in kwargs)
     for name,own,gen in watch.reached:
         assert not (own and gen)
-        if name != "ad_auto_mix_decoupled":
+        if name != "adautomix.decoupled":
             assert (own, gen) == (
-                (False, True) if name == "adautomix_generator" else (True, False)
+                (False, True) if name == "adautomix.generator" else (True, False)
             ), name
         else: assert not gen
     assert not any(
-        p.requires_grad or p.grad is not None for p in learn.ad_auto_mix.teacher.model.parameters()
+        p.requires_grad or p.grad is not None for p in learn.adautomix.teacher.model.parameters()
     )
 
 
@@ -97,7 +98,7 @@ def test_targets_are_the_masks_means(kwargs):
                 m.mean((1, 2))[:, None] * take_partner(hot(s.y), p) for m, p in zip(masks, partners)
             ),
         )
-        given = s.requests["ad_auto_mix_clean"]
+        given = s.requests["adautomix.clean"]
         close(s.x, sum(m[:,None]*take_partner(given, p) for m,p in zip(masks, partners)))
     if kwargs.get("per_sample"): assert (masks.mean((2,3)).std(1) > .01).any()
 
@@ -106,8 +107,9 @@ def test_official_labels_follow_lambda():
     learn = learner([cb := AdAutoMix(variant="official"), watch := Watch()])
     fit(learn)
     s,masks,partners = watch.seen[-1]
-    share = float(cb.lam[0])
-    assert cb.lam.unique().numel() == 1 and (s.targets[torch.arange(16), s.y] >= share-1e-5).all()
+    lam = s.own(cb).plan.shares
+    share = float(lam[0,0])
+    assert lam[0].unique().numel() == 1 and (s.targets[torch.arange(16), s.y] >= share-1e-5).all()
 
 
 def test_generator_loss_by_hand_and_its_signs():
@@ -203,8 +205,9 @@ def test_explorer_shows_the_generators_mask():
     fit(learner([cb := AdAutoMix()]))
     e = cb.explore(pairs=2)
     assert e.state["technique"] == "AdAutoMix" and e.grid["mixed"] is None
-    mixed,mask,share = cb.pair(torch.ones(1,8,8), torch.zeros(1,8,8), .7)
+    mixed,mask,share,plan = mix_pair(cb, torch.ones(1,8,8), torch.zeros(1,8,8), .7, None)
     close(mixed[0], mask)
+    close(mask, plan.masks[0,0])
     assert share == pytest.approx(mask.mean().item())
 
 
@@ -219,7 +222,7 @@ def test_refused():
         with pytest.raises(LabelKitError, match=word): AdAutoMix(**kwargs)
     for layer, word in (
         ("head", "no feature maps"),
-        ("nothing", "is not in the model: choose from .*body.0"),
+        ("nothing", "has no layer 'nothing': choose from body.0"),
     ):
         with pytest.raises(LabelKitError, match=word): fit(learner([AdAutoMix(layer=layer)]))
     x = torch.rand(8,1,8,8)
@@ -231,5 +234,5 @@ def test_refused():
     flat = DataLoaders.from_dsets(
         [(o, tensor(0)) for o in x], [(o, tensor(0)) for o in x], bs=4, dl_type=DataLoader
     )
-    with pytest.raises(LabelKitError, match="AdAutoMix cuts images"):
+    with pytest.raises(LabelKitError, match="gives no feature maps"):
         fit(Learner(flat, nn.Linear(5,2), loss_func=nn.CrossEntropyLoss(), cbs=AdAutoMix()))

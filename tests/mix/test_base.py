@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from contract import data, fit, learner, same, weights
 from places import REFERENCES
 from labelkit.errors import LabelKitError
-from labelkit.models import small_cnn, small_vit
+from labelkit.models import body_layers, small_cnn, small_vit
 from labelkit.core.supervision import LabelCallback
 from labelkit.core.technique import registry
-from labelkit.mix.base import MixCallback, decoupled_terms
+from labelkit.mix.base import Mix, decoupled_terms, take_partner
 from labelkit.mix.cutmix import CutMix
 from labelkit.mix.decoupled import decoupled_loss
-from labelkit.mix.manifold_mixup import ManifoldMixUp, body_layers
+from labelkit.mix.manifold_mixup import ManifoldMixUp
 from labelkit.mix.mixup import MixUp
 from labelkit.mix.resizemix import ResizeMix, resize_boxes, resizemix
 from labelkit.mix.smmix import SMMix, attended_regions, mixed_consistency_loss, region_tokens, smmix
@@ -126,26 +126,32 @@ class TestDecoupled:
     @pytest.mark.parametrize("cls", [MixUp, CutMix, ResizeMix, ManifoldMixUp])
     def test_a_mix_adds_the_functions_terms(self, cls):
         learn = fit(learner([cls(per_sample=True, decoupled=.5), keep := Keep()]))
-        cb = next(o for o in learn.cbs if isinstance(o, MixCallback))
+        cb = next(o for o in learn.cbs if isinstance(o, Mix))
         s = keep.seen[-1]
-        value,eta = s.losses[f"{cb.name}_decoupled"]
-        targets,trust,mass = cb.pairs
-        assert eta == .5 and all(not t.is_floating_point() for t in targets)
-        seen = ((cb.lam > 1e-3) & (cb.lam < 1-1e-3)).float()
-        close(value, (decoupled_terms(s.pred, *targets).sum(1)*seen).mean())
-        assert trust.shape == (16, 2) and float(mass) == 16
+        value,eta = s.losses[f"{cb.name}.decoupled"]
+        plan = s.own(cb).plan
+        lam = plan.shares[0]
+        assert eta == .5
+        seen = ((lam > 1e-3) & (lam < 1-1e-3)).float()
+        close(value, (decoupled_terms(s.pred, *plan.of(s.y)).sum(1)*seen).mean())
 
     def test_soft_labels_and_weights_of_others(self):
         class Prune(LabelCallback):
-            order = -8
+            stage = "relabel"
             def before_forward(self, s):
                 s.targets = .9*s.targets + .01
                 s.weigh((torch.arange(len(s.x)) % 2).float())
-        learn = fit(learner([Prune(), MixUp(decoupled=.3), keep := Keep()]))
-        assert all(s.losses["mix_up_decoupled"][0].isfinite() for s in keep.seen)
-        targets,trust,mass = learn.mix_up.pairs
-        assert all(t.is_floating_point() for t in targets)
-        assert not trust[::2,0].any() and trust[1::2,0].all()  # who is pruned has no term
+        fit(learner([Prune(), cb := MixUp(decoupled=.3), keep := Keep()]))
+        for s in keep.seen:
+            plan = s.own(cb).plan
+            own = .9*hot(s.y, 10) + .01
+            w = (torch.arange(16) % 2).float()
+            other = take_partner(w, plan.partners[1])
+            terms = decoupled_terms(s.pred, own, take_partner(own, plan.partners[1]))
+            mass = (plan.shares[0]*w + plan.shares[1]*other).sum()
+            # who is pruned has no term, on either side
+            want = (terms[:,0]*w + terms[:,1]*other).sum()/mass
+            close(s.losses["mixup.decoupled"][0], want, 1e-5)
 
     def test_refused(self):
         x = torch.rand(8,1,8,8)
@@ -163,7 +169,7 @@ class TestSchedule:
             order = 7
             def before_fit(self): self.seen = []
             def after_batch(self):
-                if self.training: self.seen.append(self.learn.mix_up.current_alpha)
+                if self.training: self.seen.append(self.learn.mixup.current_alpha)
         learn = fit(learner([MixUp(alpha=SchedCos(1., .1)), log := Alphas()]), 3)
         assert (
             log.seen[0] == pytest.approx(1.0, abs=0.02)
@@ -171,7 +177,7 @@ class TestSchedule:
             and log.seen == sorted(log.seen, reverse=True)
         )
         assert pickle.loads(pickle.dumps(MixUp(alpha=SchedCos(1., .1)))).alpha(0.) == 1.
-        assert learn.mix_up.explore().state["technique"] == "MixUp"
+        assert learn.mixup.explore().state["technique"] == "MixUp"
 
     def test_zero_is_off_and_below_is_refused(self):
         off = fit(learner([MixUp(alpha=lambda pct: 0.)]))
@@ -241,13 +247,15 @@ class TestResizeMix:
 
     def test_share_is_what_is_shown(self):
         fit(learner([cb := ResizeMix(per_sample=True), keep := Keep()]))
-        boxes = cb.boxes
         s = keep.seen[-1]
+        plan = s.own(cb).plan
+        boxes = plan.shrunk_into
+        lam = plan.shares[0]
         area = (boxes[:,2:]-boxes[:,:2]).prod(1)/64
-        close(cb.lam, 1-area.float())
+        close(lam, 1-area.float())
         assert (
-            s.targets[torch.arange(16), s.y] >= cb.lam - 1e-6
-        ).all() and cb.lam.unique().numel() > 3
+            s.targets[torch.arange(16), s.y] >= lam - 1e-6
+        ).all() and lam.unique().numel() > 3
 
     @pytest.mark.parametrize(
         "kwargs, word",
@@ -266,7 +274,7 @@ class TestManifold:
         "What the layer gives in a training batch, and what it would give plainly"
         got = {}
         class Look(LabelCallback):
-            order = -3
+            stage = "after mix"
             def before_forward(self, s):
                 s.hook(
                     self.learn.model.get_submodule(layer),
@@ -281,7 +289,7 @@ class TestManifold:
     def test_only_labeled_rows_are_mixed(self):
         got,learn = self.mixed_at("body.1", FixMatch(threshold=0.))
         s = got["s"]
-        cb = learn.manifold_mix_up
+        lam = s.own(learn.manifold_mixup).plan.shares[0,0]
         torch.manual_seed(0)
         with torch.no_grad(): plain = learn.model.body[1].train()(got["args"][0])
         assert len(plain) > len(s.x)
@@ -290,10 +298,10 @@ class TestManifold:
             k
             for k in range(1, len(s.x))
             if torch.allclose(
-                s.targets, torch.lerp(hot(s.y, 10).roll(-k, 0), hot(s.y, 10), cb.lam), atol=1e-6
+                s.targets, torch.lerp(hot(s.y, 10).roll(-k, 0), hot(s.y, 10), lam), atol=1e-6
             )
         )
-        want = torch.lerp(plain[:len(s.x)].roll(-shift, 0), plain[:len(s.x)], cb.lam)
+        want = torch.lerp(plain[:len(s.x)].roll(-shift, 0), plain[:len(s.x)], lam)
         close(got["out"][:len(s.x)], want, 1e-5)
 
     def test_layers_by_itself_by_name_by_module(self):
@@ -352,7 +360,9 @@ class Layers(Callback):
     order = 7
     def before_fit(self): self.seen = set()
     def after_pred(self):
-        if self.training: self.seen.add(self.learn.manifold_mix_up.layer)
+        if self.training:
+            s = self.learn.supervision.record
+            self.seen.add(s.own(self.learn.manifold_mixup).layer)
 
 
 class TestSMMix:
@@ -398,8 +408,9 @@ class TestSMMix:
         )
         fit(learn, cbs=[NoStep()])
         s = keep.seen[-1]
+        lam = float(s.own(cb).plan.shares[0,0])
         (z,maps) = logits[-1]
-        k = round((16*(1-float(cb.lam)))**.5)
+        k = round((16*(1-lam))**.5)
         least,_ = attended_regions(maps, k)
         region = torch.zeros(16, 4, 4)
         for m,(r,c) in zip(region, least.tolist()): m[r:r+k,c:c+k] = 1
@@ -408,7 +419,7 @@ class TestSMMix:
             for i in range(1, 16)
             if torch.allclose(
                 s.targets,
-                torch.lerp(hot(s.y, 10).roll(-i, 0), hot(s.y, 10), float(cb.lam)),
+                torch.lerp(hot(s.y, 10).roll(-i, 0), hot(s.y, 10), lam),
                 atol=1e-6,
             )
         )
@@ -421,10 +432,10 @@ class TestSMMix:
         fine = (
             F.cross_entropy(head(outside), s.y) + F.cross_entropy(head(inside), s.y.roll(-shift))
         ) / 2
-        close(s.losses["smmix_fine"][0].detach(), fine.detach(), 1e-4)
-        p = torch.lerp(z.roll(-shift, 0), z, float(cb.lam)).softmax(1)
+        close(s.losses["smmix.fine"][0].detach(), fine.detach(), 1e-4)
+        p = torch.lerp(z.roll(-shift, 0), z, lam).softmax(1)
         close(
-            s.losses["smmix_consistency"][0].detach(),
+            s.losses["smmix.consistency"][0].detach(),
             (p * (p.log() - s.pred.log_softmax(1))).sum(1).mean().detach(),
             1e-5,
         )
@@ -504,6 +515,6 @@ def test_attention_maps_of_the_transformer(attention):
 
 def test_every_mix_takes_the_common_arguments():
     for card in registry.values():
-        if card.family == "mix" and issubclass(card.cls, MixCallback):
+        if card.family == "mix" and issubclass(card.cls, Mix):
             cb = card.cls(decoupled=.1, until=.5, p=.5)
             assert (cb.decoupled, cb.until, cb.p) == (.1, .5, .5), card.name

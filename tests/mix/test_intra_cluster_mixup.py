@@ -18,7 +18,8 @@ class Keep(Callback):
     order = 6
     def before_fit(self): self.seen = []
     def after_pred(self):
-        if self.training: self.seen.append((self.learn.supervision.record, self.xb[0].clone()))
+        s = self.learn.supervision.record
+        if self.training: self.seen.append((s, s.x.clone()))
 
 def fit(cbs, dls=None, seed=0, pct=.1, **kwargs):
     set_seed(seed)
@@ -79,13 +80,13 @@ class TestCallback:
     def test_labels_of_one_cluster(self):
         dls = digits(complementary=True, bs=32)
         learn,seen = fit(IntraClusterMixUp(alpha=1., n_clusters=10), dls)
-        cluster = learn.intra_cluster_mix_up.cluster
+        cluster = learn.intra_cluster_mixup.cluster
         for s,_ in seen:
-            lam = learn.intra_cluster_mix_up.lam
+            lam = s.own(learn.intra_cluster_mixup).plan.shares[0]
             named = [set(dls.given[s.ids][cluster[s.ids] == cluster[i]].tolist()) for i in s.ids]
             assert all(
                 set(t.nonzero().flatten().tolist()) <= n for t, n in zip(s.targets, named)
-            ) and lam.shape == (1,)
+            ) and lam.unique().numel() == 1
             assert torch.allclose(s.targets.sum(1), torch.ones(len(s.targets)))
 
     def test_clusters_by_id(self):
@@ -100,13 +101,9 @@ class TestCallback:
         assert torch.equal(x[~mate], raw[~mate]) and torch.equal(
             s.targets[~mate].argmax(1), s.y[~mate]
         )
-        lam = learn.intra_cluster_mix_up.lam if len(seen) == 1 else None
-        if lam is not None:
-            assert torch.allclose(
-                x[mate],
-                lam * raw[mate] + (1 - lam) * dls.train_ds.arrays.x[s.ids[mate] ^ 1],
-                atol=1e-6,
-            )
+        lam = s.own(learn.intra_cluster_mixup).plan.shares[0,0]
+        want = lam*raw[mate] + (1-lam)*dls.train_ds.arrays.x[s.ids[mate] ^ 1]
+        assert torch.allclose(x[mate], want, atol=1e-6)
 
     def test_labels_only(self):
         dls = digits(complementary=True, bs=64)
@@ -124,13 +121,13 @@ class TestCallback:
             dls,
         )
         bright = (dls.train_ds.arrays.x.mean((1,2,3))).round(decimals=1)
-        c = learn.intra_cluster_mix_up.cluster
+        c = learn.intra_cluster_mixup.cluster
         assert all(c[bright == v].unique().numel() == 1 for v in bright.unique())
 
     def test_unlabeled_samples_have_none(self):
         dls = digits(labeled=40)
         learn,_ = fit(IntraClusterMixUp(n_clusters=3), dls)
-        c = learn.intra_cluster_mix_up.cluster
+        c = learn.intra_cluster_mixup.cluster
         assert torch.equal(c >= 0, dls.given >= 0)
 
     def test_with_complementary_labels(self):
@@ -144,10 +141,10 @@ class TestCallback:
     def test_the_state_has_the_clusters(self):
         a,_ = fit(IntraClusterMixUp(n_clusters=4))
         b,_ = fit(IntraClusterMixUp(n_clusters=4), seed=8)
-        state = pickle.loads(pickle.dumps(a.intra_cluster_mix_up.state_dict()))
-        assert not torch.equal(a.intra_cluster_mix_up.cluster, b.intra_cluster_mix_up.cluster)
-        b.intra_cluster_mix_up.load_state_dict(state)
-        assert torch.equal(a.intra_cluster_mix_up.cluster, b.intra_cluster_mix_up.cluster)
+        state = pickle.loads(pickle.dumps(a.intra_cluster_mixup.state_dict()))
+        assert not torch.equal(a.intra_cluster_mixup.cluster, b.intra_cluster_mixup.cluster)
+        b.intra_cluster_mixup.load_state_dict(state)
+        assert torch.equal(a.intra_cluster_mixup.cluster, b.intra_cluster_mixup.cluster)
 
     def test_own_loaders(self):
         g = gen()
@@ -160,7 +157,7 @@ class TestCallback:
         )
         dls.c = 10
         learn,_ = fit(IntraClusterMixUp(n_clusters=2), dls, pct=1.)
-        c = learn.intra_cluster_mix_up.cluster
+        c = learn.intra_cluster_mixup.cluster
         assert c[::2].unique().numel() == c[1::2].unique().numel() == 1 and c[0] != c[1]
 
 

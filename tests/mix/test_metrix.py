@@ -73,16 +73,18 @@ def test_mixes_are_what_they_say(level):
         def after_loss(self):
             if not self.training or kept: return
             s = self.learn.supervision.record
-            (pos,neg) = cb._pair
-            lam = cb._lam
+            mine = s.own(cb)
+            pos = mine.positive
+            neg = mine.negative
+            lam = mine.lam
             model = self.learn.model
             z = F.normalize(s.features(), dim=1)
             if level == "input":
-                torch.testing.assert_close(s.requests["metrix"], lam*s.x[pos] + (1-lam)*s.x[neg])
+                torch.testing.assert_close(s.requests["metrix"][0], lam*s.x[pos] + (1-lam)*s.x[neg])
                 mixed = F.normalize(s.features("metrix"), dim=1)
             elif level == "feature": mixed = F.normalize(s.features("metrix"), dim=1)
             else: mixed = F.normalize(lam*z[pos] + (1-lam)*z[neg], dim=1)
-            d = (z[cb._triples[0]] - mixed).norm(dim=1)
+            d = (z[mine.anchor] - mixed).norm(dim=1)
             kept.update(
                 have=s.losses["metrix"][0],
                 want=metrix_loss(d, lam),
@@ -96,21 +98,20 @@ def test_mixes_are_what_they_say(level):
 
 def test_features_are_mixed_inside():
     "With λ=1 the mixed rows are the positives' own; with λ=0 the negatives'"
-    for alpha_lam,which in ((1., 0), (0., 1)):
+    for alpha_lam,which in ((1., "positive"), (0., "negative")):
         cb = Metrix(level="feature")
         kept = {}
         class Fix(Callback):
             order = 5.5
             def before_batch(self):
-                if self.training: cb._lam.fill_(alpha_lam)
+                if self.training: self.learn.supervision.record.own(cb).lam.fill_(alpha_lam)
         class Keep(Callback):
             order = 6
             def after_loss(self):
                 if self.training and not kept:
                     s = self.learn.supervision.record
-                    kept.update(
-                        a=s.features("metrix").detach(), b=s.features().detach()[cb._pair[which]]
-                    )
+                    rows = getattr(s.own(cb), which)
+                    kept.update(a=s.features("metrix").detach(), b=s.features().detach()[rows])
 
         dls = data(labeled=None)
         learn = learner([cb, Fix(), Keep()], dls=dls)
@@ -131,5 +132,5 @@ def test_retrieval_measures():
 def test_bad_input():
     with pytest.raises(LabelKitError, match="embedding='logits'"): Metrix(embedding="logits")
     with pytest.raises(LabelKitError, match="weight=-1"): Metrix(weight=-1)
-    with pytest.raises(LabelKitError, match="layer=.* is no module"):
+    with pytest.raises(LabelKitError, match="SmallCNN has no layer 'nothing'"):
         fit(learner([Metrix(level="feature", layer="nothing")]))

@@ -7,14 +7,14 @@ from fastai.basics import Callback
 from contract import MODEL, SLUGS, build, fit, learner, model
 from labelkit.data.loaders import from_arrays
 from labelkit.core.technique import registry
-from labelkit.mix.base import MixCallback
+from labelkit.mix.base import Mix
 
-MIXES = [s for s in SLUGS if issubclass(registry[s].cls, MixCallback)]
+MIXES = [s for s in SLUGS if issubclass(registry[s].cls, Mix)]
 # What makes a mix one of the images themselves, in every batch.
 KNOBS = dict(
-    manifoldmixup=dict(layers=["input"]),
+    manifold_mixup=dict(layers=["input"]),
     smmix=dict(switch=0.0),
-    intraclustermixup=dict(clusters=torch.zeros(64).long()),
+    intra_cluster_mixup=dict(clusters=torch.zeros(64).long()),
 )
 
 
@@ -40,7 +40,7 @@ def test_label_share_is_image_share(slug):
     seen = Seen()
     learn = learner([cb, seen], dls=black_and_white())
     learn.model = MODEL.get(slug, model)(0)
-    if slug == "manifoldmixup":  # its mixing happens in a hook on the model's input
+    if slug == "manifold_mixup":  # its mixing happens in a hook on the model's input
         seen.inputs = []
         learn.model.normalize.register_forward_hook(
             lambda m, args, out: (
