@@ -5,7 +5,7 @@ import pytest, torch
 from torch import nn
 
 from labelkit.errors import LabelKitError
-from labelkit.models import Normalize, mlp, small_cnn, small_vit, wide_resnet
+from labelkit.models import InputNorm, mlp, small_cnn, small_vit, wide_resnet
 
 
 def fake_dls(c=10, shape=(16, 1, 8, 8), stats=None):
@@ -149,13 +149,13 @@ def test_without_enough_to_go_on():
 
 
 def test_normalize():
-    n = Normalize([.5, 0.], [.25, 2.])
+    n = InputNorm([.5, 0.], [.25, 2.])
     assert n(torch.ones(1, 2, 3, 3))[0, :, 0, 0].tolist() == [2.0, 0.5] and n(
         torch.ones(1, 2)
     ).tolist() == [[2.0, 0.5]]
     assert not list(n.parameters()) and set(n.state_dict()) == {"mean", "std"}
-    with pytest.raises(LabelKitError, match="std must be above zero"): Normalize([0.], [0.])
-    with pytest.raises(LabelKitError, match="2 channels and std 1"): Normalize([0., 0.], [1.])
+    with pytest.raises(LabelKitError, match="std must be above zero"): InputNorm([0.], [0.])
+    with pytest.raises(LabelKitError, match="2 channels and std 1"): InputNorm([0., 0.], [1.])
 
 
 def test_mlp():
