@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import LabelKitError, atomic_path
+from ..errors import LabelKitError, atomic_path, local_path
 
 # %% ../../nbs/storage/ledger.ipynb #bd9134c6
 class Ledger:
@@ -27,7 +27,8 @@ class Ledger:
     def __init__(self,
         n_ids:int,                # number of samples; ids are 0..n_ids-1
         given=None,               # [n_ids] long, given labels, -1 for none
-        # [n_ids] long, true labels where they are known: for showing, never for training
+        # [n_ids] long, true labels where they are known, -1 elsewhere: for showing, never for
+        # training
         truth=None,
         vocab=None,               # class names
         reasons:tuple=("",),      # what the numbers in `reason` mean
@@ -55,8 +56,11 @@ class Ledger:
         **kwargs  # passed on: `reasons`, `columns`, and `given` where `dls` does not know it
     ):
         "A ledger for all samples of `dls`"
+        # one class each; targets of other kinds say nothing that a suggested label could equal
         tensors = {
-            k: v for k in ("given", "truth") if isinstance(v := getattr(dls, k, None), torch.Tensor)
+            k: v
+            for k in ("given", "truth")
+            if isinstance(v := getattr(dls, k, None), torch.Tensor) and v.ndim == 1
         }
         kwargs = (
             tensors | dict(vocab=getattr(dls, "vocab", None), device=dls.device or "cpu") | kwargs
@@ -90,11 +94,10 @@ class Ledger:
             **more,
         )
         for k,v in new.items(): self.columns[k][ids] = v.to(self._columns[k])
-        kind = (
-            torch.full_like(ids, 2)
-            if self.truth is None
-            else (suggested_label != self.truth[ids]).long()
-        )
+        kind = torch.full_like(ids, 2)
+        if self.truth is not None:
+            truth = self.truth[ids]
+            kind = torch.where(truth >= 0, (suggested_label != truth).long(), kind)
         bin_ = (confidence*self.bins).long().clamp(0, self.bins-1)
         flat = (kind*2 + accepted.long())*self.bins + bin_
         self._now.view(-1).index_add_(0, flat, torch.ones_like(confidence))
@@ -110,12 +113,16 @@ class Ledger:
             self._now = self._empty(self._now.device)
         self.epochs.append(epoch)
 
+    def _counts(self):
+        "[E, 3, 2, bins], see `_empty`"
+        if not self.epochs:
+            raise LabelKitError("the ledger is empty: train with the technique first")
+        return torch.stack([*self._done, self._now.cpu()])
+
     def history(self)->dict:
         """Per epoch: counts by confidence bin (`correct`, `wrong`, `unknown` [E, bins]), `accepted`
         and `accepted_correct` [E], `class_threshold`"""
-        if not self.epochs:
-            raise LabelKitError("the ledger is empty: train with the technique first")
-        h = torch.stack([*self._done, self._now.cpu()])  # [E, 3, 2, bins]
+        h = self._counts()
         by_bin = h.sum(2).numpy()
         t = [*self.class_threshold, self._threshold]
         return dict(
@@ -130,21 +137,20 @@ class Ledger:
         )
 
     def summary(self):
-        """A row for each epoch: `mask_rate` (share accepted) and `accuracy` of what was accepted,
-        `NaN` where the truth is not known"""
+        """A row for each epoch: `mask_rate` (share accepted) and `accuracy` of what was accepted and
+        has a known truth, `NaN` where nothing has"""
         import pandas as pd
-        h = self.history()
-        n = h["correct"].sum(1) + h["wrong"].sum(1) + h["unknown"].sum(1)
-        known = h["unknown"].sum(1) == 0
-        acc = pd.Series(h["accepted_correct"] / h["accepted"].clip(1)).where(
-            known & (h["accepted"] > 0)
-        )
+        h = self._counts().sum(3)  # [E, 3, 2]
+        seen = h.sum((1, 2))
+        accepted = h[:, :, 1]
+        known = accepted[:, :2].sum(1)
+        accuracy = pd.Series((accepted[:, 0] / known.clamp_min(1)).numpy())
         return pd.DataFrame(
             dict(
-                epoch=h["epochs"],
-                seen=n.astype(int),
-                mask_rate=h["accepted"] / n.clip(1),
-                accuracy=acc,
+                epoch=self.epochs,
+                seen=seen.long().numpy(),
+                mask_rate=(accepted.sum(1) / seen.clamp_min(1)).numpy(),
+                accuracy=accuracy.where((known > 0).numpy()),
             )
         )
 
@@ -192,7 +198,8 @@ def read_ledger(path:str|Path):
     """The frame that `Ledger.to_parquet` wrote. Raises `LabelKitError` when the file is missing,
     truncated or something else"""
     import pandas as pd
-    if not Path(path).is_file():
+    path = local_path(path)
+    if not path.is_file():
         raise LabelKitError(f"path={str(path)!r} is no file: pass one written by Ledger.to_parquet")
     try:
         res = pd.read_parquet(path)
