@@ -11,6 +11,7 @@ __all__ = ['view_ops', 'RAND_OPS', 'SMALL_OPS', 'op_brightness', 'op_contrast', 
 # %% ../../nbs/data/views.ipynb #385fa45d
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 import functools, inspect, math
 
 import torch, torch.nn.functional as F
@@ -60,12 +61,15 @@ def op_sharpness(
 )->torch.Tensor: # images, as `x`
     """Blend with the image smoothed by the 3x3 kernel of ones with a 5 in its centre, over 13; the
     outermost pixels stay"""
-    rows = (x[...,:-2]+x[...,1:-1]).add_(x[...,2:])
-    box = (rows[...,:-2,:]+rows[...,1:-1,:]).add_(rows[...,2:,:])
+    three = lambda x, d: [x.narrow(d, i, x.shape[d]-2) for i in range(3)]
+    a, b, c = three(x, 3)
+    rows = (a+b).add_(c)
+    a, b, c = three(rows, 2)
+    box = (a+b).add_(c)
     out = x.clone()
-    inner = x[...,1:-1,1:-1]
+    inner = out.narrow(2, 1, x.shape[2]-2).narrow(3, 1, x.shape[3]-2)
     smooth = box.add_(inner, alpha=4).div_(13)
-    out[...,1:-1,1:-1] = torch.lerp(smooth, inner, _per_sample(f)).clamp_(0, 1)
+    inner.copy_(_blend(smooth, inner, f))
     return out
 
 # %% ../../nbs/data/views.ipynb #b98058de
@@ -87,7 +91,7 @@ def op_posterize(
     bits:torch.Tensor, # bits to keep `[B]`, from 1 to 8; rounded to whole numbers
 )->torch.Tensor: # images, as `x`, with at most `2**bits` values
     "Keep the `bits` highest of each pixel's 8 bits"
-    step = _per_sample(torch.exp2(8-bits.round()))
+    step = _per_sample((8-bits.round()).exp2_())
     return (_levels(x)/step).floor_().mul_(step).div_(255)
 
 def op_autocontrast(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
@@ -95,14 +99,15 @@ def op_autocontrast(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
     lo = x.amin((2,3), keepdim=True)
     hi = x.amax((2,3), keepdim=True)
     flat = hi == lo
-    return (x-torch.where(flat, 0, lo)).div_(torch.where(flat, 1, hi-lo))
+    span = hi.sub_(lo).masked_fill_(flat, 1)
+    return (x-lo.masked_fill_(flat, 0)).div_(span)
 
 # %% ../../nbs/data/views.ipynb #6be8dfd0
 def op_equalize(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
     """Equalise the histogram of each channel of each image, over 256 levels; images with too few
     pixels for a step stay as they are"""
     b, c, h, w = x.shape
-    level = _levels(x).clamp_(0, 255).long().view(b*c, h*w)
+    level = _levels(x).clamp_(0, 255).long().reshape(b*c, h*w)
     hist = (
         torch.zeros(b * c, 256, dtype=torch.long, device=x.device)
         .scatter_add_(1, level, torch.ones_like(level))
@@ -124,9 +129,9 @@ def op_equalize(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
 # %% ../../nbs/data/views.ipynb #e62ab912
 def _matrix(v, **entries):
     "Identity matrices `[B,3,3]` with some entries set, `m01` for row 0 and column 1"
-    m = torch.eye(3, dtype=v.dtype, device=v.device).repeat(len(v), 1, 1)
-    for k,e in entries.items(): m[:,int(k[1]),int(k[2])] = e
-    return m
+    fixed = (torch.zeros_like(v), torch.ones_like(v))
+    rows = [entries.get(f"m{i}{j}", fixed[i == j]) for i in range(3) for j in range(3)]
+    return torch.stack(rows, 1).view(-1, 3, 3)
 
 def op_rotate(
     v:torch.Tensor, # degrees `[B]`, counter-clockwise
@@ -157,7 +162,14 @@ def op_translate_y(v:torch.Tensor, h:int, w:int)->torch.Tensor:
     "Move down by `v` heights"
     return _matrix(v, m12=-v*h)
 
+# a multiple of the value is added to the identity matrix
+_linear = (op_shear_x, op_shear_y, op_translate_x, op_translate_y)
+
 # %% ../../nbs/data/views.ipynb #9cbb45db
+def _beside(x, t):
+    "`t` on the device of `x`; nobody waits for a copy to an accelerator"
+    return t.to(x.device, non_blocking=True)
+
 def warp(
     x:torch.Tensor,      # images `[B,C,H,W]`
     matrix:torch.Tensor, # `[B,3,3]`, from output places to input places, in pixels
@@ -165,11 +177,13 @@ def warp(
 )->torch.Tensor: # images, as `x`
     "Sample every image once, bilinearly, at the places its matrix names"
     h, w = x.shape[-2:]
-    # rows: sampling places counted from -1 to 1
-    m = matrix.to(x.device, x.dtype)[:,:2]*x.new_tensor([2/w, 2/h]).view(1,2,1)
+    m = _beside(x, matrix.to(x.dtype))
     col = torch.arange(.5, w, device=x.device, dtype=x.dtype)
     row = torch.arange(.5, h, device=x.device, dtype=x.dtype)
-    place = m[:,:,0,None,None]*col + (m[:,:,1,None]*row + (m[:,:,2,None]-1))[...,None]
+    # sampling places counted from -1 to 1
+    across, down, start = torch.stack([m[:,0]*(2/w), m[:,1]*(2/h)], 1)[...,None].unbind(2)
+    lines = (down*row).add_(start.sub_(1))
+    place = (across*col)[:,:,None] + lines[...,None]
     y = F.grid_sample(
         x - fill if fill else x,
         place.permute(0, 2, 3, 1),
@@ -189,14 +203,14 @@ def op_cutout(
 )->torch.Tensor: # images, as `x`
     """Paint a box over each image; a box is clipped at the image's edges. DeVries and Taylor 2017,
     https://arxiv.org/abs/1708.04552"""
-    def span(k, c):
-        side = (size*k).round()
-        mid = (c*k).floor()
-        lo = (mid-(side/2).floor())[:,None]
-        i = torch.arange(k, device=x.device)
-        return (i >= lo) & (i < lo+side[:,None])
-    box = span(x.shape[2], centre[:,0])[:,None,:,None] & span(x.shape[3], centre[:,1])[:,None,None]
-    return x.mul(~box).add_(box*fill)
+    h, w = x.shape[-2:]
+    sides = _beside(centre, torch.tensor([h, w], dtype=centre.dtype))
+    long = (size[:,None]*sides).round_()
+    first = (centre*sides).floor_().sub_((long/2).floor_())
+    i = torch.arange(max(h, w), device=x.device)
+    inside = (i >= first[...,None]).logical_and_(i < first.add_(long)[...,None])
+    box = inside[:,0,:h][:,None,:,None] & inside[:,1,:w][:,None,None]
+    return x.masked_fill(box, fill)
 
 # %% ../../nbs/data/views.ipynb #889fa1ec
 @dataclass(frozen=True)
@@ -242,6 +256,9 @@ class View:
     """Base of random views: `view(x, generator)` on images `[B,C,H,W]`. Subclasses write `apply`,
     and `limits` if they cannot take every image"""
     unit = False # True if the images must lie in [0, 1]
+    # kind of images whose range was found good: only the first of a kind are looked at, because an
+    # accelerator must be waited for; `None` to look again
+    _trusted = None
 
     def __call__(self,
         x:torch.Tensor,            # float images `[B,C,H,W]`
@@ -253,7 +270,8 @@ class View:
         self.check(x, generator)
         if not len(x): return x.clone()
         with torch.no_grad(): y = self.apply(x.as_subclass(torch.Tensor).float(), generator)
-        return y.to(x.dtype).as_subclass(type(x))
+        y = y.to(x.dtype)
+        return y if type(x) is torch.Tensor else y.as_subclass(type(x))
 
     def check(self, x, generator):
         "Raise `LabelKitError` if this view cannot take `x`"
@@ -262,6 +280,7 @@ class View:
                 f"generator={generator!r} is not a torch.Generator on the CPU: pass "
                 "torch.Generator().manual_seed(0)"
             )
+        if torch.is_tensor(x) and (x.shape[1:], x.dtype, x.device) == self._trusted: return
         found = f"{x.dtype} of shape {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
         if not torch.is_tensor(x) or x.ndim != 4:
             raise LabelKitError(
@@ -275,14 +294,26 @@ class View:
         if not x.is_floating_point():
             raise LabelKitError(f"x is {found}: pass floats in [0, 1], for bytes x.float()/255")
         self.limits(x.shape[1], *x.shape[-2:])
-        if self.unit and len(x):
-            lo, hi = x.detach().aminmax()
-            if not (lo >= -.02 and hi <= 1.02):
-                raise LabelKitError(
-                    f"x has values from {lo:.3g} to {hi:.3g}: {type(self).__name__} takes images "
-                    "in [0, 1]; if they were normalised, use Normalized(view, mean, std), and if "
-                    "they have NaNs, look where they come from"
-                )
+        if not len(x): return
+        self.check_range(x.detach().as_subclass(torch.Tensor))
+        self._trusted = (x.shape[1:], x.dtype, x.device)
+
+    def check_range(self, x:torch.Tensor):
+        "Raise `LabelKitError` if the images must lie in [0, 1] and do not"
+        if not self.unit: return
+        lo, hi = x.aminmax()
+        if lo >= -.02 and hi <= 1.02: return
+        raise LabelKitError(
+            f"x has values from {lo:.3g} to {hi:.3g}: {type(self).__name__} takes images in "
+            "[0, 1]; if they were normalised, use Normalized(view, mean, std); if a transform "
+            "such as RandomErasing left noise in them, Chain(lambda x: x.clamp(0, 1), view); and "
+            "if they have NaNs, look where they come from"
+        )
+
+    def fresh(self):
+        "The view itself, which will look at the range of the next images again"
+        self._trusted = None
+        return self
 
     def limits(self, c:int, h:int, w:int):
         """Raise `LabelKitError` if images with `c` channels of `h` by `w` pixels are impossible for
@@ -324,26 +355,28 @@ class Weak(View):
 
     def apply(self, x, generator):
         b, c, h, w = x.shape
-        rows = self._source(b, h, generator)
-        cols = self._source(b, w, generator)
+        pads = [_pixels(self.pad, side) for side in (h, w)]
+        down, across = (torch.randint(2*p+1, (b,), generator=generator) for p in pads)
         if self.flip:
-            cols = torch.where(torch.rand(b, 1, generator=generator) < .5, cols.flip(1), cols)
-        rows = rows.to(x.device)
-        cols = cols.to(x.device)
-        place = _reflect(rows, h)[:,:,None]*w + _reflect(cols, w)[:,None]
-        y = x.reshape(b, c, h*w).gather(2, place.view(b, 1, h*w).expand(b, c, h*w)).view(x.shape)
+            mirrored = torch.rand(b, 1, generator=generator) < .5
+            across.add_(mirrored[:,0], alpha=2*pads[1]+1)
+        down, across = _beside(x, torch.stack([down, across])).unbind()
+        tables = [_sources(p, side, x.device) for p, side in zip(pads, (h, w))]
+        rows = tables[0][0].index_select(0, down).mul_(w)
+        cols = tables[1][0].index_select(0, across)
+        place = (rows[:,:,None] + cols[:,None]).view(b, 1, h*w).expand(b, c, h*w)
+        y = x.reshape(b, c, h*w).gather(2, place).view(x.shape)
         if self.fill is None: return y
-        outside = ((rows < 0) | (rows >= h))[:, None, :, None] | ((cols < 0) | (cols >= w))[
-            :, None, None
-        ]
-        return y.masked_fill_(outside, self.fill)
+        rows, cols = (o.index_select(0, i) for (_,o),i in zip(tables, (down, across)))
+        return y.masked_fill_(rows[:,None,:,None] | cols[:,None,None], self.fill)
 
-    def _source(self, b, side, generator):
-        "`[b, side]`: for every row (or column) of a view, the row of its image; it may lie outside"
-        p = _pixels(self.pad, side)
-        return torch.randint(-p, p+1, (b,1), generator=generator) + torch.arange(side)
-
-def _reflect(i, side): return (side-1) - ((side-1)-i.abs()).abs()
+@functools.lru_cache(maxsize=32)
+def _sources(pad, side, device):
+    """Two tables with a row for each shift from `-pad` to `pad`, then the same mirrored: from where
+    in the image, by reflection, each place of a view comes; and whether that was outside"""
+    i = torch.arange(-pad, pad+1, device=device)[:,None] + torch.arange(side, device=device)
+    i = torch.cat([i, i.flip(1)])
+    return (side-1) - ((side-1)-i.abs()).abs(), (i < 0) | (i >= side)
 
 # %% ../../nbs/data/views.ipynb #af1b23bb
 def _as_ops(ops):
@@ -397,7 +430,14 @@ class RandAugment(View):
         self._ops = _as_ops(ops)
         self._low, self._span = torch.tensor([(o.low, o.high-o.low) for o in self._ops]).T
         self._signed = torch.tensor([o.signed for o in self._ops])
-        self._moves = torch.tensor([o.kind == "geometry" for o in self._ops]+[False])
+        self._moves = torch.tensor([o.kind == "geometry" for o in self._ops] + [False])
+        self._colours = [o for o in self._ops if o.kind != "geometry" and o.f is not _noop]
+        k = len(self._colours)
+        rank = [self._colours.index(o) if o in self._colours else k for o in self._ops] + [k]
+        # where an operation stands when those of all rounds are sorted; last what is no colour
+        self._rank = torch.tensor(
+            [[r*k+o if o < k else self.n*k for o in rank] for r in range(self.n)]
+        )
 
     def limits(self, c, h, w):
         if min(h, w) < 3:
@@ -426,32 +466,62 @@ class RandAugment(View):
 
     def apply(self, x, generator):
         op, value, centre = self.draw(len(x), generator)
+        if not self.n: return x.clone()
         y = self._geometry(x, op, value)
-        for o,v,c in zip(op, value, centre):
-            order = o.argsort(stable=True)
-            rows, v, c = (t.to(x.device) for t in (order, v[order], c[order]))
-            sizes = o.bincount(minlength=len(self._ops)+1).tolist()
-            for k,i,vi,ci in zip(self._ops, rows.split(sizes), v.split(sizes), c.split(sizes)):
-                if len(i) and k.kind != "geometry" and k.f is not _noop:
-                    y.index_copy_(
-                        0,
-                        i,
-                        k.f(
-                            y.index_select(0, i), vi, *((ci, self.fill) if k.kind == "box" else ())
-                        ),
-                    )
+        # the colour operations of all rounds are sorted once, by round and by operation
+        rank = self._rank.gather(1, op).view(-1)
+        sizes = rank.bincount(minlength=self.n*len(self._colours)+1).tolist()
+        order = rank.argsort(stable=True)[:rank.numel()-sizes.pop()]
+        value = value.view(-1).index_select(0, order)
+        centre = centre.view(-1, 2).index_select(0, order)
+        rows, value, centre = (_beside(x, o) for o in (order.remainder_(len(x)), value, centre))
+        for r in range(self.n):
+            drawn = sizes[r*len(self._colours):][:len(self._colours)]
+            n = sum(drawn)
+            if n: self._recolour(y, drawn, *(o[:n] for o in (rows, value, centre)))
+            rows, value, centre = (o[n:] for o in (rows, value, centre))
         return y
+
+    def _recolour(self, y, sizes, *drawn):
+        "One round of colour operations, in `y` itself, each once for all the samples that drew it"
+        x = y.index_select(0, drawn[0])
+        parts = zip(self._colours, sizes, *(o.split_with_sizes(sizes) for o in (x, *drawn[1:])))
+        done = [
+            o.f(x, v, *((centre, self.fill) if o.kind == "box" else ()))
+            for o,n,x,v,centre in parts if n
+        ]
+        y.index_copy_(0, drawn[0], torch.cat(done))
+
+    def _slopes(self, h, w):
+        """What one unit of each operation adds to the identity matrix, `[ops+1, 9]`, and which
+        operations cannot be said like that"""
+        if self._size != (h, w):
+            self._size = (h, w)
+            moves = [k for k,o in enumerate(self._ops) if o.kind == "geometry"]
+            self._bent = [k for k in moves if self._ops[k].f not in _linear]
+            self._slope = torch.zeros(len(self._ops)+1, 9)
+            for k in moves:
+                if k not in self._bent:
+                    self._slope[k] = (self._ops[k].f(torch.ones(1), h, w)-torch.eye(3)).view(9)
+        return self._slope, self._bent
+    _size = None
 
     def _geometry(self, x, op, value):
         "A copy of `x` with the geometric operations of all rounds"
-        matrix = torch.eye(3).repeat(op.numel(), 1, 1)
-        for k,o in enumerate(self._ops):
-            if o.kind == "geometry" and len(i := (op.flatten() == k).nonzero()[:,0]):
-                matrix[i] = o.f(value.flatten()[i], *x.shape[-2:])
-        matrix = functools.reduce(torch.matmul, matrix.view(*op.shape, 3, 3)) if self.n else matrix
-        i = self._moves[op].any(0).nonzero()[:,0]
-        rows = i.to(x.device)
-        return x.index_copy(0, rows, warp(x.index_select(0, rows), matrix[i], self.fill))
+        h, w = x.shape[-2:]
+        slopes, bent = self._slopes(h, w)
+        op = op.view(-1)
+        value = value.view(-1, 1)
+        matrix = torch.eye(3).view(9).addcmul(value, slopes.index_select(0, op)).view(-1, 3, 3)
+        for k in bent:
+            i = (op == k).nonzero().view(-1)
+            if not len(i): continue
+            matrix.index_copy_(0, i, self._ops[k].f(value.view(-1).index_select(0, i), h, w))
+        moved = self._moves.index_select(0, op).view(self.n, -1).any(0).nonzero().view(-1)
+        matrix = functools.reduce(torch.bmm, matrix.view(self.n, -1, 3, 3).unbind())
+        rows = _beside(x, moved)
+        y = warp(x.index_select(0, rows), matrix.index_select(0, moved), self.fill)
+        return x.index_copy(0, rows, y)
 
 # %% ../../nbs/data/views.ipynb #a4b8ff55
 class CustomView(View):
@@ -470,7 +540,10 @@ class CustomView(View):
         self._two = len(ps) > 1 and (ps[1].default is ps[1].empty or ps[1].name == "generator")
 
     def __call__(self, x, generator=None):
-        with torch.no_grad(): y = self.apply(x, generator)
+        with torch.no_grad(): return self.apply(x, generator)
+
+    def apply(self, x, generator):
+        y = self.f(x, generator) if self._two else self.f(x)
         if not torch.is_tensor(y) or not y.ndim or len(y) != len(x):
             found = f"shape {list(y.shape)}" if torch.is_tensor(y) else type(y).__name__
             raise LabelKitError(
@@ -478,8 +551,6 @@ class CustomView(View):
                 "entry per sample"
             )
         return y
-
-    def apply(self, x, generator): return self.f(x, generator) if self._two else self.f(x)
 
 def as_view(
     # a view, or `f(x)` or `f(x, generator)`; a second argument with a default is passed if its name
@@ -518,7 +589,10 @@ class Chain(View):
         for v in self._views: x = v.apply(x, generator)
         return x
     @property
-    def unit(self): return any(v.unit for v in self._views)
+    def unit(self):
+        "Whether a view of [0, 1] comes before any function, which may do anything"
+        own = takewhile(lambda v: not isinstance(v, CustomView), self._views)
+        return any(v.unit for v in own)
     def __repr__(self):
         return (
             f"{type(self).__name__}({', '.join(map(repr, self._views))})"
@@ -591,9 +665,30 @@ class Normalized(View):
             )
         self.view.limits(c, h, w)
 
+    def check_range(self, x):
+        if not self.view.unit: return
+        x,*_ = self._given(x.float())
+        lo, hi = x.aminmax()
+        outside = float(((x < -.02) | (x > 1.02)).float().mean())
+        if outside <= .25 and math.isfinite(lo) and math.isfinite(hi): return
+        raise LabelKitError(
+            f"x has values from {lo:.3g} to {hi:.3g} when mean and std are undone, {outside:.0%} of "
+            "them outside [0, 1]: pass the mean and std that x was normalised with, and if x has "
+            "NaNs, look where they come from"
+        )
+
+    def _given(self, x):
+        "The images before they were normalised, and what they were normalised with"
+        mean, std = (_channels(tuple(o), x.device) for o in (self.mean, self.std))
+        return x*std + mean, mean, std
+
     def apply(self, x, generator):
-        mean, std = (x.new_tensor(s).view(1, -1, 1, 1) for s in (self.mean, self.std))
-        return self.view(x*std + mean, generator).sub_(mean).div_(std)
+        x, mean, std = self._given(x)
+        if self.view.unit: x.clamp_(0, 1)
+        return self.view.apply(x, generator).sub(mean).div_(std)
+
+@functools.lru_cache(maxsize=32)
+def _channels(values, device): return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 # %% ../../nbs/data/views.ipynb #62df0371
 SMALL_OPS = dict(
