@@ -201,21 +201,18 @@ def model_for(kind):
 
 
 class Keep(Callback):
-    "The first training batch: record, λ, the batch's own targets, and the loss"
+    "The first training batch: record, plan of the mix, the batch's own targets, and the loss"
     order = 6
     first = None
+    def __init__(self, which): self.which = which
     def after_loss(self):
         if self.first is None and self.training:
-            cb = getattr(self.learn, self.which)
             self.first = dict(
                 s=self.learn.supervision.record,
-                lam=cb.lam,
-                boxes=getattr(cb, "boxes", None),
+                plan=getattr(self.learn, self.which).plan,
                 y=self.yb[0],
                 loss=self.learn.loss.item(),
             )
-
-    def __init__(self, which): self.which = which
 
 def learner(mix, loss, kind, n=16, bs=8):
     set_seed(0)
@@ -239,24 +236,17 @@ class TestEveryLoss:
         learn = learner(cb, loss, kind)
         keep = Keep(cb.name)
         fit(learn, keep)
-        s = keep.first["s"]
-        lam = keep.first["lam"]
-        y = keep.first["y"]
-        # the partners, drawn again: λ comes first from the callback's own numbers
-        twin = mix()
-        torch.manual_seed(0)
-        drawn = sample_lam(1., 1, twin.rng)
-        shift = int(torch.randint(1, len(y), (1,), generator=twin.rng))
-        partner = torch.arange(len(y)).roll(-shift)
-        if mix is MixUp: close(drawn, lam)
+        s,plan,y,got = keep.first.values()
+        own,partner = plan.of(y)
+        lam = plan.shares[0,0]
+        assert plan.shares[0].eq(lam).all() and 0 < lam < 1
         # every pixel has one label: the plain loss of the cut mask
         if kind == "segmentation" and mix is CutMix:
-            cut = torch.where(box_masks((8, 8), keep.first["boxes"])[:,0], y, y[partner])
-            want = loss(s.pred, cut)
+            want = loss(s.pred, plan.apply_maps(y.float()).long())
         elif kind == "segmentation" and name.endswith("weights"):
-            want = weighted(s.pred, y, y[partner], lam)
-        else: want = expected(s.pred, y, y[partner], lam)
-        assert keep.first["loss"] == pytest.approx(want.item(), rel=2e-5)
+            want = weighted(s.pred, own, partner, lam)
+        else: want = expected(s.pred, own, partner, lam)
+        assert got == pytest.approx(want.item(), rel=2e-5)
 
     def test_nothing_else_changed(self, name, mix):
         make,kind,_ = LOSSES[name]
@@ -301,7 +291,7 @@ def test_a_weight_of_zero_takes_a_sample_out(name):
         *(y.shape[1:] if kind == "segmentation" else ()),
     )
     keep = tensor([1., 1., 0., 1., 0., 1.])
-    classes = kind == "single"
+    classes = kind in ("single", "segmentation")
     rows = keep > 0
     close(
         soft_target_loss(make(), z, t, keep, classes),
