@@ -21,6 +21,7 @@ from fastai.basics import Learner, Metric, accuracy, set_seed
 from fastai.callback.all import *
 
 from labelkit.all import *
+from labelkit.evidence.runs import train_row
 from timing import RESULTS, save, versions
 
 net = partial(small_cnn, width=16)

@@ -6,22 +6,21 @@
 __all__ = ['load_techniques', 'read_atlas', 'Atlas', 'atlas']
 
 # %% ../nbs/atlas.ipynb #059851a0
+from html import escape
 from importlib import import_module, resources
-import csv, html, io, pkgutil, textwrap
+import csv, io, pkgutil, textwrap
 
 from .errors import LabelKitError
-from .core.technique import registry, to_slug
+from .core.technique import FAMILIES, find, registry
 
 # %% ../nbs/atlas.ipynb #1e75a05e
-_not_families = ("core", "explore", "tutorials", "static", "assets")
-
 def load_techniques()->dict: # slug -> Card
     "Import every module of every family, and return the registry of techniques"
     import labelkit
-    for pkg in pkgutil.iter_modules(labelkit.__path__):
-        if not pkg.ispkg or pkg.name in _not_families: continue
-        mod = import_module(f"labelkit.{pkg.name}")
-        for m in pkgutil.iter_modules(mod.__path__): import_module(f"{mod.__name__}.{m.name}")
+    for family in pkgutil.iter_modules(labelkit.__path__, "labelkit."):
+        if family.name.split(".")[1] not in FAMILIES: continue
+        path = import_module(family.name).__path__
+        for m in pkgutil.iter_modules(path, f"{family.name}."): import_module(m.name)
     return registry
 
 # %% ../nbs/atlas.ipynb #315ecc05
@@ -40,12 +39,20 @@ def read_atlas()->list[dict]:
             )
     return lines
 
-def _short(name): return name.split(" (")[0]
+def _card_of(line):
+    "Card of the technique that this line means, `None` if it is not here"
+    short = line["name"].split(" (")[0]
+    for name in [line["technique"]] if line["technique"] else [line["name"], short]:
+        try: return find(name)
+        except LabelKitError: pass
 
-def _slug_of(line, cards):
-    "Slug of the technique that this line means, if it exists"
-    tries = [line["technique"]] if line["technique"] else [line["name"], _short(line["name"])]
-    return next((s for s in map(to_slug, tries) if s in cards), "")
+def _joined(line, card):
+    "A line of the atlas with what the card says"
+    of_card = dict(slug="", technique="", year="", paper="", needs="", cost="")
+    if card is not None:
+        of_card = {k: getattr(card, k) for k in ("slug", "year", "paper", "cost")}
+        of_card |= dict(technique=card.name, needs=", ".join(card.needs))
+    return {k: line[k] for k in _fields[:4]} | dict(exists=card is not None) | of_card
 
 # %% ../nbs/atlas.ipynb #dfa4eb05
 class Atlas:
@@ -56,6 +63,7 @@ class Atlas:
         "family",
         "tier",
         "exists",
+        "slug",
         "technique",
         "ships",
         "year",
@@ -77,111 +85,80 @@ class Atlas:
         import pandas as pd
         return pd.DataFrame(self.lines, columns=self.columns)
 
+    @property
+    def summary(self)->str:
+        "How many there are, in a line"
+        if not self.lines: return "No technique fits."
+        here = sum(o["exists"] for o in self)
+        return f"{here} of {len(self)} techniques are here (+); tier 1 comes first, 4 last"
+
     def text(self,
         width:int=100 # characters a line
     )->str:
         "The atlas for a terminal, by family; a `+` stands before what exists"
         out = []
-        for fam in dict.fromkeys(o["family"] for o in self):
-            these = [o for o in self if o["family"] == fam]
-            out += ["", f"{fam}: {sum(o['exists'] for o in these)} of {len(these)}"]
-            for o in these:
-                head = f" {'+' if o['exists'] else ' '} {o['tier'] or '-'}  "
-                out.append(
-                    textwrap.shorten(
-                        f"{o['technique'] or o['name']}: {o['ships']}",
-                        max(20, width - len(head)),
-                        placeholder=" …",
-                    ).join([head, ""])
-                )
-        return "\n".join([*out[1:], "", self.summary])
+        for family in dict.fromkeys(o["family"] for o in self):
+            these = [o for o in self if o["family"] == family]
+            out += [f"{family}: {sum(o['exists'] for o in these)} of {len(these)}"]
+            out += [self._text_line(o, width) for o in these] + [""]
+        return "\n".join([*out, self.summary])
 
-    @property
-    def summary(self):
-        "How many there are, in a line"
-        return f"{sum(o['exists'] for o in self)} of {len(self)} techniques are here (+); tier 1 comes first, 4 last"
+    def _text_line(self, o, width):
+        head = f" {'+' if o['exists'] else ' '} {o['tier'] or '-'}  "
+        text = f"{o['slug'] or o['name']}: {o['ships']}"
+        return head + textwrap.shorten(text, max(20, width - len(head)), placeholder=" …")
 
     def __repr__(self): return self.text()
 
     def _repr_html_(self):
-        e = lambda v: html.escape(str(v))
-        def line(o):
-            name = e(o["technique"] or o["name"])
-            if o["paper"].startswith("https://"):
-                name = f"<a href='{e(o['paper'])}' rel='noopener'>{name}</a>, {e(o['year'])}"
-            more = "".join(
-                f"<br><small>{k}: {e(o[k])}</small>"
-                for k in ("needs", "cost")
-                if o["exists"] and o[k] not in ("", "none")
-            )
-            cells = (
-                name,
-                e(o["family"]),
-                e(o["tier"]),
-                "yes" if o["exists"] else "not yet",
-                e(o["ships"]) + more,
-            )
-            return (
-                "<tr>"
-                + "".join(f"<td style='text-align:left;vertical-align:top'>{c}</td>" for c in cells)
-                + "</tr>"
-            )
-
         head = "".join(
-            f"<th style='text-align:left'>{c}</th>"
-            for c in ("technique", "family", "tier", "here", "what")
+            f"<th style='text-align:left'>{c}</th>" for c in ("technique", "family", "here", "what")
         )
+        rows = "".join(map(self._html_line, self))
         return (
-            f"<p>{e(self.summary.replace(' (+)', ''))}</p><div "
-            "style='max-height:32rem;overflow:auto'>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(line, self))}</tbody></table></div>"
+            f"<p>{escape(self.summary.replace(' (+)', ''))}</p>"
+            "<div style='max-height:32rem;overflow:auto'>"
+            "<table style='width:100%;border-collapse:collapse;overflow-wrap:anywhere'>"
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
+
+    def _html_line(self, o):
+        e = lambda v: escape(str(v))
+        name = f"<b>{e(o['name'])}</b>" if o["exists"] else e(o["name"])
+        if o["exists"]: name += f"<br><code>{e(o['slug'])}</code>"
+        family = e(o["family"]) + f"<br><small>tier {e(o['tier'])}</small>"*bool(o["tier"])
+        what = e(o["ships"])
+        told = [f"{k}: {e(o[k])}" for k in ("needs", "cost") if o[k] not in ("", "none")]
+        if o["paper"].startswith("https://"):
+            link = f"<a href='{e(o['paper'])}' rel='noopener'>paper, {e(o['year'])}</a>"
+            told = [link, *told]
+        if told: what += f"<br><small>{'; '.join(told)}</small>"
+        cells = (name, family, "yes" if o["exists"] else "not yet", what)
+        style = "text-align:left;vertical-align:top;padding:.3em .6em"
+        return "<tr>" + "".join(f"<td style='{style}'>{c}</td>" for c in cells) + "</tr>"
 
 def atlas(
-    family:str=None, # only this family
-    exists:bool=None # only those that exist (`True`) or do not (`False`)
+    family:str=None,  # only this family
+    exists:bool=None, # only those that exist (`True`) or do not (`False`)
+    search:str="",    # only those in whose line each of these words occurs
 )->Atlas:
     """Every technique of the plan with its card where it exists. Techniques registered by others
     come last. Unknown `family`: `LabelKitError`"""
     cards = load_techniques()
-    out = []
-    seen = set()
-    for o in read_atlas():
-        slug = _slug_of(o, cards)
-        seen.add(slug)
-        out.append(_line(o, cards.get(slug)))
+    out = [_joined(o, _card_of(o)) for o in read_atlas()]
+    listed = {o["slug"] for o in out}
     out += [
-        _line(dict(name=c.name, family=c.family, tier="", ships=c.summary), c)
-        for s, c in cards.items()
-        if s not in seen
+        _joined(dict(name=c.name, family=c.family, tier="", ships=c.summary), c)
+        for slug,c in cards.items() if slug not in listed
     ]
     known = dict.fromkeys(o["family"] for o in out)
     if family is not None and family not in known:
         raise LabelKitError(f"family={family!r} is unknown: use one of {', '.join(known)}")
+    words = search.lower().split()
+    fits = lambda o: all(w in " ".join(map(str, o.values())).lower() for w in words)
     return Atlas(
-        [o for o in out if family in (None, o["family"]) and exists in (None, o["exists"])]
+        [
+            o for o in out
+            if family in (None, o["family"]) and exists in (None, o["exists"]) and fits(o)
+        ]
     )
-
-
-def _line(o, card):
-    d = dict(
-        name=o["name"],
-        family=o["family"],
-        tier=o["tier"],
-        exists=card is not None,
-        technique="",
-        ships=o["ships"],
-        year="",
-        paper="",
-        needs="",
-        cost="",
-    )
-    if card is not None:
-        d |= dict(
-            technique=card.name,
-            year=card.year,
-            paper=card.paper,
-            needs=", ".join(card.needs),
-            cost=card.cost,
-        )
-    return d

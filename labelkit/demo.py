@@ -11,7 +11,7 @@ from fastai.basics import Callback, CancelValidException, Learner
 from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
 from fastai.callback.progress import ProgressCallback
 
-from .data.loaders import digits
+from .data.sets import digits
 from .models import small_cnn
 from .core.technique import find
 from .atlas import load_techniques
@@ -92,6 +92,7 @@ def demo(
     sections=None,           # as from `demo_sections`, which is the default
     progress=True,           # as in `compare`
     show=None,               # called with title and `Comparison` after each section
+    jobs:int=1,              # runs at once, as in `compare`
 )->dict[str,Comparison]:
     "Run the sections, write the report, and return the comparisons by title"
     out = {}
@@ -99,7 +100,7 @@ def demo(
     for title,s in (demo_sections() if sections is None else sections).items():
         args = {k: v for k,v in s.items() if k != "note"}
         notes[title] = s.get("note", "")
-        out[title] = compare(seeds=seeds, progress=progress, **args)
+        out[title] = compare(seeds=seeds, progress=progress, jobs=jobs, **args)
         if show: show(title, out[title])
     if path is not None:
         notes[""] = (

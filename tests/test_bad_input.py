@@ -15,6 +15,7 @@ from labelkit.models import small_cnn
 from labelkit.data.views import Strong, Weak
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.evidence.compare import Comparison, compare
+from labelkit.evidence.report import report
 from labelkit.mix.mixup import MixUp
 from labelkit.pseudo.fixmatch import FixMatch
 
@@ -174,7 +175,7 @@ def test_unwritable_folder_leaves_nothing(tmp_path):
     out = tmp_path/"file"/"sub"
     for write in (
         lambda: book().to_parquet(out / "l.parquet"),
-        lambda: result().report(out / "r.html"),
+        lambda: report(result(), out / "r.html"),
         lambda: result().save(out / "c.json"),
         lambda: fit(learner([MixUp()]), cbs=[Checkpoint(out / "fit.pt")]),
     ):
@@ -209,7 +210,7 @@ def test_names_with_html_are_text(tmp_path):
         model=lambda dls: small_cnn(dls, width=4),
         progress=False,
     )
-    c.report(tmp_path/"r.html", title=EVIL)
+    report(c, tmp_path/"r.html", title=EVIL)
     for text in (c._repr_html_(), (tmp_path/"r.html").read_text()):
         assert EVIL not in text and "&lt;img src=x" in text
     dls = digits(labeled=20, vocab=[EVIL, *"123456789"])
