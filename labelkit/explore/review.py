@@ -17,7 +17,7 @@ from ..errors import LabelKitError, check_range
 from ..storage.label_log import LabelLog
 from ..storage.ledger import Ledger
 from .explorer import Explorer, pack, static_text, to_uint8
-from ..relabel.base import given_labels
+from ..data.samples import given_labels
 
 # %% ../../nbs/explore/review.ipynb #f754e2c4
 _levels = ("none", "low", "medium", "high")

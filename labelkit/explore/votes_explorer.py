@@ -103,7 +103,7 @@ class VotesExplorer(Explorer):
         "The explorer of the callback's votes, beside a plain majority vote"
         if not getattr(cb, "found", False):
             raise LabelKitError(f"{type(cb).__name__} has made no labels yet: train with it first")
-        if not cb.votes.shape[1]:
+        if not cb.voted.shape[1]:
             raise LabelKitError(
                 f"{type(cb).__name__} was given probabilities, not votes: there are no votes to "
                 "show"
@@ -117,11 +117,11 @@ class VotesExplorer(Explorer):
             else arrays.x
         )
         models = {
-            type(cb.label_model).__name__: cb.label_model,
-            "MajorityVote": MajorityVote().fit(cb.votes, c),
+            type(cb.fitted).__name__: cb.fitted,
+            "MajorityVote": MajorityVote().fit(cb.voted, c),
         }
         return cls(
-            cb.votes,
+            cb.voted,
             **dict(models=models, y=truth, names=cb.lf_names, vocab=cb.ledger.vocab, images=x)
             | kwargs,
         )

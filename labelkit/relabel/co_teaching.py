@@ -14,10 +14,9 @@ from torch.nn import functional as F
 from ..core.losses import soft_target_loss
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
-from ..core.teachers import Ensemble
 from ..core.technique import CLASSES, technique
 from ..errors import LabelKitError
-from ..parts.peer import Peer
+from ..parts.peer import Peer, predict_together
 from ..processes import gather_rows
 from ..storage.ledger import Ledger
 
@@ -65,8 +64,7 @@ def note_kept(
     family="relabel",
     year=2018,
     paper="https://arxiv.org/abs/1804.06872",
-    cost="a second network: forward and backward pass over the labeled samples, weights and "
-         "optimiser state",
+    cost="a second network: forward and backward pass over the labeled samples, weights",
     beats="training on the labels as given",
     example=dict(noise_rate=.4, ramp=0),
     reads="class",
@@ -77,8 +75,8 @@ class CoTeaching(LabelCallback):
 
     The share that is left out grows over `ramp` to `noise_rate`. Samples are ranked by
     cross-entropy with the targets at hand, soft and mixed ones included, and learned with the
-    learner's own loss. The second network is `peer`; `predict` averages both. Han, Yao, Yu, Niu,
-    Xu, Hu, Tsang, Sugiyama 2018, https://arxiv.org/abs/1804.06872"""
+    learner's own loss. The second network is `peer`; `predict` averages both. Han et al. 2018,
+    https://arxiv.org/abs/1804.06872"""
     stage = "relabel"
     needs = ("ids",)
     targets = CLASSES
@@ -89,18 +87,13 @@ class CoTeaching(LabelCallback):
     peer = None
 
     def __init__(self,
-        # share of wrong labels, estimated or known; 0 turns the technique off
-        noise_rate:float=.2,
-        # epochs in which the forget rate grows to it; below 1: that share of the training
-        ramp:float=10,
-        # "official": as the authors' code, which divides a loss that is a mean already by the
-        # number of kept samples again
+        noise_rate:float=.2, # share of wrong labels, as far as known; 0 turns the technique off
+        ramp:float=10, # epochs in which the forget rate grows to it; below 1: share of the training
+        # "official": as the authors' code, which divides the loss by the number of samples twice
         variant:str="paper",
-        # "train": by the losses that are learned from; "eval": by those in evaluation mode, one
-        # more forward pass each
+        # by which losses: "train": those that are learned from; "eval": those in evaluation mode
         ranking:str="train",
-        # function without arguments that makes the second network; a newly initialised copy of the
-        # model if `None`
+        # makes the second network, without arguments; the model, newly initialised, if `None`
         peer_fn:Callable=None,
         **kwargs  # `p` of `LabelCallback`
     ):
@@ -142,10 +135,6 @@ class CoTeaching(LabelCallback):
         training, and after unpickling (the peer is not saved)"""
         if self.peer is None:
             raise LabelKitError(
-                "CoTeaching has no second network yet, or it was left out of a pickle: train with "
-                "it first"
+                "CoTeaching has no second network yet, or it was left out of a pickle: train first"
             )
-        peer = self.peer.module
-        teacher = Ensemble([self.learn.model, peer] if both else [self.learn.model])
-        device = next(peer.parameters()).device
-        return torch.cat([teacher(o.to(device)) for o in x.split(512)]).softmax(1)
+        return predict_together([self.learn.model, self.peer.module][:1+both], x)
