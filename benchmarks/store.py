@@ -20,7 +20,9 @@ import numpy as np
 import torch
 
 from timing import alternate, save, table, versions
-from labelkit.storage.soft_labels import CropViews, LabelStore, build_store
+from labelkit.storage.builder import build_store
+from labelkit.storage.soft_labels import LabelStore
+from labelkit.storage.stored_views import CropViews
 
 K = 10
 CLASSES = 100

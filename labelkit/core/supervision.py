@@ -23,7 +23,8 @@ from .auxiliary import Auxiliary
 from .losses import soft_target_loss, target_kind
 from .record import Supervision, rows_of
 from .technique import CLASSES, STAGES, TARGETS, Settings
-from ..data.loaders import batch_ids, check_soft
+from ..data.containers import check_soft
+from ..data.ids import has_ids, ids_of
 from ..errors import LabelKitError
 from ..models import head_of, with_features
 from ..processes import ShardedDL, n_processes
@@ -75,7 +76,7 @@ class SupervisionCallback(Callback):
     "Make the record of each training batch, let the techniques edit it, and turn it into the loss"
     order = 5
     run_valid = False
-    record = _xb = _unlabeled = None
+    record = _ids = _xb = _unlabeled = None
     _acting = ()
     _batches = 0
     _sums = None
@@ -101,6 +102,7 @@ class SupervisionCallback(Callback):
         self._batches = 0
 
     def _one_batch(self, i, b):
+        self._ids = ids_of(b)
         # an interruption reaches no fastai event, so the learner is cleaned here
         try: type(self.learn).one_batch(self.learn, i, b)
         except BaseException:
@@ -138,11 +140,11 @@ class SupervisionCallback(Callback):
             raise LabelKitError(f"batches have {len(self.yb)} targets: techniques need exactly one")
         inputs = tuple(map(_plain, self.xb))
         y = _plain(self.yb[0])
-        ids = batch_ids(self.learn.dl, self.learn.iter, len(y))
-        s = Supervision(inputs, y, self._c, target_kind(y, self.loss_func), ids)
+        s = Supervision(inputs, y, self._c, target_kind(y, self.loss_func), self._ids)
         if self.learn.iter == 0: _check_labels(s)
         if self._unlabeled is not None:
-            u,s.unlabeled_ids = next(self._unlabeled)
+            u = next(self._unlabeled)
+            s.unlabeled_ids = ids_of(u)
             s.unlabeled_inputs = tuple(_plain(o).to(y.device) for o in u[:len(inputs)])
         return s
 
@@ -264,20 +266,18 @@ class SupervisionCallback(Callback):
     def after_fit(self): self.record = self._unlabeled = None
 
     def __getstate__(self):
-        passing = ("record", "_xb", "_unlabeled", "_sums", "_handles", "_acting", "_alone")
+        passing = ("record", "_ids", "_xb", "_unlabeled", "_sums", "_handles", "_acting", "_alone")
         return {k: v for k,v in vars(self).items() if k not in passing}
 
 # %% ../../nbs/core/supervision.ipynb #2ef3f675
 def _endless(dl):
-    "Batches of `dl` and their ids, starting again when it ends"
+    "Batches of `dl`, starting again when it ends"
     while True:
         batches = iter(dl)
         # PyTorch draws a seed from the global stream when an iteration begins: leave that stream as
         # it would be without us
         with torch.random.fork_rng(devices=[]): first = next(batches)
-        for i,b in enumerate(chain([first], batches)):
-            b = b if isinstance(b, (tuple, list)) else (b,)
-            yield b,batch_ids(dl, i, len(b[0]))
+        for b in chain([first], batches): yield b if isinstance(b, (tuple, list)) else (b,)
 
 def _check_labels(s):
     if s.kind == "soft": check_soft(s.y)
@@ -403,9 +403,7 @@ class LabelCallback(Settings, Callback):
                 f"dls.unlabeled gives all {n_processes()} processes the same samples: call "
                 "`shard(dls)` before making the Learner"
             )
-        if "ids" in self.needs and not (
-            hasattr(self.dls.train, "ids") or hasattr(self.dls.train, "first_id")
-        ):
+        if "ids" in self.needs and not has_ids(self.dls.train):
             raise LabelKitError(
                 f"{name} follows single samples and dls has no ids: call `label_dls(dls)` once"
             )
@@ -482,7 +480,7 @@ class LabelCallback(Settings, Callback):
         heavy = [k for k,v in state.items() if _cannot_travel(v)]
         return state | dict.fromkeys(heavy) | dict(_settings=self._settings, _left_out=tuple(heavy))
 
-# %% ../../nbs/core/supervision.ipynb #648221d6
+# %% ../../nbs/core/supervision.ipynb #f7112626
 def _is_state(v):
     if isinstance(v, (list, tuple)): return all(map(_is_state, v))
     if isinstance(v, dict): return all(map(_is_state, v.values()))

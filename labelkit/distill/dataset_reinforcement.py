@@ -9,18 +9,13 @@ __all__ = ['reinforce', 'DatasetReinforcement']
 import torch
 
 from ..errors import LabelKitError
-from labelkit.storage.soft_labels import (
-    AugmentViews,
-    LabelStore,
-    Samples,
-    StoredViews,
-    as_store,
-    build_store,
-)
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback, n_classes
 from ..core.technique import CLASSES, technique
 from ..models import small_cnn
+from ..storage.builder import Samples, build_store
+from ..storage.soft_labels import LabelStore, as_store
+from ..storage.stored_views import AugmentViews, StoredViews
 
 # %% ../../nbs/distill/dataset_reinforcement.ipynb #af0b2c76
 def reinforce(

@@ -11,12 +11,13 @@ from math import ceil
 
 import torch
 
-from ..core.predict import predict_unlabeled, round_epochs, unlabeled_inputs
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..data.samples import Samples, predict_unlabeled
 from .base import Distill, soft_kl
 from ..errors import LabelKitError, check_range
+from ..parts.rounds import round_epochs
 from ..storage.ledger import Ledger
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b928f495
@@ -245,7 +246,9 @@ class RobustActiveDistillation(Distill):
         place = choose(self.policy, self, probs, k)
         ids = ids[place]
         gain = student_gain(probs[place])
-        parts = unlabeled_inputs(self.dls, ids).to(ids.device).split(self.bs)
+        samples = Samples(self.dls.unlabeled)
+        (x,*_) = samples.inputs(samples.places(ids))
+        parts = x.to(ids.device).split(self.bs)
         answers = torch.cat([ask_logits(self.teacher, x, probs.shape[1]) for x in parts])
         self.answers[ids] = answers
         self.queried[ids] = self.learn.epoch

@@ -7,9 +7,10 @@ __all__ = ['draw_batch', 'FutureSelfTraining']
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #266a23e5
 import torch
-from fastai.torch_core import no_random, to_device
+from fastai.torch_core import no_random
 
-from ..data.loaders import ArrayDataset
+from ..data.ids import Batch
+from ..data.samples import Samples
 from ..core.auxiliary import loss_scale
 from ..core.losses import soft_target_loss
 from ..core.record import Supervision
@@ -23,15 +24,13 @@ def draw_batch(
     dl,                  # a training or unlabeled loader
     n:int,               # samples
     rng:torch.Generator, # a CPU generator
-)->tuple: # a batch, inputs first
+)->Batch: # its `inputs` and `targets`
     """Any `n` samples of a loader's data; the loader's own order and the global random numbers stay
     as they were"""
-    ds = dl.dataset
-    rows = torch.randint(len(dl.dataset), (n,), generator=rng)
-    if isinstance(ds, ArrayDataset): return ds.arrays.batch(ds.rows[rows.to(ds.rows.device)])
+    samples = Samples(dl)
+    rows = torch.randint(len(samples), (n,), generator=rng)
     with no_random(int(torch.randint(2**31, (1,), generator=rng))):
-        b = dl.create_batch(dl.before_batch([dl.do_item(i) for i in rows.tolist()]))
-        return tuple(dl.after_batch(b if dl.device is None else to_device(b, dl.device)))
+        return next(samples.batches(rows, bs=n, augment=True))
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #18a21336
 @technique(
@@ -110,15 +109,14 @@ class FutureSelfTraining(PseudoLabel):
     def further(self, s, scale):
         "A virtual student after one step on a batch of its own"
         student = VirtualStudent(self.learn.model, self.learn.opt)
-        (x,y,*_) = draw_batch(self.dls.train, len(s.x), self.rng)
-        (u,*_) = draw_batch(self.dls.unlabeled, len(s.unlabeled), self.rng)
-        other = Supervision(x.to(s.x.device), y.to(s.x.device), s.c, s.kind)
+        b = draw_batch(self.dls.train, len(s.x), self.rng)
+        u = draw_batch(self.dls.unlabeled, len(s.unlabeled), self.rng).inputs[0].to(s.x.device)
+        other = Supervision(b.inputs[0].to(s.x.device), b.targets[0].to(s.x.device), s.c, s.kind)
         other.labeled_weight = s.labeled_weight
         self.show_labeled(other)
-        u = u.to(s.x.device)
         weak = self._views.weak(u)
         strong = self._views.strong(u)
-        pred,unlabeled = student(torch.cat([other.x, strong])).float().split([len(x), len(u)])
+        pred,unlabeled = student(torch.cat([other.x, strong])).float().split([len(other.x), len(u)])
         student.taken = 1  # its loss is at its own weights
         return student.step(self.virtual_loss(other, pred, unlabeled, weak), scale)
 

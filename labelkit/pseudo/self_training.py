@@ -8,11 +8,12 @@ __all__ = ['SelfTraining']
 # %% ../../nbs/pseudo/self_training.ipynb #17a6a817
 import torch
 
-from ..core.predict import predict_unlabeled, round_epochs
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import CLASSES, technique
+from ..data.samples import predict_unlabeled
 from ..errors import check_range
+from ..parts.rounds import round_epochs
 from labelkit.pseudo.base import (
     PseudoLabel,
     above_margin,

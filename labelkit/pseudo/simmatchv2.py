@@ -15,6 +15,7 @@ from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.teachers import EMA
 from ..core.technique import CLASSES, technique
+from ..data.samples import Samples
 from ..models import head_of
 from ..parts.banks import Bank
 from ..parts.heads import Projector
@@ -126,11 +127,6 @@ def node_edge_loss(
     return -(target*arrived.log()).sum(1).mean()
 
 # %% ../../nbs/pseudo/simmatchv2.ipynb #fd5addd1
-def _ids(dl):
-    "Ids of all samples of a loader"
-    rows = getattr(dl.dataset, "rows", None)
-    return torch.arange(len(dl.dataset)) + dl.first_id if rows is None else rows
-
 @technique(
     "simmatchv2",
     family="pseudo",
@@ -190,8 +186,8 @@ class SimMatchV2(PseudoLabel):
         self.teacher_projector = EMA(projector, self.ema_decay)
         n = self.ledger.n_ids
         widths = dict(features=self.dim, labels=c)
-        self.labeled = Bank(_ids(self.dls.train), n, widths, device=device)
-        self.unlabeled = Bank(_ids(self.dls.unlabeled), n, widths, self.bank, device)
+        self.labeled = Bank(Samples(self.dls).ids, n, widths, device=device)
+        self.unlabeled = Bank(Samples(self.dls.unlabeled).ids, n, widths, self.bank, device)
         self.mean = RunningMean(torch.full((c,), 1/c, device=device), self.align_decay)
 
     def before_forward(self, s:Supervision):

@@ -8,7 +8,8 @@ from contract import data, fit, learner, model, same, weights
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn, small_vit, wide_resnet
-from labelkit.storage.soft_labels import AugmentViews, build_store
+from labelkit.storage.builder import build_store
+from labelkit.storage.stored_views import AugmentViews
 from labelkit.core.teachers import as_teacher
 from labelkit.distill.base import soft_kl
 from labelkit.distill.dataset_reinforcement import DatasetReinforcement, reinforce
@@ -178,7 +179,7 @@ def test_wrong_input(store, tmp_path):
         DatasetReinforcement(build_store(tmp_path / "p", x, model(), progress=False)),
         from_arrays(x, y, x, y),
     )
-    with pytest.raises(LabelKitError, match="fill='zeros' is none of"):
+    with pytest.raises(LabelKitError, match="fill='zeros' is not known"):
         DatasetReinforcement(store, fill="zeros")
     with pytest.raises(LabelKitError, match="store is missing: make one with `reinforce"):
         DatasetReinforcement()
