@@ -444,7 +444,7 @@ def test_an_unlabeled_sample_that_is_not_a_number_is_named():
     dls = data()
     bad = int(dls.unlabeled.dataset.rows[3])
     dls.unlabeled.dataset.arrays.x[bad] = float("nan")
-    with pytest.raises(LabelKitError, match=rf"unlabeled samples \[{bad}\] are not finite"):
+    with pytest.raises(LabelKitError, match=rf"samples \[{bad}\] are not finite"):
         fit(learner([SelfTraining(warmup=0.)], dls=dls))
 
 
