@@ -34,7 +34,7 @@ def check_range(
     span = f"at least {low}" if high is None else f"between {low} and {high}"
     raise LabelKitError(f"{name}={value!r} is not a number {span}: pass {name} {span}")
 
-# %% ../nbs/errors.ipynb #1b87f9b4
+# %% ../nbs/errors.ipynb #9c1bb0da
 _url = re.compile(r"([A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://")
 _file = re.compile(r"(file|local):(?=/)(//)?(localhost(?=/))?", re.I)
 
@@ -55,10 +55,14 @@ def local_path(
         raise LabelKitError(f"{name}={path!r:.60} is no path: pass text or a Path")
     text = os.fspath(path)
     if url := _file.match(text): text = url2pathname(text[url.end():])
-    elif is_url(text) or (isinstance(path, os.PathLike) and _lost_a_slash(text)):
+    elif is_url(text):
         raise LabelKitError(
-            f"{name}={text!r} is a URL, and a file on this machine is needed: copy it to a disk and "
-            "pass its path"
+            f"{name}={text!r} is a URL, and a file of this machine is needed: copy it to a disk "
+            "and pass its path"
+        )
+    elif isinstance(path, os.PathLike) and _lost_a_slash(text):
+        raise LabelKitError(
+            f"{name}={text!r} is a URL that was made a Path, which takes a slash from it: pass text"
         )
     if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]|\\\\", text):
         raise LabelKitError(f"{name}={text!r} is a path of Windows: pass one of this machine")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['numbers_of', 'is_missing']
 
-# %% ../nbs/tables.ipynb #b8a0097a
+# %% ../nbs/tables.ipynb #df56adfd
 from numbers import Integral, Real
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from .errors import LabelKitError
 
-# %% ../nbs/tables.ipynb #dbe316be
+# %% ../nbs/tables.ipynb #070d7c6c
 def numbers_of(
     name:str,    # the argument's name, as the user wrote it
     value,       # tensor, NumPy array, pandas table or column, or (nested) list of numbers
@@ -22,9 +22,9 @@ def numbers_of(
     # numbers stay NaN, floats stay floats
     gap:int=None,
 )->torch.Tensor: # whole numbers as long, others as floats, on the device of `value`
-    """`value` as a tensor, row by row as it is written. Raises `LabelKitError` for text, for another
-    number of dimensions, and for a pandas table whose rows were put into another order than their
-    index says"""
+    """`value` as a tensor, row by row as it is written. Raises `LabelKitError` for text, for
+    another number of dimensions, and for a pandas table whose rows were put into another order than
+    their index says"""
     t = value.detach().as_subclass(torch.Tensor) if torch.is_tensor(value) else _read(name, value)
     if ndim is not None and t.ndim != ndim:
         what = {1: "one number for each sample", 2: "a table, a row for each sample"}

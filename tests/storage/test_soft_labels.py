@@ -12,15 +12,13 @@ from places import REFERENCES
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
-from labelkit.storage.soft_labels import (
+from labelkit.storage.builder import Samples, build_store
+from labelkit.storage.soft_labels import LabelStore, densify
+from labelkit.storage.stored_views import (
     AugmentViews,
     CropViews,
-    LabelStore,
-    Samples,
     StoredViews,
-    build_store,
     crop_resize,
-    densify,
     random_boxes,
 )
 from labelkit.data.views import view_ops
@@ -279,7 +277,8 @@ class TestResume:
             import os, random, signal, sys, time, torch
             from pathlib import Path
             from labelkit.models import small_cnn
-            from labelkit.storage.soft_labels import CropViews, build_store
+            from labelkit.storage.builder import build_store
+            from labelkit.storage.stored_views import CropViews
             folder,rng = Path(sys.argv[1]),random.Random(5)
             net = small_cnn(c=10, c_in=1, width=4)
             net.load_state_dict(torch.load(folder/"t.pt", weights_only=True))
