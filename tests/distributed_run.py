@@ -1,5 +1,5 @@
 """Train each technique for a few steps, in as many processes as were started, and save what it
-knows. Run by test_distributed.py.
+knows. Run by test_processes.py.
 
 The samples of a step are the same for every number of processes, views change nothing and the
 network has no batch statistics, so what comes out may differ by rounding only.
@@ -14,11 +14,15 @@ from fastai.distributed import *
 from torch import nn
 
 from contract import data
-from labelkit.processes import n_processes, shard
+from labelkit.processes import gather_rows, n_processes, shard
 from labelkit.core.technique import registry
 
 KNOBS = dict(
-    fixmatch=dict(threshold=0.12), flexmatch=dict(threshold=0.12), simmatchv2=dict(threshold=0.11)
+    fixmatch=dict(threshold=0.12),
+    flexmatch=dict(threshold=0.12),
+    simmatchv2=dict(threshold=0.11),
+    mean_teacher=dict(weight=1., ramp=.5),
+    future_self_training=dict(threshold=0.12),
 )
 
 
@@ -73,4 +77,8 @@ if __name__ == "__main__":
     slugs = sys.argv[2].split(",")
     if "RANK" in os.environ: torch.distributed.init_process_group("gloo")
     results = {slug: train(slug) for slug in slugs}
+    # one row in the first process, three in the second
+    rank = int(os.environ.get("RANK", 0))
+    rows = torch.arange(1 + 2*rank) + 10*rank
+    results["rows"] = gather_rows(rows, rows > 0, rows.float()[:,None])
     torch.save(results, f"{out}.{torch.distributed.get_rank() if n_processes() > 1 else 'one'}")

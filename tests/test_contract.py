@@ -4,12 +4,14 @@ import pickle
 
 import pytest
 import torch
-from fastai.basics import CancelFitException, load_learner
+from torch import nn
+from fastai.basics import CancelFitException, DataLoader, DataLoaders, load_learner
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 
 from contract import (
     EXCEPTIONS,
+    MODEL,
     SLUGS,
     Drawn,
     Raise,
@@ -21,8 +23,10 @@ from contract import (
     model,
     same,
     weights,
+    with_dropout,
 )
 from labelkit.core.checkpoint import Checkpoint
+from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
 from labelkit.core.technique import registry
@@ -79,6 +83,7 @@ def test_one_seed_one_result(slug):
     assert not same(weights(a), weights(other))
 
 
+@pytest.mark.full
 def test_global_random_numbers_are_left_alone(slug):
     "Dropout, say, sees the same numbers with and without the technique"
     states = []
@@ -113,6 +118,7 @@ def test_the_loss_function_and_data_are_untouched(slug):
     assert "one_batch" not in learn.__dict__
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "event", ["before_batch", "after_pred", "after_loss", "after_step", "after_batch"]
 )
@@ -131,8 +137,13 @@ def test_an_interruption_leaves_a_clean_learner(slug, event, error):
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
+@pytest.mark.full
 def test_a_resumed_fit_equals_the_unbroken_one(slug, tmp_path):
-    whole = fit(learner([build(slug, active=True)], slug=slug), 3)
+    "With a model that draws from the global stream: its state belongs to the checkpoint too"
+    def start(slug):
+        make = MODEL.get(slug, with_dropout)
+        return learner([build(slug, active=True)], slug=slug, make=make)
+    whole = fit(start(slug), 3)
     path = tmp_path/"fit.pt"
 
     class Die(Callback):
@@ -140,22 +151,21 @@ def test_a_resumed_fit_equals_the_unbroken_one(slug, tmp_path):
         def after_batch(self):
             if self.training and self.epoch == 1 and self.iter == 1: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt):
-        fit(learner([build(slug, active=True)], slug=slug), 3, cbs=[Checkpoint(path), Die()])
-    resumed = fit(
-        learner([build(slug, active=True)], slug=slug), 3, cbs=[Checkpoint(path)], seed=99
-    )
+        fit(start(slug), 3, cbs=[Checkpoint(path), Die()])
+    resumed = fit(start(slug), 3, cbs=[Checkpoint(path)], seed=99)
     assert same(weights(whole), weights(resumed))
     assert whole.recorder.losses == resumed.recorder.losses
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("bs", [1, 7])
 def test_batch_of_one_and_odd_batches(slug, bs):
-    learn = fit(
-        learner([build(slug, active=True)], slug=slug, dls=loaders(slug, n=80, labeled=40, bs=bs))
-    )
+    dls = loaders(slug, n=80, labeled=40, bs=bs)
+    learn = fit(learner([build(slug, active=True, dls=dls)], slug=slug, dls=dls))
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
+@pytest.mark.full
 def test_last_partial_batch(slug):
     dls = loaders(slug)
     dls.train.steps = None
@@ -171,6 +181,7 @@ def test_last_partial_batch(slug):
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
+@pytest.mark.full
 def test_used_again_with_another_learner(slug):
     cb = build(slug, active=True)
     fit(learner([cb], slug=slug))
@@ -189,6 +200,7 @@ class Autocast(Callback):
     def after_loss(self): self.context.__exit__(None, None, None)
 
 
+@pytest.mark.full
 def test_bf16_autocast(slug):
     learn = fit(learner([build(slug, active=True), Autocast()], slug=slug))
     assert all(
@@ -196,6 +208,7 @@ def test_bf16_autocast(slug):
     )
 
 
+@pytest.mark.full
 def test_gradient_accumulation(slug):
     steps = []
 
@@ -207,6 +220,7 @@ def test_gradient_accumulation(slug):
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("other", ["cutmix", "fixmatch"])
 def test_beside_another(slug, other):
     mate = CutMix() if other == "cutmix" else FixMatch(threshold=0.)
@@ -223,6 +237,7 @@ def test_beside_another(slug, other):
     assert not same(weights(learn), weights(alone))
 
 
+@pytest.mark.full
 def test_pickles_and_exports_without_a_teacher(slug, tmp_path):
     learn = learner([build(slug, active=True)], slug=slug)
     fit(learn)
@@ -241,6 +256,7 @@ def test_pickles_and_exports_without_a_teacher(slug, tmp_path):
     assert torch.equal(again.get_preds(dl=learn.dls.test_dl(x))[0], preds)
 
 
+@pytest.mark.full
 def test_learning_rate_search(slug):
     learn = learner([build(slug, active=True)], slug=slug)
     before = weights(learn)
@@ -275,6 +291,68 @@ def test_a_sample_that_is_not_a_number_is_named(slug):
     dls.train_ds.arrays.x[bad] = float("nan")
     with pytest.raises(LabelKitError, match=rf"samples \[.*{bad}.*\] are not finite"):
         fit(learner([build(slug)], slug=slug, dls=dls), 2)
+
+
+def several(kind, n=24, c=10):
+    "Small loaders of random images with targets of another kind, and a loss and a model for them"
+    x = torch.rand(n, 1, 8, 8)
+    y = dict(
+        multi=torch.randint(0, 2, (n, c)).float(), regression=torch.rand(n, 1),
+        segmentation=torch.randint(0, c, (n, 8, 8)),
+    )[kind]
+    items = list(zip(x, y))
+    dls = DataLoaders(*(DataLoader(items, bs=8) for _ in range(2)))
+    dls.c = 1 if kind == "regression" else c
+    dls.vocab = list(map(str, range(dls.c)))
+    dls.device = torch.device("cpu")
+    dls = label_dls(dls, None)
+    loss = dict(multi=nn.BCEWithLogitsLoss, regression=nn.MSELoss, segmentation=nn.CrossEntropyLoss)
+    net = nn.Conv2d(1, c, 1) if kind == "segmentation" else model()
+    if kind == "regression": net.head = nn.Linear(net.head.in_features, 1)
+    return dls,loss[kind](),net
+
+
+@pytest.mark.parametrize("kind", ["multi", "regression", "segmentation"])
+def test_targets_it_works_on_and_those_it_refuses(slug, kind):
+    "What is declared is what happens: finite weights, or words about the kind of targets"
+    card = registry[slug]
+    if set(card.needs) & {"unlabeled"} or card.makes or card.model != "small_cnn": return
+    dls,loss,net = several(kind)
+    learn = learner([build(slug, active=True)], dls=dls, make=lambda seed: net, loss_func=loss)
+    if kind in card.cls.targets:
+        fit(learn)
+        assert all(torch.isfinite(v).all() for v in weights(learn).values())
+    else:
+        with pytest.raises(LabelKitError): fit(learn)
+
+
+def test_one_name_everywhere(slug):
+    card = registry[slug]
+    assert card.cls.__module__.rsplit(".", 1)[1] == slug == card.slug
+    cb = build(slug, active=True)
+    learn = learner([cb], slug=slug)
+    assert getattr(learn, slug) is cb
+    fit(learn)
+    parts = set(learn.supervision.parts) - {"labeled"}
+    assert all(o == slug or o.startswith(f"{slug}.") for o in parts), parts
+
+
+def test_settings_are_told_and_can_be_given_again(slug):
+    cb = build(slug, active=True)
+    assert repr(cb).startswith(f"{registry[slug].name}(")
+    assert set(cb.settings()) <= set(cb.parameters())
+    again = type(cb)(**cb.settings())
+    assert repr(again) == repr(cb)
+    assert {"p"} <= set(cb.parameters())
+
+
+def test_other_loaders_are_a_new_beginning(slug):
+    "`learn.dls = …` with more samples: no table by id of the former ones is asked"
+    if registry[slug].makes: return  # a store or a log belongs to its samples
+    learn = fit(learner([build(slug, active=True)], slug=slug))
+    learn.dls = loaders(slug, n=240, labeled=96)
+    fit(learn)
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
 
 
 def test_the_model_of_the_contract_is_real():

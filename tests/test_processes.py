@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import labelkit.all  # noqa: F401
-from labelkit.core.technique import registry
 
 HERE = Path(__file__).parent
-SLUGS = [s for s in ("fixmatch", "flexmatch", "simmatchv2") if s in registry]
+SLUGS = ["fixmatch", "flexmatch", "simmatchv2", "mean_teacher", "future_self_training"]
 
 
 def start(args, out):
@@ -56,6 +54,13 @@ def test_two_processes_equal_one(results, slug):
                     rtol=1e-4,
                     msg=lambda m: f"{slug}: {part} {key}: {m}",
                 )
+
+
+def test_rows_of_unequal_processes_are_gathered_without_padding(results):
+    for k in ("0", "1"):
+        rows,positive,values = results[k]["rows"]
+        assert rows.tolist() == [0, 10, 11, 12] and positive.tolist() == [False, True, True, True]
+        assert values.flatten().tolist() == [0., 10., 11., 12.] and positive.dtype == torch.bool
 
 
 def test_something_was_accepted(results):
