@@ -5,7 +5,14 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from fastai.basics import CancelFitException, DataLoader, DataLoaders, load_learner
+from fastai.basics import (
+    CancelFitException,
+    DataLoader,
+    DataLoaders,
+    Learner,
+    load_learner,
+    set_seed,
+)
 from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 
@@ -293,6 +300,15 @@ def test_a_sample_that_is_not_a_number_is_named(slug):
         fit(learner([build(slug)], slug=slug, dls=dls), 2)
 
 
+class Dense(nn.Module):
+    "Logits for each pixel, by a linear layer"
+    def __init__(self, c):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU())
+        self.head = nn.Linear(8, c)
+    def forward(self, x): return self.head(self.body(x).movedim(1, -1)).movedim(-1, 1)
+
+
 def several(kind, n=24, c=10):
     "Small loaders of random images with targets of another kind, and a loss and a model for them"
     x = torch.rand(n, 1, 8, 8)
@@ -307,7 +323,7 @@ def several(kind, n=24, c=10):
     dls.device = torch.device("cpu")
     dls = label_dls(dls, None)
     loss = dict(multi=nn.BCEWithLogitsLoss, regression=nn.MSELoss, segmentation=nn.CrossEntropyLoss)
-    net = nn.Conv2d(1, c, 1) if kind == "segmentation" else model()
+    net = Dense(c) if kind == "segmentation" else model()
     if kind == "regression": net.head = nn.Linear(net.head.in_features, 1)
     return dls,loss[kind](),net
 
@@ -318,7 +334,8 @@ def test_targets_it_works_on_and_those_it_refuses(slug, kind):
     card = registry[slug]
     if set(card.needs) & {"unlabeled"} or card.makes or card.model != "small_cnn": return
     dls,loss,net = several(kind)
-    learn = learner([build(slug, active=True)], dls=dls, make=lambda seed: net, loss_func=loss)
+    set_seed(3)
+    learn = Learner(dls, net, loss_func=loss, cbs=[build(slug, active=True)])
     if kind in card.cls.targets:
         fit(learn)
         assert all(torch.isfinite(v).all() for v in weights(learn).values())
