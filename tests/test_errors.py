@@ -72,9 +72,11 @@ def test_urls():
 class TestAtomicPath:
     def test_whole_or_the_old_one(self, tmp_path):
         (tmp_path/"f").write_text("old")
-        with pytest.raises(RuntimeError), atomic_path(tmp_path/"f") as tmp:
-            tmp.write_text("half")
-            raise RuntimeError
+        def half():
+            with atomic_path(tmp_path/"f") as tmp:
+                tmp.write_text("half")
+                raise RuntimeError
+        with pytest.raises(RuntimeError): half()
         assert (tmp_path/"f").read_text() == "old"
         with atomic_path(f"file://{tmp_path}/new/f") as tmp: tmp.write_text("new")
         assert (tmp_path/"new/f").read_text() == "new"

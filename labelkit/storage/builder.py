@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Samples', 'build_store']
 
-# %% ../../nbs/storage/builder.ipynb #b8e7d4f0
+# %% ../../nbs/storage/builder.ipynb #6d21ad8f
 from pathlib import Path
 import math, re
 
@@ -206,10 +206,10 @@ def _open_to_write(place, meta=None):
     try:
         if meta is None: return zarr.open_group(place, mode="a")
         return zarr.create_group(place, attributes=dict(labelkit=meta))
-    except OSError as e:
+    except (OSError, ValueError, ImportError) as e:  # no right to, no such protocol, no package
         raise LabelKitError(
-            f"path={str(place)!r} cannot be written ({e.strerror or e}): choose a place that you "
-            "may write to"
+            f"path={str(place)!r} cannot be written ({getattr(e, 'strerror', None) or e}): choose "
+            "a place that you may write to"
         ) from e
 
 def _begin(place, meta, ids):

@@ -151,7 +151,8 @@ class LabelLog:
         "Keys that the file has in another Unicode form"
         if self.keys is None: return
         forms = {}
-        for s, in self.file.read("SELECT sample FROM samples"): forms.setdefault(nfc(s), []).append(s)
+        for s, in self.file.read("SELECT sample FROM samples"):
+            forms.setdefault(nfc(s), []).append(s)
         self._spelling = {k: sorted(v, key=k.__ne__) for k, v in forms.items() if v != [k]}
 
     def _spelled(self, i):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['nfc', 'check_text', 'first_twice', 'class_names', 'key_of', 'sample_keys', 'read_given']
 
-# %% ../../nbs/storage/label_names.ipynb #d0255249
+# %% ../../nbs/storage/label_names.ipynb #e25ac116
 from collections import Counter
 from pathlib import PurePath
 from unicodedata import normalize
@@ -15,7 +15,7 @@ import torch
 from ..errors import LabelKitError
 from ..tables import is_missing
 
-# %% ../../nbs/storage/label_names.ipynb #a25dfe4b
+# %% ../../nbs/storage/label_names.ipynb #35262742
 _longest = 100_000  # what a table can take in one cell
 
 def nfc(
@@ -82,7 +82,7 @@ def sample_keys(
         )
     return keys
 
-# %% ../../nbs/storage/label_names.ipynb #222afde5
+# %% ../../nbs/storage/label_names.ipynb #c214fe2a
 def read_given(
     data,            # `DataLoaders` of labelkit, or labels [n]: class numbers (-1: none) or names
     vocab:list=None, # class names; those of `data` if `None`

@@ -137,8 +137,8 @@ class Ledger:
         )
 
     def summary(self):
-        """A row for each epoch: `mask_rate` (share accepted) and `accuracy` of what was accepted and
-        has a known truth, `NaN` where nothing has"""
+        """A row for each epoch: `mask_rate` (share accepted) and `accuracy` of what was accepted
+        and has a known truth, `NaN` where nothing has"""
         import pandas as pd
         h = self._counts().sum(3)  # [E, 3, 2]
         seen = h.sum((1, 2))

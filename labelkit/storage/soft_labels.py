@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'densify', 'SoftLabels', 'place_of', 'LabelStore', 'as_store']
 
-# %% ../../nbs/storage/soft_labels.ipynb #7ede06f5
+# %% ../../nbs/storage/soft_labels.ipynb #8a0e76cb
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -341,7 +341,8 @@ class LabelStore:
                     bad.append((i, str(e).split("; build_store")[0]))
                     continue
                 finally: self._chunks.pop((name, i), None)
-                if not ok: bad.append((i, f"{self._name(name, i)} is damaged: its checksum differs"))
+                if ok: continue
+                bad.append((i, f"{self._name(name, i)} is damaged: its checksum differs"))
         return bad
 
     def verify(self):

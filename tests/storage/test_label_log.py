@@ -269,9 +269,8 @@ def old_log(path, samples, edits):
             "INSERT INTO samples VALUES (?, ?, ?)", [(*s, i) for i, s in enumerate(samples)]
         )
         for i, (key, label) in enumerate(edits, 1):
-            db.execute(
-                "INSERT INTO actions (kind, author, time) VALUES ('edit', 'first', ?)", (about["made"],)
-            )
+            time = about["made"]
+            db.execute("INSERT INTO actions VALUES (?, 'edit', 'first', ?, NULL)", (i, time))
             row = (i, key, label, VOCAB.index(label), "first", "", about["made"])
             db.execute("INSERT INTO edits VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     file.close()
@@ -289,7 +288,7 @@ class TestKeysInAnyForm:
         assert log.labels().tolist() == [1, 0] and len(LabelLog(path)) == 2
         log.edit(there[0], "fox"), log.edit(Path(here[1]), "cat")
         assert log.labels().tolist() == [2, 0] and log.frame().key.tolist() == self.LINUX
-        assert log.history(here[0]).action.tolist() == log.history(there[0]).action.tolist() == [1, 2]
+        for key in (here[0], there[0]): assert log.history(key).action.tolist() == [1, 2]
 
     def test_classes(self, path):
         mac,linux = (normalize(form, "Käse") for form in ("NFD", "NFC"))
@@ -320,7 +319,8 @@ class TestKeysInAnyForm:
 
     def test_keys_of_another_folder_are_named(self, path):
         LabelLog(path, [0], VOCAB, keys=["/Volumes/data/a.png"])
-        with pytest.raises(LabelKitError, match="knows '/Volumes/data/a.png', keys has '/mnt/a.png'"):
+        match = "knows '/Volumes/data/a.png', keys has '/mnt/a.png'"
+        with pytest.raises(LabelKitError, match=match):
             LabelLog(path, [0], VOCAB, keys=["/mnt/a.png"])
 
 

@@ -31,8 +31,10 @@ class TestSamples:
     def test_given_and_truth_are_two_things(self):
         book = Ledger(3, given=T([1, 1, -1]), truth=T([0, 1, 2]))
         record(book, [0, 1, 2], [0, 0, 2], [.5, .5, .5], [True, True, False], 0)
-        assert book.frame()[["given_label", "true_label"]].values.tolist() == [[1, 0], [1, 1], [-1, 2]]
-        assert book.summary().accuracy.tolist() == [.5] and book.history()["accepted_correct"] == [1]
+        labels = book.frame()[["given_label", "true_label"]]
+        assert labels.values.tolist() == [[1, 0], [1, 1], [-1, 2]]
+        assert book.summary().accuracy.tolist() == [.5]
+        assert book.history()["accepted_correct"].tolist() == [1]
 
     def test_truth_of_some(self):
         book = Ledger(4, truth=T([0, -1, 1, -1]))
@@ -47,7 +49,8 @@ class TestSamples:
         book = Ledger(3, reasons=("", "far"))
         record(book, [0, 2], [1, 1], [.3, .4], [False, False], 0, reason=1)
         record(book, [2], [0], [.6], [True], 4)
-        assert book.frame()[["id", "suggested_label", "epoch", "reason", "accepted"]].values.tolist() == [
+        columns = ["id", "suggested_label", "epoch", "reason", "accepted"]
+        assert book.frame()[columns].values.tolist() == [
             [0, 1, 0, "far", False],
             [2, 0, 4, "", True],
         ]
@@ -70,7 +73,7 @@ class TestEpochs:
         record(book, [0, 1], [2, 1], [.9, .1], [True, False], 0)
         record(book, [2], [1], [.95], [True], 0)
         record(book, [3, 4], [0, 1], [.2, .3], [True, True], 1)
-        record(book, [5], [1], [.5], [True], 3)  # an epoch in which nothing was recorded is not there
+        record(book, [5], [1], [.5], [True], 3)  # and nothing in epoch 2
         s = book.summary()
         assert s.epoch.tolist() == [0, 1, 3] and s.seen.tolist() == [3, 2, 1]
         np.testing.assert_allclose(s.mask_rate, [2/3, 1, 1], rtol=1e-6)
@@ -92,7 +95,9 @@ class TestEpochs:
         record(book, [0], [0], [.5], [True], 3)
         assert book.history()["class_threshold"] is None
 
-    @pytest.mark.parametrize("confidence,bin_", [(0., 0), (.009, 0), (.01, 1), (.999, 99), (1., 99)])
+    @pytest.mark.parametrize(
+        "confidence,bin_", [(0., 0), (.009, 0), (.01, 1), (.999, 99), (1., 99)]
+    )
     def test_bins(self, confidence, bin_):
         book = Ledger(1)
         record(book, [0], [0], [confidence], [True], 0)
