@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['Batch', 'ids_of', 'WithIds', 'give_ids', 'has_ids']
 
-# %% ../../nbs/data/ids.ipynb #eec96932
+# %% ../../nbs/data/ids.ipynb #8338af0d
 from functools import cache
 
 import torch
-from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader, _FakeLoader, _loaders
 from fastai.distributed import DistributedDL
 from fastai.torch_core import to_device
@@ -17,7 +16,7 @@ from fasttransform import Pipeline, explode_types
 
 from ..errors import LabelKitError
 
-# %% ../../nbs/data/ids.ipynb #d2ba2e0a
+# %% ../../nbs/data/ids.ipynb #b3439865
 class Batch(tuple):
     "Inputs and targets of some samples, as a loader gives them, with the samples' `ids`"
     ids = n_inp = None
@@ -44,7 +43,7 @@ def ids_of(
     "The ids of the samples in `batch`"
     return getattr(batch, "ids", None)
 
-# %% ../../nbs/data/ids.ipynb #cafaeeb8
+# %% ../../nbs/data/ids.ipynb #b2de31e9
 class _Pairs(_FakeLoader):
     "What PyTorch's iterators go through: batches and the ids of their samples"
     def __init__(self, dl):
@@ -112,7 +111,7 @@ class WithIds:
         ids:torch.Tensor, # [B] long
     )->Batch:
         "The batch on the loader's device and after its transforms"
-        if self.pin_memory and type(batch) == list: batch = tuple(batch)
+        if self.pin_memory and isinstance(batch, list): batch = tuple(batch)
         if self.device is not None:
             batch = to_device(batch, self.device)
             ids = ids.to(self.device)
@@ -124,7 +123,7 @@ class WithIds:
         if isinstance(batch[0], torch.Tensor) and len(batch[0]) != len(ids):
             raise LabelKitError(
                 f"a batch has {len(batch[0])} samples and was made of {len(ids)} items, so nobody "
-                "knows whose they are: let before_batch and after_batch neither add nor drop samples"
+                "knows whose they are: before_batch and after_batch may neither add nor drop any"
             )
         n = self.n_inputs
         return Batch(batch[:n or 1] if self.inputs_only else batch, ids, n)
@@ -168,7 +167,7 @@ def _blank(cls):
     cls = _ids_class(cls)
     return cls.__new__(cls)
 
-# %% ../../nbs/data/ids.ipynb #a38475ec
+# %% ../../nbs/data/ids.ipynb #12683fd3
 def give_ids(
     dl:DataLoader,         # any fastai loader; it is changed
     first_id:int=0,        # id of its first item
@@ -194,7 +193,7 @@ def give_ids(
 def _no_items(dl):
     "Why the items of a loader cannot be numbered, or `None`"
     if dl.prebatched:
-        return "has bs=None, batches that the data set makes: load single samples, with a batch size"
+        return "has bs=None, batches that the data set makes: load single samples in batches of bs"
     if not dl.indexed or not hasattr(dl.dataset, "__len__"):
         return "goes through a stream, whose samples have no number: use a data set with an index"
     if hasattr(dl, "make_chunks"):

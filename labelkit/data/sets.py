@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'svhn', 'stl10']
 
-# %% ../../nbs/data/sets.ipynb #59bda855
+# %% ../../nbs/data/sets.ipynb #692b07b1
 from pathlib import Path
 
 import torch
