@@ -1,166 +1,245 @@
-"""coupled loss, schedules, ResizeMix, Manifold Mixup, SMMix: against published numbers, by hand,
-and on real learne"""
-import json
+"What all mixes share: plans, shares of label and image, weights, kinds of targets, schedules"
 import pickle
 
 import pytest, torch
-import fastai.callback.progress  # noqa: F401 gives learners no_bar
-from fastai.basics import Callback, CancelFitException, DataLoader, DataLoaders, Learner, set_seed
+from fastai.basics import Callback, Learner
 from fastai.callback.schedule import SchedCos
-from torch import nn
+from fastai.losses import BCEWithLogitsLossFlat
+from torch import nn, tensor
 from torch.nn import functional as F
 
-from contract import data, fit, learner, same, weights
-from places import REFERENCES
-from labelkit.errors import LabelKitError
-from labelkit.models import body_layers, small_cnn, small_vit
+from contract import fit, learner, same, weights
 from labelkit.core.supervision import LabelCallback
 from labelkit.core.technique import registry
-from labelkit.mix.base import Mix, decoupled_terms, take_partner
+from labelkit.errors import LabelKitError
+from labelkit.mix.adautomix import AdAutoMix, MaskPlan
+from labelkit.mix.base import BlendPlan, Mix, Plan
 from labelkit.mix.cutmix import CutMix
-from labelkit.mix.decoupled import decoupled_loss
+from labelkit.mix.intra_cluster_mixup import IntraClusterMixUp
 from labelkit.mix.manifold_mixup import ManifoldMixUp
 from labelkit.mix.mixup import MixUp
-from labelkit.mix.resizemix import ResizeMix, resize_boxes, resizemix
-from labelkit.mix.smmix import SMMix, attended_regions, mixed_consistency_loss, region_tokens, smmix
-from labelkit.pseudo.fixmatch import FixMatch
+from labelkit.mix.resizemix import ResizeMix
+from labelkit.mix.smmix import RegionPlan, SMMix
+from labelkit.models import small_vit
+from labelkit.data.loaders import label_dls
+from mix.mixtools import Keep, NoStep, close, gen, own_loaders
 
-REFERENCE = {e["name"]: e for e in json.loads((REFERENCES/"mixing_kinds.json").read_text())}
-tensor = torch.tensor
-def hot(y, c): return F.one_hot(y, c).float()
-def close(a, b, tol=1e-6): torch.testing.assert_close(a, b, atol=tol, rtol=1e-5)
+KINDS = ("blend", "blend of three", "cut", "cut each", "paste", "paste each", "region", "masks")
+
+def plan_of(kind, x, partners, g):
+    "A plan of each class, with shares that are not symmetric"
+    n = len(x)
+    share = torch.rand(n, generator=g)
+    shares = torch.stack([share, 1-share])
+    if kind == "blend": return BlendPlan(partners[:2], shares)
+    three = torch.rand(3, n, generator=g)
+    if kind == "blend of three": return BlendPlan(partners, three/three.sum(0))
+    if kind == "region":
+        attention = torch.rand(n, 4, 3, generator=g)
+        return RegionPlan(partners[:2], attention, 2, torch.rand(n, 5), x.shape[-2:])
+    if kind == "masks":
+        masks = torch.rand(3, n, *x.shape[-2:], generator=g).softmax(0)
+        return MaskPlan(partners, masks)
+    cls = CutMix if kind.startswith("cut") else ResizeMix
+    return cls(per_sample=kind.endswith("each")).plan_for(x, partners[:2], shares, g)
 
 
-class Keep(Callback):
-    "The records of all training batches"
-    order = 7
-    def __init__(self): self.seen = []
-    def after_loss(self):
-        if self.training: self.seen.append(self.learn.supervision.record)
+class TestPlans:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seed", range(12))
+    def test_the_label_gets_what_is_shown(self, kind, seed):
+        "A picture of whom is where: its means over the pixels are the targets of classes like ids"
+        g = gen(seed)
+        n = 1 + seed % 7
+        x = torch.eye(n)[:,:,None,None].expand(n, n, 8, 9).clone()
+        before = x.clone()
+        # by places further on, or by number
+        partners = [0, int(torch.randint(n, (1,), generator=g)), torch.randperm(n, generator=g)]
+        if seed % 2: partners[1] = torch.randperm(n, generator=g)
+        plan = plan_of(kind, x, partners, g)
+        mixed = plan.apply(x)
+        targets,weights = plan.mix_targets(torch.eye(n), torch.ones(n))
+        close(mixed.mean((2, 3)), targets, 1e-5)
+        close(targets.sum(1), torch.ones(n))
+        close(weights, torch.ones(n))
+        assert torch.equal(x, before), "the images themselves were changed"
+        assert plan.shares.shape == (len(plan.partners), n) and plan.shares.dtype == torch.float32
+        # maps with a label a pixel go the same way, with and without a dimension for classes
+        close(plan.apply_maps(x), mixed)
+        close(plan.apply_maps(x[:,0]), mixed[:,0])
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("seed", range(3))
+    def test_weights_by_their_own_samples(self, kind, seed):
+        g = gen(seed)
+        x = torch.rand(5, 1, 8, 9, generator=g)
+        plan = plan_of(kind, x, [0, 2, tensor([4,2,0,1,3])], g)
+        w = torch.rand(5, generator=g)*3
+        w[1] = 0.
+        t = torch.rand(5, 4, generator=g).softmax(1)
+        targets,weights = plan.mix_targets(t, w)
+        counts = torch.stack([s*o for s,o in zip(plan.shares, plan.of(w))])
+        close(weights, counts.sum(0), 1e-5)
+        want = sum(c[:,None]*o for c,o in zip(counts, plan.of(t)))
+        close(targets*weights[:,None], want, 1e-5)
+        # of maps each pixel has the weight of whom it is from
+        maps = torch.eye(5)[:,:,None,None].expand(5, 5, 8, 9)
+        mixed,weights = plan.mix_targets(maps, w, maps=True)
+        close(mixed*weights[:,None,None,None], plan.apply(maps)*w[None,:,None,None], 1e-5)
+
+    def test_who_is_pruned_lends_pixels_and_no_label(self):
+        plan = BlendPlan([0, 1], tensor([[.6,.6],[.4,.4]]))
+        targets,weights = plan.mix_targets(torch.eye(2), tensor([1.,0.]))
+        close(targets, tensor([[1.,0.],[1.,0.]]))
+        close(weights, tensor([.6,.4]))
+        targets,weights = plan.mix_targets(torch.eye(2), torch.zeros(2))
+        assert targets.isfinite().all() and not weights.any()
+
+    def test_another_size_is_refused(self):
+        x = torch.rand(4, 1, 8, 8)
+        plan = CutMix().plan_for(x, [0, 1], tensor([[.5],[.5]]).expand(2, 4), gen())
+        with pytest.raises(LabelKitError, match="drawn for images of 8x8.*use MixUp"):
+            plan.apply(torch.rand(4, 1, 16, 16))
+        with pytest.raises(LabelKitError, match="drawn for images of 8x8"):
+            plan.apply_maps(torch.rand(4, 4, 4))
+        with pytest.raises(NotImplementedError): Plan([0, 1], torch.ones(2, 4)).apply(x)
 
 
-class TestDecoupled:
-    def test_published(self):
-        e = REFERENCE["decoupled_mixup_loss"]
-        i = e["inputs"]
-        x = e["expected"]
-        z = tensor(i["logits"])
-        a = tensor(i["y_a"])
-        b = tensor(i["y_b"])
-        close(decoupled_terms(z, a, b), tensor([x["dm_term_a"], x["dm_term_b"]]).T)
-        for eta,key in zip((0., *i["eta"]), ("mixup_ce", "decoupled_eta_0_1", "decoupled_eta_1")):
-            for ya,yb in ((a, b), (hot(a, 5), hot(b, 5)), (a, hot(b, 5))):
-                assert decoupled_loss(z, ya, yb, i["lam"], eta).item() == pytest.approx(
-                    x[key], abs=e["tolerance"] * 5
-                )
+class TestInputs:
+    class Two(nn.Module):
+        "An image and what else there is"
+        def __init__(self, n):
+            super().__init__()
+            self.a = nn.Linear(16, 3)
+            self.b = nn.Linear(n, 3)
+        def forward(self, x, v): return self.a(x.flatten(1)) + self.b(v.flatten(1).float())
 
-    def test_the_weight_is_the_pairs(self):
-        """Exchanging the two sides, or renaming the classes, changes nothing: not so where η
-        follows the class number"""
-        z = torch.randn(20, 6)
-        a = torch.randint(6, (20,))
-        b = torch.randint(6, (20,))
-        loss = decoupled_loss(z, a, b, .3, 1.)
-        close(decoupled_loss(z, b, a, .7, 1.), loss)
-        order = torch.randperm(6)
-        close(decoupled_loss(z[:,order], order.argsort()[a], order.argsort()[b], .3, 1.), loss)
-
-    def test_gradient_is_right_and_finite(self):
-        z = torch.randn(4, 5, dtype=torch.float32)*30
-        z[0,0] = 200.
-        a = tensor([0,0,1,2])
-        b = tensor([1,0,2,3])
-        for ya,yb in ((a, b), (hot(a, 5), hot(b, 5))):
-            z.grad = None
-            z.requires_grad_()
-            decoupled_terms(z, ya, yb).sum().backward()
-            assert z.grad.isfinite().all() and z.grad[0].abs().sum() > 0 and not z.grad[1].any()
-        two = torch.randn(3, 2, requires_grad=True)
-        decoupled_terms(two, tensor([0,1,0]), tensor([1,0,0])).sum().backward()
-        # of two classes, none is left to compete with
-        assert two.grad.isfinite().all() and two.grad.abs().max() < 1e-6
-
-    def test_soft_terms_are_an_expectation(self):
-        z = torch.randn(7, 4)
-        a = torch.rand(7, 4).softmax(1)
-        b = torch.rand(7, 4).mul(4).softmax(1)
-        want = sum(
-            a[:, i, None]
-            * b[:, j, None]
-            * decoupled_terms(z, torch.full((7,), i), torch.full((7,), j))
-            for i in range(4)
-            for j in range(4)
+    def fit(self, cb, x, v, y=None):
+        y = torch.arange(len(x)) % 3 if y is None else y
+        n = v[0].numel()
+        dls = own_loaders(x, v, y, bs=8, n_inp=2, c=3)
+        learn = Learner(
+            dls, self.Two(n), loss_func=nn.CrossEntropyLoss(), cbs=[cb, keep := Keep()]
         )
-        close(decoupled_terms(z, a, b), want, 1e-5)
+        return fit(learn, cbs=[NoStep()]),keep.seen[0]
 
-    def test_three_labels(self):
-        z,a,b,c = torch.randn(9, 6),*(torch.randint(6, (9,)) for _ in range(3))
-        got = decoupled_terms(z, a, b, c)
-        for r in range(9):
-            three = {int(o[r]) for o in (a, b, c)}
-            for k,own in enumerate((a, b, c)):
-                keep = [j for j in range(6) if j not in three or j == own[r]]
-                want = (
-                    F.cross_entropy(z[r, keep][None], tensor([keep.index(int(own[r]))]))
-                    if len(three) == 3
-                    else tensor(0.0)
-                )
-                close(got[r,k], want, 1e-5)
-        with pytest.raises(LabelKitError, match="3 soft targets"):
-            decoupled_terms(z, *(hot(o, 6) for o in (a, b, c)))
-
-    def test_weights_trust_and_shares_at_the_ends(self):
-        z = torch.randn(6, 5)
-        a = torch.randint(5, (6,))
-        b = torch.randint(5, (6,))
-        w = tensor([1.,0.,2.,0.,1.,1.])
-        rows = torch.stack([decoupled_loss(z[i:i+1], a[i:i+1], b[i:i+1], .4, .5) for i in range(6)])
-        close(decoupled_loss(z, a, b, .4, .5, weights=w), (rows*w).sum()/w.sum())
-        # nothing of b is in the picture
-        close(decoupled_loss(z, a, b, tensor([1.]*6), 3.), F.cross_entropy(z, a))
-        dm = decoupled_terms(z, a, b)
-        plain = decoupled_loss(z, a, b, .4, 0.)
-        close(decoupled_loss(z, a, b, .4, .5, trust_b=0.), plain + .5*dm[:,0].mean())
-        close(decoupled_loss(z, a, b, .4, .5, trust_a=torch.zeros(6)), plain + .5*dm[:,1].mean())
-
-    @pytest.mark.parametrize("cls", [MixUp, CutMix, ResizeMix, ManifoldMixUp])
-    def test_a_mix_adds_the_functions_terms(self, cls):
-        learn = fit(learner([cls(per_sample=True, decoupled=.5), keep := Keep()]))
-        cb = next(o for o in learn.cbs if isinstance(o, Mix))
-        s = keep.seen[-1]
-        value,eta = s.losses[f"{cb.name}.decoupled"]
+    def test_every_input_is_mixed_by_the_same_share(self):
+        number = torch.arange(16.)
+        x = number[:,None,None,None].expand(16,1,4,4)
+        v = number[:,None].expand(16,3)
+        _,s = self.fit(cb := MixUp(per_sample=True), x.clone(), v.clone())
+        close(s.inputs[0][:,0,0,0], s.inputs[1][:,0], 1e-5)
         plan = s.own(cb).plan
-        lam = plan.shares[0]
-        assert eta == .5
-        seen = ((lam > 1e-3) & (lam < 1-1e-3)).float()
-        close(value, (decoupled_terms(s.pred, *plan.of(s.y)).sum(1)*seen).mean())
+        close(s.inputs[1], plan.apply(v[:8]))
+        assert not torch.equal(s.inputs[1], v[:8])
 
-    def test_soft_labels_and_weights_of_others(self):
-        class Prune(LabelCallback):
-            stage = "relabel"
-            def before_forward(self, s):
-                s.targets = .9*s.targets + .01
-                s.weigh((torch.arange(len(s.x)) % 2).float())
-        fit(learner([Prune(), cb := MixUp(decoupled=.3), keep := Keep()]))
+    def test_two_images_are_cut_alike(self):
+        x = torch.rand(16,1,4,4)
+        _,s = self.fit(CutMix(per_sample=True), x.clone(), x.clone())
+        assert torch.equal(*s.inputs) and not torch.equal(s.x, x[:8])
+        with pytest.raises(LabelKitError, match="drawn for images of 4x4"):
+            self.fit(CutMix(), x, torch.rand(16,1,8,8))
+
+    @pytest.mark.parametrize("cls", [MixUp, CutMix, ResizeMix])
+    def test_whole_numbers_are_refused(self, cls):
+        x = torch.rand(16,1,4,4)
+        with pytest.raises(LabelKitError, match="averages inputs, and input 1 .* holds torch.int64"):
+            self.fit(cls(), x, torch.randint(5, (16,1,4,4)))
+        with pytest.raises(LabelKitError, match="input 0 of the model holds torch.uint8"):
+            self.fit(cls(), (x*255).byte(), x)
+
+    @pytest.mark.parametrize("cls", [SMMix, AdAutoMix])
+    def test_who_asks_the_model_about_one_image(self, cls):
+        x = torch.rand(4,1,8,8)
+        s = type("S", (), dict(inputs=(x, x), kind="single", ids=None))
+        with pytest.raises(LabelKitError, match="takes 2 inputs, and .* looks at one image"):
+            cls().check(s)
+
+
+TARGETS = dict(
+    single=(nn.CrossEntropyLoss, lambda n: torch.arange(n) % 3),
+    soft=(nn.CrossEntropyLoss, lambda n: torch.rand(n, 3).softmax(1)),
+    multi=(nn.BCEWithLogitsLoss, lambda n: torch.rand(n, 3).round()),
+    regression=(nn.MSELoss, lambda n: torch.randn(n, 3)),
+    segmentation=(nn.CrossEntropyLoss, lambda n: torch.randint(3, (n, 8, 8))),
+)
+MIXES = [MixUp, CutMix, ResizeMix, ManifoldMixUp, IntraClusterMixUp, SMMix, AdAutoMix]
+
+class TestTargets:
+    def net(self, cls, kind):
+        if cls is SMMix and kind != "segmentation":
+            return small_vit(c=3, c_in=1, size=8, dim=16, depth=1)
+        net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+        pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)]
+        return net if kind == "segmentation" else nn.Sequential(net, nn.Sequential(*pool))
+
+    @pytest.mark.parametrize("kind", TARGETS)
+    @pytest.mark.parametrize("cls", MIXES)
+    def test_each_kind_is_mixed_or_refused(self, cls, kind):
+        loss,make = TARGETS[kind]
+        torch.manual_seed(0)
+        x = torch.rand(12,1,8,8)
+        y = make(12)
+        dls = label_dls(own_loaders(x, y, bs=6, c=3))
+        more = dict(layers=["input"]) if cls is ManifoldMixUp else {}
+        if cls is IntraClusterMixUp: more = dict(clusters=torch.zeros(12).long(), alpha=1.)
+        cb = cls(**more)
+        learn = Learner(dls, self.net(cls, kind), loss_func=loss(), cbs=[cb, keep := Keep()])
+        works = cls not in (SMMix, AdAutoMix) or kind in ("single", "soft")
+        if not works:
+            with pytest.raises(LabelKitError): fit(learn)
+            return
+        fit(learn)
         for s in keep.seen:
             plan = s.own(cb).plan
-            own = .9*hot(s.y, 10) + .01
-            w = (torch.arange(16) % 2).float()
-            other = take_partner(w, plan.partners[1])
-            terms = decoupled_terms(s.pred, own, take_partner(own, plan.partners[1]))
-            mass = (plan.shares[0]*w + plan.shares[1]*other).sum()
-            # who is pruned has no term, on either side
-            want = (terms[:,0]*w + terms[:,1]*other).sum()/mass
-            close(s.losses["mixup.decoupled"][0], want, 1e-5)
+            t = s.own(cb).targets
+            if kind == "segmentation": want = plan.apply(t)
+            else: want = sum(w[:,None]*o for w,o in zip(plan.shares, plan.of(t)))
+            close(s.targets, want, 1e-5)
+        assert torch.stack(learn.recorder.losses).isfinite().all()
 
-    def test_refused(self):
+    @pytest.mark.parametrize("cls", [CutMix, MixUp, ResizeMix])
+    def test_pixels_to_ignore(self, cls):
+        "By hand, from the labels of both images"
+        torch.manual_seed(0)
         x = torch.rand(8,1,8,8)
-        y = torch.rand(8,3)
-        dls = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=4, dl_type=DataLoader)
-        for loss in (nn.BCEWithLogitsLoss(), nn.MSELoss()):
-            with pytest.raises(LabelKitError, match="decoupled=0.1 is for one label"):
-                fit(Learner(dls, small_cnn(c=3, c_in=1), loss_func=loss, cbs=MixUp(decoupled=.1)))
-        with pytest.raises(LabelKitError, match="decoupled=-1"): CutMix(decoupled=-1)
+        y = torch.randint(3, (8,8,8))
+        y[:,:3] = -100
+        y[::2,:,6:] = -100
+        learn = Learner(
+            own_loaders(x, y, bs=8, c=3),
+            nn.Conv2d(1, 3, 3, padding=1),
+            loss_func=nn.CrossEntropyLoss(),
+            cbs=[cb := cls(), keep := Keep()],
+        )
+        loss = []
+        class Loss(Callback):
+            order = 7
+            def after_loss(self): loss.append(self.learn.loss.item())
+        fit(learn, cbs=[Loss(), NoStep()])
+        s = keep.seen[0]
+        plan = s.own(cb).plan
+        z = s.pred
+        if cls is MixUp:
+            ce = [F.cross_entropy(z, o, reduction="none") for o in plan.of(y)]
+            parts = [w[:,None,None]*c for w,c in zip(plan.shares, ce)]
+            mass = sum(w[:,None,None]*(o >= 0) for w,o in zip(plan.shares, plan.of(y)))
+            want = sum(parts).sum()/mass.sum()
+        else: want = F.cross_entropy(z, plan.apply_maps(y.float()).long())
+        assert loss[0] == pytest.approx(want.item(), rel=1e-5)
+
+    @pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8)])
+    @pytest.mark.parametrize("loss", [BCEWithLogitsLossFlat, nn.MSELoss])
+    def test_floats_with_a_value_for_each_pixel_are_cut_along(self, shape, loss):
+        "Depth, a denoised picture, one yes or no a pixel"
+        x = torch.rand(12,1,8,8)
+        y = (x[:,0] > .5).float().view(12, *shape)
+        class Net(nn.Conv2d):
+            def forward(self, x): return super().forward(x).view(len(x), *shape)
+        dls = own_loaders(x, y, bs=6, c=1)
+        learn = Learner(dls, Net(1, 1, 1), loss_func=loss(), cbs=[CutMix(), keep := Keep()])
+        fit(learn)
+        for s in keep.seen: assert torch.equal(s.targets.view(s.x.shape), (s.x > .5).float())
 
 
 class TestSchedule:
@@ -169,13 +248,16 @@ class TestSchedule:
             order = 7
             def before_fit(self): self.seen = []
             def after_batch(self):
-                if self.training: self.seen.append(self.learn.mixup.current_alpha)
+                if not self.training: return
+                # the share of the training that was done when the batch was drawn
+                cb = self.learn.mixup
+                self.seen.append((cb.current_alpha, self.learn.pct_train))
         learn = fit(learner([MixUp(alpha=SchedCos(1., .1)), log := Alphas()]), 3)
-        assert (
-            log.seen[0] == pytest.approx(1.0, abs=0.02)
-            and log.seen[-1] == pytest.approx(0.1, abs=0.02)
-            and log.seen == sorted(log.seen, reverse=True)
-        )
+        for alpha,pct in log.seen: assert alpha == pytest.approx(SchedCos(1., .1)(pct))
+        alphas = [a for a,_ in log.seen]
+        assert len(set(alphas)) == 12 and alphas == sorted(alphas, reverse=True)
+        assert alphas[0] == pytest.approx(1., abs=.02)
+        assert alphas[6] == pytest.approx(.55, abs=.15)
         assert pickle.loads(pickle.dumps(MixUp(alpha=SchedCos(1., .1)))).alpha(0.) == 1.
         assert learn.mixup.explore().state["technique"] == "MixUp"
 
@@ -186,335 +268,84 @@ class TestSchedule:
         with pytest.raises(LabelKitError, match="alpha=-1.0"):
             fit(learner([MixUp(alpha=lambda pct: -1.)]))
 
+    @pytest.mark.parametrize("kwargs", [dict(alpha=0.), dict(until=0.), dict(p=0.)])
+    def test_nothing_to_do_is_no_supervision_at_all(self, kwargs):
+        learn = fit(learner([cb := MixUp(**kwargs)]))
+        assert cb.off and not hasattr(learn, "supervision")
+        assert not MixUp().off
 
-class TestResizeMix:
-    def test_published(self):
-        e = REFERENCE["resizemix_box_and_lam"]
-        for i,o in zip(e["inputs"], e["expected"]):
-            boxes, lam = resize_boxes(
-                (i["W"], i["H"]), tensor([i["tau"]]), tensor([[i["cx"], i["cy"]]])
-            )
-            assert (
-                boxes[0].tolist() == o["bbox"]
-                and (boxes[0, 2:] - boxes[0, :2]).tolist() == o["small"]
-            )
-            assert lam.item() == pytest.approx(o["lam"], abs=1e-7)
+    def test_until(self):
+        "Four batches an epoch, two epochs: the first five begin before .6 of the training is done"
+        fit(learner([cb := MixUp(until=.6), keep := Keep()]), 2)
+        assert [hasattr(s.own(cb), "plan") for s in keep.seen] == [True]*5 + [False]*3
+        for s in keep.seen[5:]: assert not s.edited
 
-    @pytest.mark.parametrize("same_size", [True, False])
-    @pytest.mark.parametrize("partner", [2, tensor([3,0,4,1,2])])
-    def test_pixels(self, same_size, partner):
-        g = torch.Generator().manual_seed(0)
-        x = torch.rand(5, 3, 17, 22, generator=g)
-        tau = torch.full((5,), .37) if same_size else tensor([.1,.37,.55,.8,1.])
-        boxes, kept = resize_boxes(
-            (17, 22),
-            tau,
-            torch.stack(
-                [torch.randint(17, (5,), generator=g), torch.randint(22, (5,), generator=g)], 1
-            ),
-        )
-        before = x.clone()
-        mixed = resizemix(x, partner, boxes)
-        assert torch.equal(x, before)
-        other = x.roll(-2, 0) if isinstance(partner, int) else x[partner]
-        for i,(t,l,b,r) in enumerate(boxes.tolist()):
-            assert 0 <= t < b <= 17 and 0 <= l < r <= 22
-            want = x[i].clone()
-            want[:, t:b, l:r] = other[i][:, torch.arange(b - t) * 17 // (b - t)][
-                ..., torch.arange(r - l) * 22 // (r - l)
-            ]
-            assert torch.equal(mixed[i], want) and kept[i].item() == pytest.approx(
-                1 - (b - t) * (r - l) / (17 * 22), abs=1e-6
-            )
-        assert torch.equal(
-            resizemix(x.to(memory_format=torch.channels_last), partner, boxes), mixed
-        )
+    def test_share_of_the_batches(self):
+        fit(learner([cb := MixUp(p=.25), keep := Keep()]), 20)
+        mixed = sum(hasattr(s.own(cb), "plan") for s in keep.seen)
+        assert len(keep.seen) == 80 and 10 <= mixed <= 30
 
-    def test_segmentation_goes_along(self):
-        img = torch.rand(12,1,8,8)
-        pairs = [(o, (o[0]>.5).long()) for o in img]
-        dls = DataLoaders.from_dsets(pairs, pairs, bs=6, dl_type=DataLoader)
+    def test_the_plan_is_that_of_the_batch_at_hand(self):
+        class Look(Callback):
+            order = 7
+            def before_fit(self): self.seen = []
+            def after_loss(self):
+                if self.training: self.seen.append((cb.plan, self.learn.supervision.record))
+        fit(learner([cb := MixUp(), look := Look()]))
+        assert all(plan is s.own(cb).plan for plan,s in look.seen)
+        assert cb.plan is None and MixUp().plan is None
+
+
+class TestDraws:
+    def test_partners(self):
+        "Never oneself, and everybody else alike"
+        cb = MixUp()
+        cb._rng = gen()
+        s = type("S", (), dict(x=torch.zeros(5, 1)))
+        shifts = torch.tensor([cb.draw_partners(s)[1] for _ in range(4000)])
+        assert shifts.min() == 1 and shifts.max() == 4
+        assert (shifts.bincount(minlength=5)[1:]/4000 - .25).abs().max() < .03
+        s.x = s.x[:1]
+        assert cb.draw_partners(s) == [0, 0]
+
+    @pytest.mark.parametrize("cls", [MixUp, CutMix, ManifoldMixUp, AdAutoMix])
+    def test_one_share_a_batch_or_one_a_sample(self, cls):
         for per_sample in (False, True):
-            set_seed(0)
-            learn = Learner(
-                dls,
-                nn.Conv2d(1, 2, 1),
-                loss_func=nn.CrossEntropyLoss(),
-                cbs=[ResizeMix(per_sample=per_sample), keep := Keep()],
-            )
-            fit(learn)
-            for s in keep.seen: assert torch.equal(s.targets.argmax(1), (s.x[:,0]>.5).long())
+            cb = cls(per_sample=per_sample)
+            shares = cb.draw_shares(6)
+            close(shares.sum(0), torch.ones(6))
+            assert shares.shape == (3 if cls is AdAutoMix else 2, 6)
+            assert len(shares[0].unique()) == (6 if per_sample else 1)
 
-    def test_share_is_what_is_shown(self):
-        fit(learner([cb := ResizeMix(per_sample=True), keep := Keep()]))
-        s = keep.seen[-1]
-        plan = s.own(cb).plan
-        boxes = plan.shrunk_into
-        lam = plan.shares[0]
-        area = (boxes[:,2:]-boxes[:,:2]).prod(1)/64
-        close(lam, 1-area.float())
-        assert (
-            s.targets[torch.arange(16), s.y] >= lam - 1e-6
-        ).all() and lam.unique().numel() > 3
-
-    @pytest.mark.parametrize(
-        "kwargs, word",
-        [
-            (dict(scope=(0.8, 0.1)), "begins above"),
-            (dict(scope=(0, 2)), "scope=2"),
-            (dict(p=2), "p=2"),
-        ],
-    )
-    def test_refused(self, kwargs, word):
-        with pytest.raises(LabelKitError, match=word): ResizeMix(**kwargs)
-
-
-class TestManifold:
-    def mixed_at(self, layer, *others, **kwargs):
-        "What the layer gives in a training batch, and what it would give plainly"
-        got = {}
-        class Look(LabelCallback):
-            stage = "after mix"
-            def before_forward(self, s):
-                s.hook(
-                    self.learn.model.get_submodule(layer),
-                    lambda m, a, o: got.update(out=o.detach().clone(), args=a),
-                )
-
-            def after_forward(self, s): got.update(s=s)
-        learn = learner([*others, ManifoldMixUp(layers=[layer], **kwargs), Look()])
-        fit(learn, cbs=[Stop()])
-        return got,learn
-
-    def test_only_labeled_rows_are_mixed(self):
-        got,learn = self.mixed_at("body.1", FixMatch(threshold=0.))
-        s = got["s"]
-        lam = s.own(learn.manifold_mixup).plan.shares[0,0]
-        torch.manual_seed(0)
-        with torch.no_grad(): plain = learn.model.body[1].train()(got["args"][0])
-        assert len(plain) > len(s.x)
-        close(got["out"][len(s.x):], plain[len(s.x):], 1e-5)
-        shift = next(
-            k
-            for k in range(1, len(s.x))
-            if torch.allclose(
-                s.targets, torch.lerp(hot(s.y, 10).roll(-k, 0), hot(s.y, 10), lam), atol=1e-6
-            )
-        )
-        want = torch.lerp(plain[:len(s.x)].roll(-shift, 0), plain[:len(s.x)], lam)
-        close(got["out"][:len(s.x)], want, 1e-5)
-
-    def test_layers_by_itself_by_name_by_module(self):
-        learn = learner([ManifoldMixUp(), keep := Layers()])
-        fit(learn, 4)
-        assert keep.seen == {"input", *body_layers(learn.model)}
-        learn = learner()
-        learn.add_cb(ManifoldMixUp(layers=[learn.model.body[2]]))
-        fit(learn, cbs=[keep := Layers()])
-        assert keep.seen == {"body.2"}
-        assert body_layers(
-            nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        ) == ["1", "2"]
-
-    @pytest.mark.parametrize("event", ["before_batch", "after_pred", "after_loss"])
-    def test_no_hook_is_left_behind(self, event):
-        from contract import Raise
-        learn = learner([ManifoldMixUp(layers=["body.0"])])
-        with pytest.raises(KeyboardInterrupt): fit(learn, cbs=[Raise(event, KeyboardInterrupt)])
-        assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
-
-    def test_refused(self):
-        class Two(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.rnn = nn.GRU(8, 4, batch_first=True)
-                self.unused = nn.Linear(2,2)
-                self.head = nn.Linear(4, 10)
-            def forward(self, x): return self.head(self.rnn(x[:,0])[0][:,-1])
-
-        for layers, word in (
-            (["rnn"], "gives a tuple"),
-            (["unused"], "did not run"),
-            (["nothing"], "no layer 'nothing': choose from input, rnn, unused"),
-            ([nn.Linear(1, 1)], "has no layer"),
-        ):
-            with pytest.raises(LabelKitError, match=word):
-                fit(
-                    Learner(
-                        data(),
-                        Two(),
-                        loss_func=nn.CrossEntropyLoss(),
-                        cbs=ManifoldMixUp(layers=layers),
-                    )
-                )
-        with pytest.raises(LabelKitError, match="leaves nothing to mix"): ManifoldMixUp(layers=[])
-
-
-class Stop(Callback):
-    order = 1000
-    def after_pred(self):
-        if self.training: raise CancelFitException
-
-
-class Layers(Callback):
-    order = 7
-    def before_fit(self): self.seen = set()
-    def after_pred(self):
-        if self.training:
-            s = self.learn.supervision.record
-            self.seen.add(s.own(self.learn.manifold_mixup).layer)
-
-
-class TestSMMix:
-    def test_published(self):
-        e = REFERENCE["smmix_regions"]
-        x = torch.stack([torch.zeros(16), torch.arange(16.)]).view(2,1,4,4)
-        mixed, pasted = smmix(
-            x, 1, *attended_regions(torch.arange(16.0).view(1, 4, 4).expand(2, 4, 4), 2), 2, (4, 4)
-        )
-        assert (
-            mixed[0, 0].tolist() == e["expected"]["img0"]
-            and pasted[0].int().tolist() == e["expected"]["source_mask0"]
-        )
-        assert 1-pasted[0].float().mean().item() == e["expected"]["lam"]
-
-    @pytest.mark.parametrize("k", [1, 2, 3])
-    def test_regions_by_search(self, k):
-        att = torch.rand(6, 3, 5, generator=torch.Generator().manual_seed(k))
-        least,most = attended_regions(att, k)
-        for a,(r,c),(R,C) in zip(att, least.tolist(), most.tolist()):
-            sums = {(i,j): a[i:i+k,j:j+k].sum().item() for i in range(4-k) for j in range(6-k)}
-            assert sums[r, c] == pytest.approx(min(sums.values())) and sums[R, C] == pytest.approx(
-                max(sums.values())
-            )
-        x = torch.rand(6, 2, 12, 10)
-        # patches of 4×2 pixels
-        mixed,pasted = smmix(x, tensor([1,2,3,4,5,0]), least, most, k, (3,5))
-        for i in range(6):
-            (r,c) = least[i].tolist()
-            (R,C) = most[(i+1)%6].tolist()
-            want = x[i].clone()
-            want[:,4*r:4*(r+k),2*c:2*(c+k)] = x[(i+1)%6][:,4*R:4*(R+k),2*C:2*(C+k)]
-            assert torch.equal(mixed[i], want) and pasted[i].sum() == k*k
-
-    def test_losses_by_hand(self):
-        learn = learner([cb := SMMix(switch=1.), keep := Keep()], slug="smmix")
-        logits = []
-        original = cb.unmixed
-        cb.unmixed = lambda x: logits.append(original(x)) or logits[-1]
-        tokens = []
-        learn.model.norm.register_forward_hook(
-            lambda m, a, o: tokens.append(o.detach()) if m.training else None
-        )
-        fit(learn, cbs=[NoStep()])
-        s = keep.seen[-1]
-        lam = float(s.own(cb).plan.shares[0,0])
-        (z,maps) = logits[-1]
-        k = round((16*(1-lam))**.5)
-        least,_ = attended_regions(maps, k)
-        region = torch.zeros(16, 4, 4)
-        for m,(r,c) in zip(region, least.tolist()): m[r:r+k,c:c+k] = 1
-        shift = next(
-            i
-            for i in range(1, 16)
-            if torch.allclose(
-                s.targets,
-                torch.lerp(hot(s.y, 10).roll(-i, 0), hot(s.y, 10), lam),
-                atol=1e-6,
-            )
-        )
-        head = cb.token_head.module
-        t = tokens[-1][:16,1:]
-        inside, outside = (
-            (t * m.flatten(1)[..., None]).sum(1) / m.sum((1, 2))[:, None]
-            for m in (region, 1 - region)
-        )
-        fine = (
-            F.cross_entropy(head(outside), s.y) + F.cross_entropy(head(inside), s.y.roll(-shift))
-        ) / 2
-        close(s.losses["smmix.fine"][0].detach(), fine.detach(), 1e-4)
-        p = torch.lerp(z.roll(-shift, 0), z, lam).softmax(1)
-        close(
-            s.losses["smmix.consistency"][0].detach(),
-            (p * (p.log() - s.pred.log_softmax(1))).sum(1).mean().detach(),
-            1e-5,
-        )
-
-    def test_the_unmixed_pass_leaves_no_trace(self):
-        learn = learner([cb := SMMix(switch=1.)], slug="smmix")
-        fit(learn)
-        learn.model.train()
-        learn.model.norm.eval()  # somebody keeps a part in evaluation mode
-        before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-        z,maps = cb.unmixed(torch.rand(4,1,8,8))
-        assert (
-            learn.model.training
-            and not learn.model.norm.training
-            and not z.requires_grad
-            and maps.shape == (4, 4, 4)
-        )
-        assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
-
-    def test_small_pieces(self):
-        t = torch.arange(12.).view(1,6,2)
-        assert region_tokens(t, tensor([[[True, True, False], [False, False, True]]])).tolist() == [
-            [(0 + 2 + 10) / 3, (1 + 3 + 11) / 3]
-        ]
-        z = torch.randn(5,4, requires_grad=True)
-        loss = mixed_consistency_loss(
-            z, w := torch.randn(5, 4, requires_grad=True), w.roll(1, 0), tensor([0.4])
-        )
-        loss.backward()
-        assert loss >= 0 and w.grad is None and z.grad.abs().sum() > 0
-
-    def test_refused(self):
-        with pytest.raises(
-            LabelKitError,
-            match="SmallCNN gives none: use a model whose forward takes attention=, such as "
-                  "small_vit",
-        ):
-            fit(learner([SMMix()]))
-        x = torch.rand(8,1,8,8)
-        y = torch.randint(2, (8,3)).float()
-        dls = DataLoaders.from_dsets(list(zip(x, y)), list(zip(x, y)), bs=4, dl_type=DataLoader)
-        with pytest.raises(LabelKitError, match="'multi'"):
-            fit(
-                Learner(
-                    dls,
-                    small_vit(c=3, c_in=1, size=8, dim=16, depth=1),
-                    loss_func=nn.BCEWithLogitsLoss(),
-                    cbs=SMMix(),
-                )
-            )
-        for kwargs in (dict(switch=2), dict(fine=-1), dict(sides=(.2,3))):
-            with pytest.raises(LabelKitError, match=next(iter(kwargs))): SMMix(**kwargs)
-        with pytest.raises(LabelKitError, match="give it to a Learner"): SMMix().explore()
-
-
-class NoStep(Callback):
-    "Stops after the first batch, before weights move"
-    order = 1000
-    def after_loss(self):
-        if self.training: raise CancelFitException
-
-
-@pytest.mark.parametrize("attention", [True, "received"])
-def test_attention_maps_of_the_transformer(attention):
-    torch.manual_seed(0)
-    vit = small_vit(c=3, c_in=1, size=(8,12), dim=16, depth=2, heads=2).eval()
-    x = torch.rand(3,1,8,12)
-    kept = []
-    vit.blocks[-1].qkv.register_forward_hook(lambda m,a,o: kept.append(o))
-    with torch.no_grad(): logits,maps = vit(x, attention=attention)
-    q,k,_ = kept[0].view(3, 25, 3, 2, 8).permute(2, 0, 3, 1, 4)
-    full = (q @ k.mT * 8**-.5).softmax(-1)
-    want = full[:,:,0,1:] if attention is True else full[:,:,1:,1:].mean(2)
-    close(maps.flatten(2), want, 1e-5)
-    with torch.no_grad(): close(logits, vit(x), 1e-5)
+    def test_centres_of_boxes_are_everywhere(self):
+        x = torch.zeros(4000, 1, 6, 4)
+        cb = CutMix(per_sample=True)
+        shares = torch.full((2, 4000), .5)
+        boxes = cb.plan_for(x, [0, 1], shares, gen()).boxes
+        # halves of the sides are 2 and 1 (int(6·√.5)//2, int(4·√.5)//2)
+        tops = boxes[:,0].bincount(minlength=5)/4000
+        assert (tops - torch.tensor([3, 1, 1, 1, 0])/6).abs().max() < .03
 
 
 def test_every_mix_takes_the_common_arguments():
     for card in registry.values():
         if card.family == "mix" and issubclass(card.cls, Mix):
-            cb = card.cls(decoupled=.1, until=.5, p=.5)
-            assert (cb.decoupled, cb.until, cb.p) == (.1, .5, .5), card.name
+            cb = card.cls(decoupled=.1, until=.5, p=.5, per_sample=True)
+            assert (cb.decoupled, cb.until, cb.p, cb.per_sample) == (.1, .5, .5, True), card.name
+            told = repr(cb)
+            assert told.startswith(card.name) and "until=0.5" in told and "alpha" not in told
+            for word in ("decoupled", "until", "p"):
+                with pytest.raises(LabelKitError, match=f"{word}=-1"): card.cls(**{word: -1})
+
+
+class Weigh(LabelCallback):
+    stage = "relabel"
+    def before_forward(self, s): s.weigh((torch.arange(len(s.x)) % 2).float())
+
+def test_weights_of_others_are_taken_along():
+    fit(learner([Weigh(), cb := MixUp(), keep := Keep()]), cbs=[NoStep()])
+    s = keep.seen[0]
+    shares = s.own(cb).plan.shares
+    w = (torch.arange(16) % 2).float()
+    other = w.roll(-s.own(cb).plan.partners[1])
+    close(s.weights, shares[0]*w + shares[1]*other)
