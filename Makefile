@@ -5,7 +5,7 @@
 # make bench   labelkit beside other libraries and beside plain fastai
 # make setup   only the environment (.venv); every target above builds it when it is missing
 # make export  write labelkit/ and README.md from the notebooks, and clean the notebooks
-# make hooks   let git clean the notebooks at every commit of this clone
+# make hooks   at every commit of this clone: notebooks clean and exported, style
 # make clean   remove what was built; the environment stays
 #
 # PYTHON=python3.12 make …  takes another Python.   JOBS=4 make test  takes another number of processes.
@@ -72,14 +72,12 @@ bench: setup
 	@set -e; for f in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$f"; $(PY) $$f $(ARGS); done
 
 export: setup
-	$(BIN)/nbdev_clean
-	$(BIN)/nbdev_export
-	$(PY) scripts/readme.py
+	$(PY) scripts/export.py
 
+# An earlier clone had its hook in a folder that is gone.
 hooks: setup
-	@old=$$(git config --local core.hooksPath || true); [ -z "$$old" ] || [ "$$old" = .githooks ] || { \
-		echo "core.hooksPath is $$old already; call .githooks/pre-commit from there."; exit 1; }
-	git config --local core.hooksPath .githooks
+	@[ "$$(git config --local core.hooksPath)" != .githooks ] || git config --local --unset core.hooksPath
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf docs/_site docs/_build docs/_static/vendor build dist .pytest_cache .ruff_cache demo

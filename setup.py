@@ -49,7 +49,7 @@ setup(
     packages=find_packages(include=["labelkit", "labelkit.*"]),
     include_package_data=True,
     zip_safe=False,
-    package_data={"labelkit": ["static/**/*", "assets/**/*"]},
+    package_data={"labelkit": ["py.typed", "static/**/*", "assets/**/*"]},
     cmdclass={"build_py": BuildWithTutorials},
     install_requires=cfg["requirements"].split(),
     extras_require={

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastcore.docments import docments
 
-SKIP = {"labelkit.all", "labelkit._modidx"}
+SKIP = {"labelkit.all"}
 OURS = "labelkit"
 
 

@@ -48,9 +48,7 @@ def cells_hash(
 def library_hash()->str:
     "Changes when the package, Python, or a library that computes results changes"
     lib = ROOT/"labelkit"
-    files = sorted(
-        p for p in lib.rglob("*") if p.is_file() and p.suffix != ".pyc" and p.name != "_modidx.py"
-    )
+    files = sorted(p for p in lib.rglob("*") if p.is_file() and p.suffix != ".pyc")
     done = [f"{p.relative_to(lib)} {hashlib.sha256(p.read_bytes()).hexdigest()}" for p in files]
     return _digest(sys.version, *(version(n) for n in ("torch", "fastai", "numpy")), *done)
 

@@ -1,10 +1,7 @@
-"""Writes README.md from nbs/index.ipynb: its text and its code, without outputs.
+"""The README is the home page's notebook: its text and its code, without outputs."""
+import re
 
-    python scripts/readme.py [--check]
-"""
-import json, re, sys
-
-from notebooks import NBS, ROOT, source
+from notebooks import source
 from site_pages import directives
 
 
@@ -29,17 +26,3 @@ def readme(
             )
     return re.sub(r"```\n\n```python\n", "\n", "\n\n".join(out)) + "\n"
 
-
-def main():
-    text = readme(json.loads((NBS/"index.ipynb").read_text(encoding="utf-8")))
-    path = ROOT/"README.md"
-    if "--check" in sys.argv:
-        sys.exit(
-            0
-            if path.read_text(encoding="utf-8") == text
-            else "README.md is not what nbs/index.ipynb says: make export"
-        )
-    path.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__": main()

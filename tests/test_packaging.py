@@ -1,11 +1,15 @@
 """A wheel is built from this checkout, installed into an empty folder, and imported from there."""
-import json, shutil, subprocess, sys, zipfile
+import ast, json, shutil, subprocess, sys, zipfile
 from configparser import ConfigParser
 from email.parser import HeaderParser
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from notebooks import NBS, notebooks
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from style import code_cells
 
 IGNORED = shutil.ignore_patterns(
     ".*",
@@ -19,7 +23,6 @@ IGNORED = shutil.ignore_patterns(
     "demo",
     "runs",
     "models",
-    "_modidx.py",
 )
 
 
@@ -72,11 +75,8 @@ def target(wheel, tmp_path_factory):
 def test_wheel_carries_everything(wheel, root):
     names = set(zipfile.ZipFile(wheel).namelist())
     lib = root/"labelkit"
-    wanted = {
-        f"labelkit/{p.relative_to(lib).as_posix()}"
-        for p in lib.rglob("*.py")
-        if p.name != "_modidx.py"
-    }
+    wanted = {f"labelkit/{p.relative_to(lib).as_posix()}" for p in lib.rglob("*.py")}
+    wanted.add("labelkit/py.typed")
     wanted |= {
         f"labelkit/{p.relative_to(lib).as_posix()}"
         for d in ("static", "assets")
@@ -85,9 +85,8 @@ def test_wheel_carries_everything(wheel, root):
     }
     wanted |= {f"labelkit/tutorials/{p.relative_to(NBS).as_posix()}" for p in notebooks()}
     assert not wanted - names
-    assert not [
-        n for n in names if n.split("/")[0] not in ("labelkit",) and ".dist-info/" not in n
-    ], "only labelkit is installed"
+    others = [n for n in names if n.split("/")[0] != "labelkit" and ".dist-info/" not in n]
+    assert not others, "only labelkit is installed"
 
 
 def test_metadata_comes_from_settings(wheel, settings):
@@ -133,8 +132,6 @@ print(json.dumps({n: getattr(m, "__file__", None) for n, m in zip(names, mods)})
 
 def test_settings_are_ranges_and_pins_agree(root, settings):
     "Each development requirement of settings.ini accepts the version that constraints.txt takes"
-    from packaging.requirements import Requirement
-
     lines = [
         x.strip()
         for x in (root / "constraints.txt").read_text().splitlines()
@@ -148,3 +145,33 @@ def test_settings_are_ranges_and_pins_agree(root, settings):
         pin = pins.get(r.name.lower())
         if pin is None or r.name.startswith("torch"): continue
         assert r.specifier.contains(next(iter(pin)).version), f"{r} does not accept {pin}"
+
+
+def installed(requirements):
+    "Names of all distributions that come along with `requirements`"
+    names = set()
+    todo = [Requirement(r) for r in requirements]
+    while todo:
+        name = canonicalize_name(todo.pop().name)
+        if name in names: continue
+        names.add(name)
+        needed = map(Requirement, requires(name) or [])
+        todo += [r for r in needed if r.marker is None or r.marker.evaluate(dict(extra=""))]
+    return names
+
+
+def test_a_plain_install_brings_what_the_lessons_import(settings):
+    "No extra, no second command"
+    there = installed(settings["requirements"].split())
+    of = packages_distributions()
+    missing = {}
+    for path in notebooks():
+        nodes = [n for cell in code_cells(path) for n in ast.walk(ast.parse(cell))]
+        names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
+        names += [n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level]
+        for top in {n.split(".")[0] for n in names} - {"labelkit", *sys.stdlib_module_names}:
+            if not {canonicalize_name(d) for d in of.get(top, [top])} & there:
+                missing.setdefault(top, []).append(path.name)
+    assert not missing
+    # fastai's `distrib_ctx`, which the lesson on processes uses, imports it when it is called
+    assert "accelerate" in there
