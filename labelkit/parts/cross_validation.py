@@ -56,18 +56,20 @@ def _train(model, samples, at, loss_func, steps, lr, rng, step):
             step()
 
 @torch.no_grad()
-def _predict(model, samples, at, lr):
+def _predict(model, samples, at):
     "Places and distributions of the samples that can be loaded"
     model.eval()
     found = [(b.ids, model(*b.inputs)) for b in samples.batches(at, 4*samples.dl.bs)]
     ids,logits = (torch.cat(o) for o in zip(*found))
-    if not logits.isfinite().all():
-        for b in samples.batches(at):
-            for x in b.inputs: check_finite(x, b.ids)
-        raise LabelKitError(
-            f"lr={lr} made a model of the cross-validation diverge: use a smaller one"
-        )
     return samples.places(ids),logits.float().softmax(1).cpu()
+
+def _not_finite(samples, at, lr):
+    "Say whose inputs are no numbers, or else that training diverged"
+    for b in samples.batches(at):
+        for x in b.inputs: check_finite(x, b.ids)
+    raise LabelKitError(
+        f"lr={lr} made a model of the cross-validation diverge: use a smaller one"
+    )
 
 def out_of_fold(
     samples:Samples, # of the training loader
@@ -94,7 +96,8 @@ def out_of_fold(
             at = known[fold != k]
             steps = steps_of(len(at))
             _train(model, samples, at, loss_func, steps, lr, rng, lambda: step(total))
-            at,p = _predict(model, samples, known[fold == k], lr)
+            at,p = _predict(model, samples, known[fold == k])
+            if not p.isfinite().all(): _not_finite(samples, known, lr)
             if probs is None: probs = torch.zeros(len(y), p.shape[1])
             probs[at] = p
     return probs

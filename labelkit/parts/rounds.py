@@ -30,13 +30,13 @@ class Rounds:
 
     A technique makes it in `setup`, asks `due` in `before_train`, and calls `finish` when a round
     has ended well. Each fit has its own rounds. Raises `LabelKitError` for a warm-up outside 0..1,
-    fewer than 1 round, or less than an epoch between two."""
+    fewer than 0 rounds, or less than an epoch between two."""
     def __init__(self,
-        rounds:int=1,     # how many in a fit
+        rounds:int=1,     # how many in a fit; 0: none
         warmup:float=0.,  # share of the fit before the first, 0..1
         every:int=None,   # epochs between two rounds, instead of `rounds`
     ):
-        self.rounds = check_range("rounds", rounds, 1)
+        self.rounds = check_range("rounds", rounds, 0)
         self.warmup = check_range("warmup", warmup, 0, 1)
         self.every = every if every is None else check_range("every", every, 1)
         self.done = 0     # rounds that were finished, in all fits

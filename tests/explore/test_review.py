@@ -231,7 +231,7 @@ def test_users_own_loaders(tmp_path):
     )
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert (
-        learn.label_edits.new_targets.argmax(1).tolist()
-        == r.label_log.labels()[learn.label_edits.ids[learn.label_edits.slot[:24] >= 0]].tolist()
+        learn.label_edits.table.targets.argmax(1).tolist()
+        == r.label_log.labels()[learn.label_edits.ids[learn.label_edits.table.place[:24] >= 0]].tolist()
     )
-    assert (learn.label_edits.slot >= 0).sum() == 3
+    assert (learn.label_edits.table.place >= 0).sum() == 3

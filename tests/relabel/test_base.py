@@ -1,5 +1,5 @@
-"""nfidentRelabel: cleanlab's numbers, what it does to a fit and what it leaves alone, users' own
-loaders, and wrong inp"""
+"""The table of targets, and ConfidentRelabel: cleanlab's numbers, what it does to a fit and what it
+leaves alone, users' own loaders, and wrong input"""
 import json, pickle, random
 
 import numpy as np, pytest, torch
@@ -10,13 +10,20 @@ from torch.utils.data import TensorDataset
 
 from places import REFERENCES
 from labelkit.core.checkpoint import Checkpoint
+from labelkit.core.record import Supervision
 from labelkit.data.loaders import from_arrays, label_dls
+from labelkit.data.samples import given_labels
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.mix.cutmix import CutMix
 from labelkit.pseudo.fixmatch import FixMatch
-from labelkit.relabel.base import fresh_copy, given_labels, out_of_fold, stratified_folds
-from labelkit.relabel.confident_relabel import ConfidentRelabel, confident_learning
+from labelkit.relabel.base import Relabel, TargetTable, class_vocab
+from labelkit.relabel.confident_relabel import (
+    ConfidentRelabel,
+    confident_learning,
+    new_weights,
+    rank_flags,
+)
 
 reference = json.loads((REFERENCES/"relabel.json").read_text())[0]
 quick = dict(folds=2, epochs=1)
@@ -68,6 +75,111 @@ class Records(Callback):
         if self.training: self.seen.append(self.learn.supervision.record)
 
 
+def batch(ids, y=None, c=3):
+    ids = torch.tensor(ids)
+    return Supervision(torch.rand(len(ids), 1), ids % c if y is None else y, c, ids=ids)
+
+
+class TestTable:
+    def test_what_it_does_not_name_stays(self):
+        t = TargetTable(10)
+        t.set_targets(torch.tensor([7, 4]), torch.tensor([[.5, 0., .5], [0., 1., 0.]]))
+        t.set_weights(torch.tensor([2]), torch.tensor([.25]))
+        t.apply(s := batch([2, 7, 1, 4]))
+        want = torch.tensor([[0., 0., 1.], [.5, 0., .5], [0., 1., 0.], [0., 1., 0.]])
+        assert torch.equal(s.targets, want) and s.weights.tolist() == [.25, 1., 1., 1.]
+        assert s.edited and torch.equal(s.y, torch.tensor([2, 1, 1, 1]))
+
+    def test_each_round_says_everything_again(self):
+        t = TargetTable(10)
+        t.set_targets(torch.tensor([7, 4]), torch.eye(3)[[0, 0]])
+        t.set_weights(torch.tensor([7, 4]), torch.tensor([0., 2.]))
+        t.set_targets(torch.tensor([4]), torch.eye(3)[[2]])
+        t.set_weights(torch.tensor([1]), torch.tensor([.5]))
+        t.apply(s := batch([7, 4, 1]))
+        assert s.targets.argmax(1).tolist() == [1, 2, 1] and s.weights.tolist() == [1., 1., .5]
+        t.set_targets(torch.tensor([]).long(), torch.zeros(0, 3))
+        t.set_weights(torch.tensor([]).long(), torch.zeros(0))
+        t.apply(s := batch([7, 4, 1]))
+        assert not s.edited and s.targets.argmax(1).tolist() == [1, 1, 1]
+
+    def test_empty_touches_nothing(self):
+        TargetTable(3).apply(s := batch([0, 1]))
+        assert not s.edited and s._targets is None
+
+    def test_weights_multiply_what_others_gave(self):
+        t = TargetTable(3)
+        t.set_weights(torch.tensor([1]), torch.tensor([.5]))
+        s = batch([0, 1])
+        s.weigh(torch.tensor([3., 4.]))
+        t.apply(s)
+        assert s.weights.tolist() == [3., 2.]
+
+    @pytest.mark.parametrize("weights", [[.5], []])
+    def test_saved_and_taken_over(self, weights):
+        t = TargetTable(5)
+        t.set_targets(torch.tensor([3]), torch.eye(3)[[0]])
+        t.set_weights(torch.tensor([1]*len(weights)).long(), torch.tensor(weights))
+        again = TargetTable(5)
+        again.load_state_dict(t.state_dict())
+        t.set_targets(torch.tensor([4]), torch.eye(3)[[1]])  # what was saved is a copy
+        again.apply(s := batch([1, 3, 4]))
+        assert s.targets.argmax(1).tolist() == [1, 0, 1]
+        assert s.weights.tolist() == [*(weights or [1.]), 1., 1.]
+
+    def test_maps_of_targets(self):
+        "Targets [B, C, H, W], as of segmentation"
+        t = TargetTable(4)
+        new = torch.rand(1, 3, 2, 2).softmax(1)
+        t.set_targets(torch.tensor([2]), new)
+        y = torch.randint(3, (2, 2, 2))
+        s = Supervision(torch.rand(2, 1, 2, 2), y, 3, "segmentation", ids=torch.tensor([2, 0]))
+        t.apply(s)
+        assert torch.equal(s.targets[0], new[0])
+        assert torch.equal(s.targets[1].argmax(0), y[1])
+
+    def test_other_classes(self):
+        t = TargetTable(4)
+        t.set_targets(torch.tensor([2]), torch.eye(4)[[0]])
+        with pytest.raises(LabelKitError, match="have 4 classes and the data 3: make them agree"):
+            t.apply(batch([0]))
+
+
+class Turns(Relabel):
+    "A round a fit: corrects what it is told to"
+    wanted = ()
+    @property
+    def due(self): return self.learn.epoch == 0
+    def find(self):
+        ids = torch.tensor(self.wanted, dtype=torch.long)
+        self.table.set_targets(ids, nn.functional.one_hot((self.dls.given[ids]+1) % 4, 4))
+        self.table.set_weights(ids[:1], torch.tensor([.5]*len(ids[:1])))
+
+
+class TestRounds:
+    def test_what_an_earlier_round_corrected_is_set_back(self):
+        dls = data(noise_rate=0.)
+        cb,rec = Turns(),Records()
+        learn = make([cb, rec], dls)
+        for wanted in ([5, 9], [9], []):
+            cb.wanted = wanted
+            fit(learn, 1)
+            new = dls.given.clone()
+            new[wanted] = (new[wanted]+1) % 4
+            weight = torch.ones(len(new))
+            weight[wanted[:1]] = .5
+            for s in rec.seen:
+                assert torch.equal(s.targets.argmax(1), new[s.ids])
+                assert torch.equal(s.weights, weight[s.ids])
+
+    def test_names_of_classes(self):
+        from types import SimpleNamespace
+        assert class_vocab(SimpleNamespace(vocab=["a", "b"])) == ["a", "b"]
+        assert class_vocab(SimpleNamespace(vocab=[["the", "a"], ["neg", "pos"]])) == ["neg", "pos"]
+        assert class_vocab(SimpleNamespace(vocab=None)) is None
+        assert class_vocab(SimpleNamespace(vocab=range(3))) == [0, 1, 2]
+
+
 class TestStatistics:
     def test_reference(self):
         e = reference["expected"]
@@ -100,56 +212,47 @@ class TestStatistics:
         assert f["flagged"].tolist() == [False]*4 + [True] and f["trust"].shape == (3,)
 
 
-class TestFolds:
-    def test_even_and_seeded(self):
-        y = torch.arange(103) % 4
-        a,b = (stratified_folds(y, 4, torch.Generator().manual_seed(s)) for s in (1, 1))
-        assert torch.equal(a, b)
-        for k in range(4):
-            n = torch.bincount(a[y == k], minlength=4)
-            assert n.max()-n.min() <= 1
-
-    def test_nobody_judges_what_it_learned(self):
-        "A model that answers with the labels it was trained on says nothing of the held-out ones"
-        dls = data(noise_rate=0.)
-        seen = []
-        class Parrot(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.w = nn.Parameter(torch.zeros(4))
-                self.known = []
-                seen.append(self)
-            def forward(self, x):
-                if self.training: self.known += [o.sum().item() for o in x]
-                else: assert not {o.sum().item() for o in x} & set(self.known)
-                return self.w.expand(len(x), 4)
-
-        p = out_of_fold(
-            dls.train, given_labels(dls)[1], Parrot, nn.CrossEntropyLoss(), folds=3, epochs=2
+class TestRanking:
+    def found(self):
+        # sample: 0 fine; 1 both say the other; 2 neither reaches; 3 both reach; 4 the given reaches
+        return dict(
+            thresholds=torch.tensor([.6, .4]),
+            label_quality=torch.tensor([.9, .1, .35, .65, .62]),
+            confidence=torch.tensor([.1, .9, .45, .35, .38]),
+            suggested_label=torch.tensor([1, 1, 0, 1, 1]),
+            flagged=torch.tensor([False, True, True, True, True]),
+            trust=torch.tensor([.5, .8]),
         )
-        assert len(seen) == 3 and torch.allclose(p.sum(1), torch.ones(len(p)))
+    labels = torch.tensor([0, 0, 1, 0, 0])
 
-    def test_fresh_copy(self):
-        m = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.MultiheadAttention(4, 2))
-        m[1].running_mean += 1
-        before = {k: v.clone() for k,v in m.state_dict().items()}
-        new = fresh_copy(m)
-        assert all(torch.equal(v, before[k]) for k,v in m.state_dict().items())
-        assert not torch.equal(new[0].weight, m[0].weight) and new[1].running_mean.sum() == 0
-        assert not torch.equal(new[2].in_proj_weight, m[2].in_proj_weight)
+    def test_by_hand(self):
+        f = self.found()
+        f["thresholds"] = torch.tensor([.6, .35])
+        r = rank_flags(self.labels, f)
+        assert r["reason"].tolist() == [0, 1, 4, 2, 2]
+        assert rank_flags(self.labels, self.found())["reason"].tolist() == [0, 1, 3, 4, 4]
+        assert r["severity"].tolist() == [0, 3, 1, 2, 2]
+        assert r["label"].tolist() == [0, 1, 0, 1, 1]
+        assert r["sureness"].tolist() == pytest.approx([.9, .9, .45, .35, .38])
 
-    @pytest.mark.parametrize("bs", [1, 7, 200])
-    def test_batch_sizes(self, bs):
-        dls = data(n=29, bs=bs)
-        p = out_of_fold(
-            dls.train,
-            given_labels(dls)[1],
-            lambda: small_cnn(dls, width=4),
-            nn.CrossEntropyLoss(),
-            folds=2,
-            epochs=1,
-        )
-        assert torch.allclose(p.sum(1), torch.ones(29), atol=1e-5)
+    @pytest.mark.parametrize("k,touched", [(0, []), (1, [1]), (2, [1, 4]), (3, [1, 3, 4]),
+                                           (4, [1, 2, 3, 4]), (5, [1, 2, 3, 4])])
+    def test_the_worst_first(self, k, touched):
+        "By severity, and then by the lead of the other class: 4 is behind by .24, 3 by .3"
+        f = self.found()
+        f["thresholds"] = torch.tensor([.6, .35])
+        assert rank_flags(self.labels, f, k/5)["touched"].nonzero().flatten().tolist() == touched
+
+    def test_weights(self):
+        f = self.found()
+        touched = torch.tensor([False, True, False, True, False])
+        for how,want in (
+            ("none", [1, 0, 1, 0, 1]),
+            ("quality", [1, .1, 1, .65, 1]),
+            ("class", [2, 0, 1.25, 0, 2]),
+        ):
+            assert new_weights(self.labels, f, touched, how).tolist() == pytest.approx(want)
+        assert new_weights(self.labels, f, touched & False, "class").tolist() == [1.]*5
 
 
 class TestActions:
@@ -175,7 +278,7 @@ class TestActions:
         wrong = dls.given != dls.truth
         hot = nn.functional.one_hot(dls.truth, dls.c).float()
         target = torch.where(wrong[:,None] & soft, probs_for(dls), hot)
-        for s in seen: assert torch.allclose(s.targets, target[s.ids]) and s.weights is None
+        for s in seen: assert torch.allclose(s.targets, target[s.ids]) and (s.weights == 1).all()
 
     def test_reweight_by_quality(self, dls):
         learn,seen = self.run(dls, action="reweight")
@@ -197,7 +300,7 @@ class TestActions:
         book = learn.confident_relabel.issues()
         assert sorted(book.id[book.touched]) == worst.tolist() and len(book) == len(wrong)
         assert (
-            learn.confident_relabel.new_weights == 0
+            learn.confident_relabel.table.weights == 0
         ).nonzero().flatten().tolist() == worst.tolist()
 
     def test_issues(self, dls):
@@ -308,7 +411,7 @@ class TestFit:
             torch.allclose(s.targets.sum(1), torch.ones(len(s.targets)), atol=1e-5)
             for s in rec.seen
         )
-        assert (learn.confident_relabel.slot[dls.given < 0] == -1).all()
+        assert (learn.confident_relabel.table.place[dls.given < 0] == -1).all()
         book = learn.confident_relabel.ledger.frame()
         assert (dls.given[book.id.to_numpy()] >= 0).all() and len(book) == 80
 
@@ -317,7 +420,9 @@ class TestFit:
             make(ConfidentRelabel(model_fn=lambda: small_cnn(c=4, c_in=1, width=4), **quick)), 1
         )
         cb = pickle.loads(pickle.dumps(learn.confident_relabel))
-        assert torch.equal(cb.new_weights, learn.confident_relabel.new_weights)
+        assert cb.folds == 2 and cb.model_fn is None and not cb.found
+        with pytest.raises(LabelKitError, match="model_fn of ConfidentRelabel were left out"):
+            fit(make(cb), 1)
         learn.export(tmp_path/"m.pkl")
 
     def test_bar(self, capsys):
@@ -398,13 +503,6 @@ class TestOwnLoaders:
             items[i].parent.name for i in book.id
         ]
 
-    def test_no_augmentation_in_prediction(self):
-        from labelkit.relabel.base import _Rows, load_rows
-        ds = TensorDataset(torch.rand(6, 2), torch.arange(6) % 2)
-        dl = DataLoader(ds, bs=2, shuffle=True, num_workers=0)
-        assert [b[1].tolist() for b in load_rows(dl, torch.tensor([5, 1, 0]), 2)] == [[1, 1], [0]]
-        assert _Rows(ds, [1], 1).split_idx == 1
-
 
 class TestRefused:
     def fails(self, cb, dls, text):
@@ -416,9 +514,6 @@ class TestRefused:
             data(labeled=8, ratio=1),
             "folds=3, and class 0 has only 2 labeled samples",
         )
-
-    def test_not_a_class_is_no_reason(self):
-        assert stratified_folds(torch.tensor([0, 0, 2, 2]), 2, torch.Generator()).sum() == 2
 
     @pytest.mark.parametrize(
         "change,text",
@@ -486,14 +581,13 @@ class TestRefused:
         )
         dls = DataLoaders(mk(), mk())
         dls.c = 4
-        dls.train.first_id = 0
         learn = Learner(
             dls,
             small_cnn(c=4, c_in=1, width=4),
             loss_func=nn.CrossEntropyLoss(),
             cbs=ConfidentRelabel(pred_probs=probs_for(d)),
         )
-        with pytest.raises(LabelKitError, match="needs fastai's DataLoader"): fit(learn, 1)
+        with pytest.raises(LabelKitError, match="dls has no ids: call `label_dls"): fit(learn, 1)
 
     def test_issues_before_a_fit(self):
         with pytest.raises(LabelKitError, match="call fit first"):

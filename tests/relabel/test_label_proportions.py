@@ -1,5 +1,5 @@
-"""gs: LLP-BP's published potentials and exact marginals, messages against enumeration, rounds, the
-proportion loss, wrong inp"""
+"""Bags: LLP-BP's published potentials and exact marginals, messages against enumeration, rounds, the
+proportion loss, wrong input"""
 import itertools, json
 
 import pytest, torch
@@ -17,6 +17,7 @@ from labelkit.relabel.confident_relabel import ConfidentRelabel
 from labelkit.relabel.label_proportions import (
     LabelProportions,
     bag_messages,
+    flat_inputs,
     llp_potentials,
     neighbor_pairs,
     pairwise_bp,
@@ -156,6 +157,13 @@ class TestPropagation:
         found = torch.zeros_like(counts).index_add_(0, dls.bags, p)
         assert (found-counts).abs().mean() < .01 and (p.argmax(1) == dls.truth).float().mean() > .97
 
+    def test_official_chances_too_small_for_a_float(self):
+        "All classes are all but impossible for a sample: their ratios are still a distribution"
+        bag = torch.zeros(2, dtype=torch.long)
+        none = torch.zeros(0, 2, dtype=torch.long),torch.zeros(0)
+        p = propagate_labels(bag, torch.tensor([[-9., -9.5, -10.]]), *none, 10., variant="official")
+        assert torch.allclose(p.sum(1), torch.ones(2)) and p[0,0] > .9
+
     def test_large_bags_stay_finite(self):
         bag = torch.zeros(200, dtype=torch.long)
         p = propagate_labels(
@@ -197,6 +205,19 @@ class TestNeighbours:
         b = neighbor_pairs(x, 5, chunk=1000)
         assert torch.equal(a[0], b[0]) and len(a[0]) <= 250 and (a[0][:,0] < a[0][:,1]).all()
 
+    def test_nobody_is_its_own_neighbour(self):
+        "Not even where others are the same: the nearest of each copy is another copy"
+        x = torch.rand(3, 4, generator=gen()).repeat_interleave(2, 0)
+        pairs,sims = neighbor_pairs(x, 1, scale=1.)
+        assert pairs.tolist() == [[0, 1], [2, 3], [4, 5]] and sims.tolist() == [1.]*3
+        assert (neighbor_pairs(x, 9, chunk=2)[0].diff(dim=1) > 0).all()
+
+    def test_inputs_side_by_side(self):
+        out = flat_inputs(torch.tensor([[1, 2]]), torch.tensor([[[.5], [1.]]]), torch.ones(1, 1))
+        assert out.tolist() == [[.5, 1., 1.]]
+        with pytest.raises(LabelKitError, match="inputs hold torch.int64.*pass features="):
+            flat_inputs(torch.tensor([[1, 2]]))
+
     def test_fewer_than_asked(self): assert len(neighbor_pairs(torch.rand(3, 2), 5)[0]) == 3
 
 
@@ -205,7 +226,7 @@ class TestLabelProportions:
         learn,seen = fit(LabelProportions(steps=20), pct=.2)
         cb = learn.label_proportions
         for s,_ in seen:
-            assert torch.equal(s.targets, cb.new_targets[cb.slot[s.ids]]) and torch.equal(
+            assert torch.equal(s.targets, cb.table.targets[cb.table.place[s.ids]]) and torch.equal(
                 s.y, learn.dls.proportions[learn.dls.bags[s.ids]]
             )
         assert (cb.ledger.frame().suggested_label == cb.ledger.frame().true_label).mean() > .95
@@ -220,7 +241,63 @@ class TestLabelProportions:
     def test_rounds(self, rounds, epochs, at):
         learn,_ = fit(LabelProportions(rounds=rounds, steps=5), epochs=epochs, pct=.1)
         cb = learn.label_proportions
-        assert cb.ledger.epochs == at and cb.round == len(at)
+        assert cb.ledger.epochs == at and cb.schedule.done == len(at)
+
+    def test_every_fit_has_its_rounds(self):
+        learn,_ = fit(LabelProportions(rounds=2, steps=5), epochs=2, pct=.1)
+        cb = learn.label_proportions
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(3, 1e-3, cbs=ShortEpochCallback(.1, short_valid=False))
+        assert cb.schedule.done == 4 and cb.ledger.epochs == [0, 1, 0, 1]
+
+    def test_a_round_replaces_the_one_before(self, monkeypatch):
+        "The second round knows nothing but its own inference"
+        answers = [torch.eye(10)[torch.zeros(1258).long()], torch.eye(10)[torch.ones(1258).long()]]
+        calls = []
+        def infer(*args, **kwargs):
+            calls.append(1)
+            return answers[len(calls)-1]
+        monkeypatch.setattr("labelkit.relabel.label_proportions.infer_labels", infer)
+        _,seen = fit(LabelProportions(rounds=2), epochs=2, pct=.1)
+        half = len(seen)//2
+        assert all((s.targets[:,0] == 1).all() for s,_ in seen[:half])
+        assert all((s.targets[:,1] == 1).all() for s,_ in seen[half:])
+
+    @pytest.mark.parametrize("empty", [0, 3])
+    def test_shares_belong_to_their_bag_when_one_is_empty(self, empty):
+        """Four bags, one of which nobody is in; members of the others share one class, so that each
+        has the label of its own bag"""
+        bag = torch.tensor([k for k in range(4) if k != empty]).repeat_interleave(8)
+        shares = torch.eye(4)
+        x = torch.rand(24, 1, 8, 8, generator=gen())
+        items = [(x[i], shares[b]) for i,b in enumerate(bag.tolist())]
+        dls = label_dls(DataLoaders(DataLoader(items, bs=8, shuffle=True), DataLoader(items, bs=8)))
+        dls.c = 4
+        learn = Learner(
+            dls, small_cnn(c=4, c_in=1, width=2), loss_func=torch.nn.CrossEntropyLoss(),
+            cbs=LabelProportions(bags=(bag, shares), steps=20),
+        )
+        with learn.no_bar(), learn.no_logging(): learn.fit(1)
+        cb = learn.label_proportions
+        assert torch.equal(cb.table.targets[cb.table.place].argmax(1), bag)
+
+    def test_samples_without_a_bag_keep_what_they_have(self):
+        dls = digits(bag_size=8)
+        bag = dls.bags.clone()
+        bag[::5] = -1
+        learn,seen = fit(LabelProportions(steps=5, bags=(bag, dls.proportions)), dls, pct=.1)
+        for s,_ in seen:
+            out = bag[s.ids] < 0
+            assert torch.equal(s.targets[out], s.y[out]) and out.any()
+            assert not torch.equal(s.targets[~out], s.y[~out])
+
+    def test_tables_of_pandas(self):
+        import pandas as pd
+        dls = digits(bag_size=8)
+        bags = (pd.Series(dls.bags.numpy()), pd.DataFrame(dls.proportions.numpy()))
+        a,b = (fit(LabelProportions(steps=5, bags=o), digits(bag_size=8), pct=.05)[0]
+               for o in (bags, None))
+        assert torch.equal(*(o.label_proportions.table.targets for o in (a, b)))
 
     def test_later_rounds_use_the_network(self, monkeypatch):
         seen = []
@@ -273,7 +350,7 @@ class TestLabelProportions:
         cb = LabelProportions(steps=5)
         learn.add_cb(cb)
         with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
-        assert cb.round == 0 and not cb.found
+        assert cb.schedule.done == 0 and not cb.found
 
     def test_own_loaders_and_bags(self):
         g = gen()
@@ -298,7 +375,7 @@ class TestLabelProportions:
             cbs=LabelProportions(bags=(bag, shares)),
         )
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
-        p = learn.label_proportions.new_targets
+        p = learn.label_proportions.table.targets
         assert (p.argmax(1) == y).float().mean() > .9
 
     def test_mixed_afterwards(self):
@@ -337,6 +414,36 @@ class TestProportionLoss:
         assert proportion_loss(
             60 * torch.eye(4)[[0, 1, 2, 3]], torch.full((4, 4), 0.25), torch.zeros(4).long()
         ).isfinite()
+
+    def test_sure_and_wrong_is_told_so(self):
+        "The loss is that of 64 bits, and reaches the member that is least sure"
+        z = torch.tensor([[90., 0., 3.], [95., 1., 0.]], requires_grad=True)
+        shares = torch.tensor([[.5, .5, 0.]]*2)
+        loss = proportion_loss(z, shares, torch.tensor([3, 3]))
+        p = z.double().softmax(1).mean(0)
+        assert loss.item() == pytest.approx((.5*(.5/p[:2]).log()).sum().item(), rel=1e-5)
+        grad, = torch.autograd.grad(loss, z)
+        want, = torch.autograd.grad((.5*(.5/z.double().softmax(1).mean(0)[:2]).log()).sum(), z)
+        assert torch.allclose(grad, want.float(), atol=1e-5) and grad[0,1] < -.4
+
+    def test_empty_and_unequal_bags(self):
+        "A bag of three counts three times a bag of one; without samples there is no loss"
+        z = torch.randn(4, 3, generator=gen())
+        t = torch.eye(3)[[0, 0, 0, 1]]
+        bag = torch.tensor([5, 5, 5, 2])
+        three,one = (proportion_loss(z[o], t[o], bag[o]) for o in (bag == 5, bag == 2))
+        assert torch.allclose(proportion_loss(z, t, bag), (3*three+one)/4)
+        assert proportion_loss(z[:0], t[:0], bag[:0]) == 0
+
+    def test_samples_without_a_bag_are_in_none(self):
+        dls = digits(bag_size=8)
+        bag = dls.bags.clone()
+        bag[::3] = -1
+        _,seen = fit(ProportionLoss(bags=(bag, dls.proportions)), dls, pct=.1)
+        s,loss = seen[0]
+        some = bag[s.ids] >= 0
+        want = proportion_loss(s.pred[some], s.y[some], bag[s.ids][some])
+        assert loss == pytest.approx(want.item(), abs=1e-6) and 0 < some.sum() < len(some)
 
     def test_in_a_fit(self):
         learn,seen = fit(ProportionLoss(), pct=.1)

@@ -11,7 +11,8 @@ from places import REFERENCES
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn, small_vit, wide_resnet
-from labelkit.storage.soft_labels import build_store, random_boxes
+from labelkit.storage.builder import build_store
+from labelkit.storage.stored_views import random_boxes
 from labelkit.relabel.relabel import (
     ReLabel,
     align_weights,

@@ -585,11 +585,11 @@ class TestTraining:
         log.edit(0, (int(dls.given[0])+1) % 3)
         learn = self.fit(LabelEdits(path, trust=.75), dls)
         cb = learn.label_edits
-        row = cb.new_targets[cb.slot[0]]
+        row = cb.table.targets[cb.table.place[0]]
         assert sorted(row.tolist()) == [0, .25, .75] and row.argmax() == (int(dls.given[0])+1) % 3
         log.edit(5, None)
         with learn.no_bar(), learn.no_logging(): learn.fit(1)
-        assert cb.new_weights[5] == .25 and cb.new_weights.sum() == cb.new_weights.numel()-.75
+        assert cb.table.weights[5] == .25 and cb.table.weights.sum() == len(cb.table.weights)-.75
         assert cb.ledger.frame().reason.value_counts().to_dict() == {
             "not reviewed": 30,
             "corrected in review": 1,
