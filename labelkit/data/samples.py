@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['untouched', 'Samples', 'given_labels', 'predict_samples', 'predict_unlabeled']
 
-# %% ../../nbs/data/samples.ipynb #b41515b7
+# %% ../../nbs/data/samples.ipynb #0eb5a56e
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from functools import partial
 import random
 
@@ -22,7 +23,7 @@ from ..errors import LabelKitError
 from ..models import unwrap
 from ..tables import numbers_of
 
-# %% ../../nbs/data/samples.ipynb #5797dd3d
+# %% ../../nbs/data/samples.ipynb #c9e65e5a
 @contextmanager
 def untouched(
     cuda:bool=False # those of the GPUs as well, which waits for them
@@ -37,7 +38,7 @@ def untouched(
             random.setstate(python)
             np.random.set_state(numpy)
 
-# %% ../../nbs/data/samples.ipynb #4fe0c268
+# %% ../../nbs/data/samples.ipynb #3b3b711c
 class Samples:
     """The samples of a loader, of `DataLoaders`' training set, or of a tensor (ids 0..N-1). Raises
     `LabelKitError` for loaders whose samples have no number"""
@@ -52,7 +53,7 @@ class Samples:
                 data = ArrayDL(ArrayDataset(Arrays(data), torch.arange(len(data))))
             if not isinstance(data, DataLoader) and hasattr(type(data), "__array__"):
                 raise LabelKitError(f"data is {type(data).__name__}: pass torch.as_tensor(data)")
-            if isinstance(data, DataLoader) and not isinstance(data, WithIds): data = data.new()
+            if isinstance(data, DataLoader) and not isinstance(data, WithIds): data = copy(data)
             self.dl = give_ids(data, getattr(data, "first_id", 0), "data")
         self.dataset = self.dl.dataset
         if not len(self): raise LabelKitError("data has no samples: pass some")
@@ -80,9 +81,9 @@ class Samples:
         bs:int=None,          # batch size; the loader's if `None`
         augment:bool=False,   # with the loader's random transforms
     ): # yields a `Batch`: `inputs` and `targets` as tuples, and `ids`
-        """The samples at `at` in that order, as the model would get them; those that the loader
-        skips are not there. The loader's own order does not move, and without random transforms no
-        random number is used"""
+        """The samples at `at` in that order, as the model would get them. Those that the loader
+        skips are not there; what its worker processes load after one comes as it is ready. The
+        loader's own order does not move, and without random transforms no random number is used"""
         at = range(len(self)) if at is None else torch.as_tensor(at).tolist()
         more = dict(bs=bs or self.dl.bs, shuffle=False, drop_last=False)
         if len(at) <= more["bs"]: more["num_workers"] = 0
@@ -158,7 +159,7 @@ def _label(get, i):
     try: return torch.as_tensor(get(i))
     except SkipItemException: return None
 
-# %% ../../nbs/data/samples.ipynb #5b5c0fed
+# %% ../../nbs/data/samples.ipynb #89c6473c
 def given_labels(
     dls # `DataLoaders` of labelkit, or your own after `label_dls`
 )->tuple: # ids [n] long, labels [n] long (below 0: none), both on the CPU
@@ -167,7 +168,7 @@ def given_labels(
     samples = Samples(dls)
     return samples.ids,samples.labels()
 
-# %% ../../nbs/data/samples.ipynb #e9a8c349
+# %% ../../nbs/data/samples.ipynb #6f6b35ec
 @torch.no_grad()
 def predict_samples(
     learn,                # a Learner

@@ -463,7 +463,7 @@ def weak_labels(
     )
     return votes.masked_fill(~asked, -1)
 
-# %% ../../nbs/data/settings.ipynb #e17273ed
+# %% ../../nbs/data/settings.ipynb #68ab20e1
 class TrainingSet:
     """What the settings of a data set work on: all training samples, what is true of them, and what
     is handed out"""
@@ -508,7 +508,7 @@ class TrainingSet:
         self.y = self.y[rows]
         self.given = self.given[rows]
 
-# %% ../../nbs/data/settings.ipynb #7753b3c6
+# %% ../../nbs/data/settings.ipynb #5dc8ae53
 settings = {}  # name of a keyword -> the function of its setting
 
 def setting(
@@ -567,7 +567,9 @@ def takes_settings(
     f.__signature__ = sig.replace(parameters=[*own, *more])
     return f
 
-# %% ../../nbs/data/settings.ipynb #d987f417
+# %% ../../nbs/data/settings.ipynb #4f3d630d
+def _is_count(o): return hasattr(o, "__index__") and not getattr(o, "ndim", 0)
+
 @setting()
 def _known(s,
     # classes that can have a label (an int: the first ones); the others stay among the unlabeled
@@ -580,7 +582,7 @@ def _known(s,
             "known= needs the true class of every training sample, and y has -1: use labeled= to "
             "hide labels"
         )
-    known = list(range(known)) if hasattr(known, "__index__") else [int(o) for o in known]
+    known = list(range(known)) if _is_count(known) else [int(o) for o in known]
     c = len(known)
     # the number after the last class is never handed out as a label
     s.y,s.y_valid = (unknown_classes(o, known, s.c, unknown=c) for o in (s.y, s.y_valid))
@@ -603,7 +605,7 @@ def _imbalance(s,
     rows = inside[long_tail(s.y[inside], imbalance, s.c, s.rng)]
     s.keep(torch.cat([rows, (s.y >= s.c).nonzero().flatten()]).sort().values)
 
-# %% ../../nbs/data/settings.ipynb #f13b8075
+# %% ../../nbs/data/settings.ipynb #1b89a188
 @setting()
 def _noise(s,
     noise_rate:float=0.,    # share of the labels that is made wrong on purpose
@@ -628,7 +630,7 @@ def _labeled(s,
     labeled=None,
 ):
     if labeled is None: return
-    keep = _how_many(s, labeled) if hasattr(labeled, "__index__") else _which(labeled, len(s.y))
+    keep = _how_many(s, labeled) if _is_count(labeled) else _which(labeled, len(s.y))
     mask = torch.zeros(len(s.y), dtype=torch.bool)
     mask[keep] = True
     if s.given.ndim > 1: mask = mask.view(-1, *(1,)*(s.given.ndim-1))
@@ -645,7 +647,9 @@ def _how_many(s, labeled):
     return _by_class(s.given, n, s.c, s.rng) if s.uneven else keep_labeled(s.given, n, s.c, s.rng)
 
 def _which(labeled, n):
-    rows = torch.as_tensor(labeled) if torch.is_tensor(labeled) else torch.as_tensor(list(labeled))
+    if not hasattr(labeled, "__len__"):
+        raise LabelKitError(f"labeled={labeled!r} is no number of samples: pass a whole one, or ids")
+    rows = labeled if torch.is_tensor(labeled) else torch.as_tensor(list(labeled))
     if rows.dtype == torch.bool:
         if rows.shape != (n,):
             raise LabelKitError(f"labeled has shape {tuple(rows.shape)}: pass one answer a sample")
@@ -667,7 +671,7 @@ def _by_class(y, n, c, g):
         )
     return rows[_first_of_each(y[rows], want, g)]
 
-# %% ../../nbs/data/settings.ipynb #5c398036
+# %% ../../nbs/data/settings.ipynb #0e2b8d3a
 @setting()
 def _complementary(s,
     # a label says what the sample is not: `True`, or a transition [C, C] from true class to label

@@ -6,93 +6,19 @@ import random
 from itertools import zip_longest
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from fastai.callback.data import PartialDL, WeightedDL
-from fastai.data.block import CategoryBlock
 from fastai.data.core import TfmdDL
-from fastai.data.load import DataLoader, SkipItemException
-from fastai.tabular.core import Categorify, TabularPandas
-from fastai.text.data import LMDataLoader, SortedDL, pad_input
+from fastai.data.load import DataLoader
+from fastai.text.data import LMDataLoader
 from torch import tensor
 
-from labelkit.data.arrays import ArrayDataset, ArrayDL, Arrays
+from labelkit.data.arrays import ArrayDL
 from labelkit.data.ids import Batch, WithIds, give_ids, has_ids, ids_of
 from labelkit.data.loaders import batch_ids
 from labelkit.errors import LabelKitError
 from labelkit.processes import ShardedDL
-
-N = 24
-BROKEN = 0,7,13
-
-
-class Numbers:
-    "Sample `i` is the number `i`; some cannot be read"
-    def __init__(self, broken=()): self.broken = broken
-    def __len__(self): return N
-    def __getitem__(self, i):
-        if i in self.broken: raise SkipItemException()
-        return torch.full((2,), float(i)),tensor(int(i) % 3)
-
-
-class Sentences:
-    "Sample `i` is as long as no other, and begins with `i`"
-    def __len__(self): return N
-    def __getitem__(self, i):
-        return torch.full((1 + (i*7) % N,), i),tensor(int(i) % 2)
-
-
-def by_size(items): return sorted(items, key=lambda o: -o[0][0])
-def anew(items): return [(o[0].clone(), o[1]) for o in by_size(items)]
-def table():
-    df = pd.DataFrame(dict(i=np.arange(N, dtype=float), k=list("abc")*(N//3), y=["p", "q"]*(N//2)))
-    to = TabularPandas(
-        df, procs=[Categorify], cat_names="k", cont_names="i", y_names="y", y_block=CategoryBlock(),
-        splits=(list(range(N)), [0, 1]),
-    )
-    return to.train
-
-number = lambda b: b[0][:, 0].long()
-lengths = [1 + (i*7) % N for i in range(N)]
-text = dict(bs=4, before_batch=pad_input, num_workers=0, res=lengths)
-LOADERS = dict(
-    plain=(lambda: DataLoader(Numbers(), bs=5, shuffle=True), number),
-    in_order=(lambda: DataLoader(Numbers(), bs=5, drop_last=True), number),
-    skips=(lambda: DataLoader(Numbers(BROKEN), bs=5, shuffle=True), number),
-    skips_in_workers=(
-        lambda: TfmdDL(Numbers(BROKEN), bs=3, shuffle=True, num_workers=2), number
-    ),
-    transformed=(lambda: TfmdDL(Numbers(BROKEN), bs=4, shuffle=True, num_workers=0), number),
-    sorted_in_a_batch=(
-        lambda: TfmdDL(Numbers(), bs=4, shuffle=True, num_workers=0, before_batch=by_size), number
-    ),
-    # new tuples, in which the label is the same object as before
-    made_anew_in_a_batch=(
-        lambda: TfmdDL(Numbers(), bs=4, shuffle=True, num_workers=0, before_batch=anew), number
-    ),
-    weighted=(
-        lambda: WeightedDL(Numbers(), bs=4, wgts=range(N), shuffle=True, num_workers=0), number
-    ),
-    partial=(lambda: PartialDL(Numbers(), bs=4, partial_n=10, num_workers=0), number),
-    texts=(lambda: SortedDL(Sentences(), shuffle=True, **text), lambda b: b[0][:, 0]),
-    texts_in_order=(lambda: SortedDL(Sentences(), **text), lambda b: b[0][:, 0]),
-    table=(lambda: table().dataloaders(bs=4, device="cpu").train, lambda b: b[1][:, 0].long()),
-    arrays=(
-        lambda: ArrayDL(
-            ArrayDataset(Arrays(torch.arange(2*N).float()[:, None]), torch.arange(N)*2),
-            bs=4, steps=9, shuffle=True,
-        ),
-        number,
-    ),
-    bags=(
-        lambda: ArrayDL(
-            ArrayDataset(Arrays(torch.arange(N).float()[:, None]), torch.arange(N)),
-            bs=4, bags=torch.arange(N) // 4, shuffle=True,
-        ),
-        number,
-    ),
-)
+from small import BROKEN, LOADERS, N, Numbers, number
 
 
 @pytest.fixture(params=LOADERS)

@@ -1,9 +1,17 @@
-import pytest, torch
+import itertools
+from inspect import signature
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
 from torch import tensor
 
 from labelkit.data.settings import (
+    TrainingSet,
     add_noise,
     annotators,
+    apply_settings,
     as_generator,
     bags,
     biased_transition,
@@ -15,11 +23,15 @@ from labelkit.data.settings import (
     noise_kinds,
     pair_noise,
     partial_labels,
+    setting,
+    settings,
     symmetric_noise,
+    takes_settings,
     transition,
     unknown_classes,
     weak_labels,
 )
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 
 C = 10
@@ -266,3 +278,171 @@ def test_other_wrong_input():
     with pytest.raises(LabelKitError, match="pairs"): pair_noise(Y, .1, C, pairs=[0, 1])
     with pytest.raises(LabelKitError, match="same samples"): transition(Y, Y[:5], C)
     with pytest.raises(LabelKitError, match="shares"): biased_transition(3)
+
+
+# Settings of a data set
+
+def world(kind="single", y=Y, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    valid = y[:100]
+    return TrainingSet(X[:len(y)], y, X[:100], valid, kind, C, [str(i) for i in range(C)], g)
+
+
+EACH = dict(
+    known=dict(known=6),
+    imbalance=dict(imbalance=5),
+    noise_rate=dict(noise_rate=.25),
+    labeled=dict(labeled=100),
+    complementary=dict(complementary=True),
+    bag_size=dict(bag_size=8),
+)
+
+
+def consequences(s, chosen):
+    "What must be true of a training set in the settings `chosen`, whatever others there are"
+    has = s.labeled
+    if "labeled" in chosen: assert int(has.sum()) == 100
+    if "known" in chosen:
+        assert s.c == 6 and len(s.vocab) == 6 and int(s.y_valid.max()) == 5
+        assert len(s.extra["x_unknown"]) == 40
+        if "bag_size" not in chosen: assert int(s.given.max()) < 6 and (s.truth == 6).any()
+        assert not has[s.truth == 6].any()
+    if "imbalance" in chosen:
+        sizes = torch.bincount(s.truth)[:s.c]
+        assert abs(int(sizes[0]) - 5*int(sizes[-1])) <= 5 and (sizes.diff() <= 0).all()
+    if "bag_size" in chosen:
+        assert s.targets.shape == (len(s.y), s.c) and (s.given == -1).all()
+        bag = s.extra["bags"]
+        assert torch.equal(bag >= 0, has)
+        for k in range(int(bag.max()) + 1):
+            inside = bag == k
+            assert (s.targets[inside] == s.extra["proportions"][k]).all()
+            # the shares are of the labels, and those are the true ones where nothing else is set
+            if not {"noise_rate", "complementary"} & set(chosen):
+                share = torch.bincount(s.truth[inside], minlength=s.c)/inside.sum()
+                assert torch.allclose(share, s.extra["proportions"][k])
+        return
+    wrong = s.given[has] != s.truth[has]
+    if "complementary" in chosen: assert wrong.all()
+    elif "noise_rate" in chosen:
+        assert abs(float(wrong.float().mean()) - .25) < (.15 if "labeled" in chosen else .01)
+    else: assert not wrong.any()
+
+
+@pytest.mark.parametrize("a,b", itertools.combinations(EACH, 2))
+def test_any_two_settings_compose(a, b):
+    chosen = EACH[a] | EACH[b]
+    s = world()
+    apply_settings(s, **chosen)
+    consequences(s, chosen)
+    # the order of the keywords is no matter, a seed is, and nothing that was passed is changed
+    again = world()
+    apply_settings(again, **dict(reversed(chosen.items())))
+    for k in ("x", "y", "given", "x_valid", "y_valid"):
+        assert torch.equal(getattr(s, k), getattr(again, k))
+    assert torch.equal(Y, torch.arange(2000) % C)
+
+
+def test_all_settings_compose():
+    chosen = {k: v for o in EACH.values() for k,v in o.items()}
+    s = world()
+    apply_settings(s, **chosen)
+    consequences(s, chosen)
+
+
+def test_no_setting_changes_nothing():
+    s = world()
+    apply_settings(s)
+    assert torch.equal(s.given, Y) and torch.equal(s.truth, Y) and s.labeled.all() and not s.extra
+    off = world()
+    apply_settings(off, **{k: f.keywords[k] for k,f in settings.items()})
+    assert torch.equal(off.given, Y)
+    assert torch.equal(s.rng.get_state(), torch.Generator().manual_seed(0).get_state())
+
+
+def test_unlabeled_samples_stay_unlabeled():
+    y = Y.clone()
+    y[::3] = -1
+    s = world(y=y[:1200])
+    apply_settings(s, noise_rate=.5, labeled=200)
+    assert s.truth is None and not s.labeled[::3].any() and int(s.labeled.sum()) == 200
+    assert (s.given != y[:1200])[s.labeled].any()
+
+
+@pytest.mark.parametrize("kind", ["soft", "multi", "regression"])
+def test_other_targets_can_be_few(kind):
+    y = torch.rand(200) if kind == "regression" else torch.eye(C)[Y[:200]]
+    for labeled in (20, list(range(20)), torch.arange(200) < 20):
+        s = world(kind, y)
+        apply_settings(s, labeled=labeled)
+        assert int(s.labeled.sum()) == 20 and torch.equal(s.given[s.labeled], y[s.labeled])
+    for k in set(EACH) - {"labeled"}:
+        said = f"{k}=.* is for class labels, not for kind='{kind}'"
+        with pytest.raises(LabelKitError, match=said): apply_settings(world(kind, y), **EACH[k])
+
+
+WHICH = [[3, 5], tensor([3, 5]), np.array([3, 5]), pd.Series([3, 5], index=[9, 4]), range(3, 6, 2)]
+
+
+@pytest.mark.parametrize("labeled", WHICH, ids=lambda o: type(o).__name__)
+def test_which_samples_are_labeled(labeled):
+    s = world()
+    apply_settings(s, labeled=labeled)
+    assert s.labeled.nonzero().flatten().tolist() == [3, 5]
+
+
+def test_how_many_in_numbers_of_numpy():
+    s = world()
+    apply_settings(s, labeled=np.int64(40))
+    assert torch.bincount(s.given[s.labeled]).tolist() == [4]*C
+
+
+@pytest.mark.parametrize(
+    "chosen,said",
+    [
+        (dict(labeled=0), "labeled=0 is not between 1 and 2000"),
+        (dict(labeled=True), "labeled=True is not between"),
+        (dict(labeled=2001), "labeled=2001 is not between"),
+        (dict(labeled=[0, 2000]), r"labeled names samples outside 0\.\.1999"),
+        (dict(labeled=[]), "labeled names samples outside"),
+        (dict(labeled=40.), "labeled=40.0 is no number of samples"),
+        (dict(labeled=[True, False]), "one answer a sample"),
+        (dict(noise_rate=1.5), "noise_rate=1.5"),
+        (dict(noise="white"), "noise must be one of symmetric, pair, instance"),
+        (dict(known=[1, 1]), "known"),
+        (dict(known=11), "known"),
+        (dict(imbalance=.5), "imbalance"),
+        (dict(bag_size=0.5), "size|integer|whole"),
+        (dict(complementary=torch.eye(C)), "zero diagonal"),
+        (dict(known=6, noise_rate=.1, noise="instance"), "needs a label for every sample"),
+        (dict(labels=40), "labels=40 is no setting of a data set: did you mean labeled"),
+        (dict(something=1), "the settings are known, imbalance, noise_rate"),
+    ],
+)
+def test_settings_that_are_refused(chosen, said):
+    with pytest.raises(LabelKitError, match=said): apply_settings(world(), **chosen)
+
+
+@pytest.mark.parametrize("chosen", [dict(known=6), dict(complementary=True)])
+def test_what_needs_the_truth(chosen):
+    y = Y.clone()
+    y[0] = -1
+    with pytest.raises(LabelKitError, match="needs the true class of every training sample"):
+        apply_settings(world(y=y), **chosen)
+
+
+def test_a_setting_of_ones_own():
+    @setting("single", "regression")
+    def late(s, until=None, gap=0):
+        if until is not None: s.given = s.given.where(torch.arange(len(s.y)) < until - gap, -1)
+    try:
+        s = world()
+        apply_settings(s, until=30, gap=10, noise_rate=.5)
+        assert s.labeled.nonzero().flatten().tolist() == list(range(20))
+        assert "until" in signature(takes_settings(lambda x, **settings: 0)).parameters
+        dls = digits(until=50)
+        assert len(dls.train_ds) == 50 and len(dls.recipe(1).train_ds) == 50
+        with pytest.raises(LabelKitError, match="not for kind='multi'"):
+            apply_settings(world("multi", torch.eye(C)[Y]), until=3)
+    finally:
+        for k in ("until", "gap"): settings.pop(k)
