@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['rows_of', 'Supervision']
 
-# %% ../../nbs/core/record.ipynb #e64ff74d
+# %% ../../nbs/core/record.ipynb #78d8fb9e
 from itertools import takewhile
 from types import SimpleNamespace
 
 import torch
 
-from .losses import dense_targets
+from .losses import dense_targets, soft_target_loss
 from ..errors import LabelKitError
 
-# %% ../../nbs/core/record.ipynb #06fc1746
+# %% ../../nbs/core/record.ipynb #f0921cd2
 def rows_of(x)->int:
     "How many samples inputs hold: a tensor [B, ...], or a tuple of them"
     return len(x if isinstance(x, torch.Tensor) else x[0])
@@ -92,6 +92,16 @@ class Supervision:
     def weigh(self, weights:torch.Tensor):
         "Multiply the samples' weights by `weights` [B]"
         self.weights = self.weights*weights
+
+    def loss_of(self,
+        loss_func,            # the learner's
+        pred:torch.Tensor,    # [B, C, ...] outputs for samples with these targets
+        targets:torch.Tensor, # [B, C, ...]
+        weights:torch.Tensor, # [B]
+    )->torch.Tensor: # a scalar
+        "The learner's loss of dense targets, read as what the loader's targets are"
+        classes = self.kind in ("single", "segmentation")
+        return soft_target_loss(loss_func, pred, targets, weights, classes)
 
     def own(self, technique)->SimpleNamespace:
         "What `technique` remembers for this batch only; it goes with the record"

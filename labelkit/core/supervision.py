@@ -20,7 +20,7 @@ from fastai.learner import Metric
 from fastcore.basics import class2attr
 
 from .auxiliary import Auxiliary
-from .losses import soft_target_loss, target_kind
+from .losses import target_kind
 from .record import Supervision, rows_of
 from .technique import CLASSES, STAGES, TARGETS, Settings
 from ..data.containers import check_soft
@@ -140,7 +140,11 @@ class SupervisionCallback(Callback):
             raise LabelKitError(f"batches have {len(self.yb)} targets: techniques need exactly one")
         inputs = tuple(map(_plain, self.xb))
         y = _plain(self.yb[0])
-        s = Supervision(inputs, y, self._c, target_kind(y, self.loss_func), self._ids)
+        kind = target_kind(y, self.loss_func)
+        if kind == "segmentation" and y.ndim == 2 and y.shape[1] == 1:  # a table's one column
+            y = y[:,0]
+            kind = "single"
+        s = Supervision(inputs, y, self._c, kind, self._ids)
         if self.learn.iter == 0: _check_labels(s)
         if self._unlabeled is not None:
             u = next(self._unlabeled)
@@ -219,9 +223,7 @@ class SupervisionCallback(Callback):
                 f"the model has {s.pred.shape[1]} outputs for {s.targets.shape[1]} classes: build "
                 "it with as many outputs as classes"
             )
-        return soft_target_loss(
-            self.loss_func, s.pred, s.targets, s.weights, classes=s.kind in CLASSES
-        )
+        return s.loss_of(self.loss_func, s.pred, s.targets, s.weights)
 
     def _check_inputs(self, s):
         "Name the samples whose inputs are not finite"
@@ -480,7 +482,7 @@ class LabelCallback(Settings, Callback):
         heavy = [k for k,v in state.items() if _cannot_travel(v)]
         return state | dict.fromkeys(heavy) | dict(_settings=self._settings, _left_out=tuple(heavy))
 
-# %% ../../nbs/core/supervision.ipynb #f7112626
+# %% ../../nbs/core/supervision.ipynb #09d3f4a6
 def _is_state(v):
     if isinstance(v, (list, tuple)): return all(map(_is_state, v))
     if isinstance(v, dict): return all(map(_is_state, v.values()))

@@ -12,7 +12,6 @@ from fastai.torch_core import no_random
 from ..data.ids import Batch
 from ..data.samples import Samples
 from ..core.auxiliary import loss_scale
-from ..core.losses import soft_target_loss
 from ..core.record import Supervision
 from ..core.teachers import Future, VirtualStudent
 from ..core.technique import CLASSES, technique
@@ -122,8 +121,7 @@ class FutureSelfTraining(PseudoLabel):
 
     def virtual_loss(self, s, pred, strong, weak):
         "Labels, and the present teacher's pseudo-labels"
-        loss_func = self.learn.loss_func
-        labeled = soft_target_loss(loss_func, pred, s.targets, s.weights, s.kind in CLASSES)
+        labeled = s.loss_of(self.learn.loss_func, pred, s.targets, s.weights)
         g = Guess(self.teacher(weak), s, strong)
         guessed = self.consistency(strong, self.teach(g), self.believe(g))
         return s.labeled_weight*labeled + self.weight*guessed
