@@ -1,4 +1,5 @@
-"""How Sphinx builds the site. scripts/site_pages.py lays out the pages and calls it; nothing is executed here."""
+"""How Sphinx builds the site. scripts/site_pages.py lays out the pages and calls it; nothing is
+executed here."""
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,7 +9,9 @@ _cfg.read(here.parent/"settings.ini", encoding="utf-8")
 _cfg = _cfg["DEFAULT"]
 _vendored = (here/"_static"/"vendor"/"versions.json").exists()
 
-project, author, release = _cfg["title"], _cfg["author"], _cfg["version"]
+project = _cfg["title"]
+author = _cfg["author"]
+release = _cfg["version"]
 copyright = _cfg["copyright"]
 
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
@@ -19,7 +22,8 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 nb_mime_priority_overrides = [("html", "application/vnd.plotly.v1+json", None)]
 # The widget manager and what it needs are files of the site; only pages with a widget load them.
-nb_ipywidgets_js = {"vendor/require.js": {}, "widgets.js": {}, "vendor/embed-amd.js": {}} if _vendored else {"still.js": {}}
+_scripts = ["vendor/require.js", "widgets.js", "vendor/embed-amd.js"] if _vendored else ["still.js"]
+nb_ipywidgets_js = {s: {} for s in _scripts}
 mathjax_path = "vendor/tex-svg.js" if _vendored else "still.js"
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.xref_missing"]
 
@@ -36,7 +40,8 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#5fd1b3", "color-brand-content": "#5fd1b3"},
 }
 html_logo = "_static/mark.svg"
-pygments_style, pygments_dark_style = "friendly", "github-dark"
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 toc_object_entries_show_parents = "hide"
 python_display_short_literal_types = True

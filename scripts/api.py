@@ -185,7 +185,8 @@ def page(
     "The Markdown of a module's page"
     short = mod.__name__.removeprefix("labelkit.")
     own = [(n, getattr(mod, n)) for n in mod.__all__ if hasattr(mod, n)]
-    head = f"# {short}\n\n```{{py:module}} {mod.__name__}\n```\n\n{doc(mod)}\n\nThe lesson: {{doc}}`/{short.replace('.', '/')}`\n\n"
+    lesson = f"The lesson: {{doc}}`/{short.replace('.', '/')}`"
+    head = f"# {short}\n\n```{{py:module}} {mod.__name__}\n```\n\n{doc(mod)}\n\n{lesson}\n\n"
     return head + "\n".join(entry(n, o) for n, o in own)
 
 

@@ -146,9 +146,10 @@ def main():
         file = ROOT/path
         if check:
             old = file.read_text(encoding="utf-8") if file.exists() else ""
-            lines = (old.splitlines(), (text or "").splitlines())
-            diff = difflib.unified_diff(*lines, str(path), "what the notebooks say", n=1, lineterm="")
-            print(*list(diff)[:20], sep="\n")
+            pair = (old.splitlines(), (text or "").splitlines())
+            names = (str(path), "what the notebooks say")
+            diff = list(difflib.unified_diff(*pair, *names, n=1, lineterm=""))
+            print(*diff[:20], sep="\n")
         elif text is None: file.unlink()
         else:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -185,8 +185,7 @@ def atlas_table(
         str(x).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
     )
     out = [
-        f"{sum(o['exists'] for o in lines)} of {len(lines)} techniques are here; a filled dot "
-        "marks them.",
+        f"{sum(o['exists'] for o in lines)} of {len(lines)} techniques are here (filled dots).",
         "",
     ]
     for fam in dict.fromkeys(o["family"] for o in lines):

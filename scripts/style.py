@@ -1,6 +1,6 @@
 """What ruff has no rule for: one assignment a line. `a, b = 1, 2` hides which value goes where.
 
-    python scripts/style.py [FILE ...]     modules and notebooks; all of the project without arguments
+    python scripts/style.py [FILE ...]     modules and notebooks; without arguments, all of them
 
 A swap and the unpacking of one value are fine: `a, b = b, a` and `x, y = batch`.
 """

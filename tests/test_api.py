@@ -79,7 +79,7 @@ print(json.dumps([before, loaded, cls is labelkit.all.MixUp and CutMix is labelk
 
 def test_attributes_of_the_package():
     assert set(NAMES) <= set(dir(labelkit)) and "__version__" in dir(labelkit)
-    with pytest.raises(AttributeError, match="no attribute 'FixMach'"): labelkit.FixMach  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'FixMach'"): _ = labelkit.FixMach
     with pytest.raises(ImportError, match="FixMach"): from labelkit import FixMach  # noqa: F401
     space = {}
     exec("from labelkit import *", space)
@@ -155,7 +155,8 @@ def checked(root, tmp_path_factory):
     work = tmp_path_factory.mktemp("types")
     (work/"readme.py").write_text("\n".join(readme_lines(root)))
     names = [f"reveal_type({n})\nreveal_type(labelkit.{n})" for n in NAMES]
-    (work/"names.py").write_text("\n".join(["import labelkit", "from labelkit.all import *", *names]))
+    head = "import labelkit\nfrom labelkit.all import *\n"
+    (work/"names.py").write_text(head + "\n".join(names))
     wrong = """
 import labelkit
 from labelkit.all import FixMatch, MixUp, compare, digits, small_cnn

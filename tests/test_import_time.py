@@ -4,12 +4,12 @@ import json, subprocess, sys
 
 def imported(statement, cwd):
     "Top-level modules in memory after `statement` in a new Python"
-    code = f"{statement}\nimport sys, json; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    code = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
     res = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=300
     )
     assert res.returncode == 0, res.stderr
-    return set(json.loads(res.stdout.splitlines()[-1]))
+    return {m.split(".")[0] for m in json.loads(res.stdout.splitlines()[-1])}
 
 
 HEAVY = set("torchvision cleanlab plotly pyarrow anywidget ipywidgets sphinx timm zarr".split())

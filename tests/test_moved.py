@@ -22,7 +22,7 @@ def test_an_old_name_gives_the_new_module(old):
     assert len(told) == 1 and all(new in told[0] for new in PLACES[old])
     for new in map(import_module, PLACES[old]):
         for name in new.__all__: assert getattr(got, name) is getattr(new, name)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"): got.nothing
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"): _ = got.nothing
 
 
 def test_the_warning_points_at_the_line_that_imports(tmp_path):

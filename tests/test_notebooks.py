@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom; what is committed is clean, and what it shows is small."""
+"""Every notebook runs from top to bottom; what is committed is clean, what it shows is small."""
 import base64, json, os
 
 import pytest

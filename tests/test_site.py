@@ -119,8 +119,14 @@ def small_site(tmp_path_factory):
     )
 
     class Press(anywidget.AnyWidget):
-        _esm = """export default {render({model, el}) { const b = document.createElement("button"), show = () => b.textContent = model.get("words")[model.get("at")];
-            b.className = "press"; b.onclick = () => { model.set("at", 1); }; model.on("change:at", show); show(); el.append(b); }}"""
+        _esm = """export default {render({model, el}) {
+            const b = document.createElement("button");
+            const show = () => { b.textContent = model.get("words")[model.get("at")]; };
+            b.className = "press";
+            b.onclick = () => { model.set("at", 1); };
+            model.on("change:at", show);
+            show();
+            el.append(b); }}"""
         words = traitlets.List(["<b>still</b>", "alive"]).tag(sync=True)
         at = traitlets.Int(0).tag(sync=True)
 

@@ -1,41 +1,18 @@
 """The review widget in a browser: without a kernel read only; with one, every decision shown only
 after the log has it; by keyboard alone; text stays text."""
 import base64, json
+from pathlib import Path
 
 import pandas as pd, pytest, torch
 
 from labelkit.storage.label_log import LabelLog
 from labelkit.explore.review import review
+from test_widgets import TOO_WIDE, UNNAMED
 
 NASTY = "<img src=x onerror='window.hacked=1'>"
 VOCAB = ["cat", "dog", NASTY, *(f"class {i}" for i in range(12))]
 
-# A page with a stand-in for the widget's model; what it sends is answered by `answer`, which the
-# test connects to the real widget in Python.
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>t</title>
-<style>body { margin: 8px; background: Canvas; color: CanvasText; color-scheme: light dark }</style><main></main><script type="module">
-const bytes = t => { const b = atob(t), u = new Uint8Array(b.length + 1); for (let i = 0; i < b.length; i++) u[i + 1] = b.charCodeAt(i); return new DataView(u.buffer, 1); };
-const w = WIDGET;
-for (const a of Object.values(w.state.arrays)) a.data = bytes(a.data);
-document.head.append(Object.assign(document.createElement("style"), { textContent: w.css }));
-class Model {
-  constructor(s) { this.s = s; this.f = []; this.held = null; }
-  get(k) { return this.s[k]; }
-  set(k, v) { const old = JSON.stringify(this.s[k]); this.s[k] = v; if (old !== JSON.stringify(v)) this.fire("change:" + k); }
-  fire(e, ...a) { for (const [n, f] of [...this.f]) if (n === e) f(...a); }
-  save_changes() {} on(n, f) { this.f.push([n, f]); } off(n, f) { this.f = this.f.filter(([m, g]) => m !== n || g !== f); }
-  async send(m) {
-    if (!window.answer) return;
-    const r = await window.answer(m);
-    if (window.hold) await new Promise(go => { this.held = go; });
-    this.set("decided", r.decided);
-    for (const [c, bufs] of r.messages) this.fire("msg:custom", c, bufs.map(bytes));
-  }
-}
-window.model = new Model(w.state);
-const { default: widget } = await import("data:text/javascript;charset=utf-8," + encodeURIComponent(w.esm));
-widget.render({ model: window.model, el: document.querySelector("main") });
-</script></html>"""
+PAGE = Path(__file__).with_name("review_page.html").read_text(encoding="utf-8")
 
 
 def make(folder, n=60, images=True, **kwargs):
@@ -212,9 +189,6 @@ def test_fits_and_text_is_text(show, tmp_path, width, scheme):
         and page.evaluate("window.hacked") is None
         and NASTY in page.locator(".lk-why").text_content()
     )
-    over = page.evaluate("""() => [...document.querySelectorAll('.lk *:not(svg *)')].filter(e => {
-        const b = e.getBoundingClientRect(); return b.width && b.right > e.closest('.lk').getBoundingClientRect().right + 1 }).map(e => e.className)""")
+    over = page.evaluate(TOO_WIDE)
     assert not over and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    unnamed = page.evaluate("""() => [...document.querySelectorAll('.lk input, .lk select, .lk button, .lk [role=option]')].filter(e =>
-        !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute('aria-label')).length""")
-    assert unnamed == 0
+    assert page.evaluate(UNNAMED) == 0

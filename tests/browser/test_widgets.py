@@ -7,40 +7,22 @@ import pytest
 import torch
 
 from labelkit.storage.ledger import Ledger
-from labelkit.explore.mix_explorer import MixExplorer
+from labelkit.explore.mix_explorer import MixExplorer, mix_pair
 from labelkit.explore.threshold_explorer import ThresholdExplorer
 
 ROOT = Path(__file__).resolve().parents[2]
 VENDOR = ROOT/"docs"/"_static"/"vendor"
 NASTY = "<img src=x onerror='window.hacked=1'>"
 
-# A page with stand-ins for the models: what a widget manager would give each widget, and a list of
-# what is sent.
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>t</title>
-<style>body { margin: 8px; background: Canvas; color: CanvasText; color-scheme: light dark }</style>
-<script type="application/vnd.jupyter.widget-state+json">{}</script><h1 id="top">t</h1><main></main>
-<script type="module">
-class Model {
-  constructor(s) { this.s = s; this.f = []; this.sent = []; }
-  get(k) { return this.s[k]; }
-  set(k, v) { const old = JSON.stringify(this.s[k]); this.s[k] = v; if (old !== JSON.stringify(v)) this.fire("change:" + k); }
-  fire(e, ...a) { for (const [n, f] of [...this.f]) if (n === e) f(...a); }
-  save_changes() {} send(m) { this.sent.push(m); }
-  on(n, f) { this.f.push([n, f]); } off(n, f) { this.f = this.f.filter(([m, g]) => m !== n || g !== f); }
-}
-const bytes = t => { const b = atob(t), u = new Uint8Array(b.length + 1); for (let i = 0; i < b.length; i++) u[i + 1] = b.charCodeAt(i);
-  return new DataView(u.buffer, 1); };  // an odd start, as buffers may have
-window.models = []; window.undo = [];
-for (const w of WIDGETS) {
-  document.head.append(Object.assign(document.createElement("style"), { textContent: w.css }));
-  for (const a of Object.values(w.state.arrays)) a.data = bytes(a.data);
-  const m = new Model(w.state), el = document.createElement("div");
-  document.querySelector("main").append(el);
-  const { default: widget } = await import("data:text/javascript;charset=utf-8," + encodeURIComponent(w.esm));
-  window.models.push(m); window.undo.push(widget.render({ model: m, el }));
-}
-window.ready = true;
-</script></html>"""
+# what stands out of its widget, and controls that a screen reader has no name for
+TOO_WIDE = """() => [...document.querySelectorAll('.lk *:not(svg *)')].filter(e => {
+    const r = e.getBoundingClientRect(), edge = e.closest('.lk').getBoundingClientRect().right;
+    return r.width && r.right > edge + 1 }).map(e => e.className)"""
+UNNAMED = """() => [...document.querySelectorAll(
+    '.lk input, .lk select, .lk button, .lk [role=option]')].filter(e =>
+    !(e.labels && e.labels.length || e.textContent.trim() || e.getAttribute('aria-label'))).length"""
+
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def page_of(*widgets):
@@ -115,7 +97,8 @@ def test_mix_moves_by_keyboard_and_says_what_python_says(show):
     e = mix()
     page = show(e)
     assert readout(page) == e.readout()
-    pixels = "[...document.querySelectorAll('[data-picture=mixed] canvas')].map(c => c.toDataURL()).join()"
+    pixels = """[...document.querySelectorAll('[data-picture=mixed] canvas')]
+        .map(c => c.toDataURL()).join()"""
     before = page.evaluate(pixels)
     press(page, "lam", "ArrowLeft", 8)
     assert readout(page) == e.select(lam=.25).readout() and page.evaluate(pixels) != before
@@ -138,11 +121,13 @@ def test_mixed_picture_is_the_librarys(show, technique):
         e.select(lam=lam)
         press(page, "lam", "Home")
         press(page, "lam", "ArrowRight", e.axes["lam"].index(lam))
-        got = page.evaluate("""() => { const c = document.querySelector('[data-picture=mixed] canvas');
+        got = page.evaluate("""() => {
+            const c = document.querySelector('[data-picture=mixed] canvas');
             return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }""")
         i = e._selected()
         a, b = at[i[1]]
-        want = e.mixes[technique](x[a], x[b], lam, torch.Generator().manual_seed(i[2]))[0]
+        drawn = torch.Generator().manual_seed(i[2])
+        want = mix_pair(e.mixes[technique], x[a], x[b], lam, drawn)[0]
         diff = torch.tensor(got).view(8, 8, 4)[..., :3].permute(2, 0, 1)-want*255
         assert diff.abs().max() <= 1
 
@@ -231,7 +216,9 @@ def test_other_samples_only_where_a_kernel_answers(show):
     button.focus()
     page.keyboard.press("Enter")
     assert page.evaluate("models[0].sent.length") == 2
-    page.evaluate("""() => { const m = models[0]; m.s.data = {...m.s.data, pairs: m.s.data.pairs.map(p => ({a: p.b, b: p.a}))};
+    page.evaluate("""() => {
+        const m = models[0], pairs = m.s.data.pairs.map(p => ({a: p.b, b: p.a}));
+        m.s.data = {...m.s.data, pairs};
         m.fire('change:data'); m.fire('change:arrays'); }""")
     page.wait_for_timeout(100)
     assert page.locator(".lk-readout").count() == 2 and button.evaluate(
@@ -252,21 +239,21 @@ def test_two_views_agree_and_clean_up(show):
 def test_it_fits_and_can_be_read(show, width, scheme):
     page = show(mix(title="Mix"), threshold(title="Threshold"), width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    over = page.evaluate("""() => [...document.querySelectorAll('.lk *:not(svg *)')].filter(e => {
-        const r = e.getBoundingClientRect(); return r.width && r.right > e.closest('.lk').getBoundingClientRect().right + 1 }).map(e => e.className)""")
-    assert not over
-    ratio = page.evaluate("""() => { const lum = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => v / 255)
-            .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
-        const s = getComputedStyle(document.querySelector('.lk')), [a, b] = [lum(s.color), lum(s.backgroundColor)];
+    assert not page.evaluate(TOO_WIDE)
+    ratio = page.evaluate("""() => {
+        const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+        const lum = c => {
+            const [r, g, b] = c.match(/[\\d.]+/g).map(v => linear(v / 255));
+            return .2126 * r + .7152 * g + .0722 * b; };
+        const s = getComputedStyle(document.querySelector('.lk'));
+        const a = lum(s.color), b = lum(s.backgroundColor);
         return (Math.max(a, b) + .05) / (Math.min(a, b) + .05); }""")
     assert ratio > 7
 
 
 def test_everything_has_a_name_and_shows_its_focus(show):
     page = show(mix(title="Mix"), threshold(title="Threshold"))
-    named = """() => [...document.querySelectorAll('.lk input, .lk select, .lk button')].filter(e =>
-        !(e.labels && e.labels.length) && !e.textContent.trim() && !e.getAttribute('aria-label')).length"""
-    assert page.evaluate(named) == 0
+    assert page.evaluate(UNNAMED) == 0
     assert page.evaluate(
         "[...document.querySelectorAll('.lk [role=img], .lk')].every(e => "
         "e.getAttribute('aria-label'))"
@@ -291,8 +278,10 @@ def test_alive_under_the_widget_manager(show):
     d = embed_data(widgets, drop_defaults=False)
     safe = lambda o: json.dumps(o, default=str).replace("<", "\\u003c")
     uri = VENDOR.as_uri()
-    html = f"""<!doctype html><meta charset="utf-8"><title>t</title><script src="{uri}/require.js"></script>
-<script>require.config({{paths: {{anywidget: "{uri}/anywidget"}}}})</script><script src="{uri}/embed-amd.js"></script><body>
+    html = f"""<!doctype html><meta charset="utf-8"><title>t</title>
+<script src="{uri}/require.js"></script>
+<script>require.config({{paths: {{anywidget: "{uri}/anywidget"}}}})</script>
+<script src="{uri}/embed-amd.js"></script><body>
 <script type="application/vnd.jupyter.widget-state+json">{safe(d["manager_state"])}</script>
 """ + "".join(
         f'<script type="application/vnd.jupyter.widget-view+json">{safe(v)}</script>'
