@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..data.loaders import digits
+from ..data.sets import digits
 from ..errors import LabelKitError, check_range
 from .explorer import Explorer, fixed, pack, to_uint8
 from ..mix.base import Mix
@@ -242,13 +242,16 @@ class MixExplorer(Explorer):
         if x is None:
             dls = digits()
             x,y = _pictures(dls)
-        if cb.learn is not None: cb.get_ready()
+        if cb.asks_model: cb.get_ready()
+        mixes = {name: cb} | default_mixes
+        # what a model mixes is another picture for each pair, and large ones fill the page
+        few = dict(pairs=2, draws=2) if cb.asks_model and max(x.shape[-2:]) > 16 else {}
         alpha = cb.alpha(0.) if callable(cb.alpha) else cb.alpha
         return cls(
             x,
             y,
             getattr(dls, "vocab", None),
-            **dict(technique=name, mixes={name: cb} | default_mixes, alpha=alpha) | kwargs,
+            **dict(technique=name, mixes=mixes, alpha=alpha) | few | kwargs,
         )
 
     def name(self,

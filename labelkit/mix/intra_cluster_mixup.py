@@ -7,13 +7,11 @@ __all__ = ['k_means', 'check_clusters', 'cluster_partner', 'IntraClusterMixUp']
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #f2efcada
 import torch
-from fastai.data.load import DataLoader
-from fastai.torch_core import no_random
 
 from ..core.record import Supervision
 from ..core.supervision import check_finite
 from ..core.technique import technique
-from ..data.loaders import ArrayDataset
+from ..data.samples import Samples
 from ..errors import LabelKitError
 from .mixup import MixUp
 
@@ -137,28 +135,16 @@ class IntraClusterMixUp(MixUp):
         else:
             x,ids = self.embed()
             cluster = torch.full((n,), -1)
-            cluster[ids] = k_means(x, self.n_clusters, self.rng).cpu()
+            cluster[ids.cpu()] = k_means(x, self.n_clusters, self.rng).cpu()
         self.cluster = cluster.to(self.dls.device or "cpu")
 
     @torch.no_grad()
     def embed(self)->tuple: # features [n, D], ids [n]
-        "What k-means looks at: every labeled training sample once"
-        dl = self.dls.train
-        ds = dl.dataset
-        seed = int(torch.randint(2**31, (1,), generator=self.rng))
-        with no_random(seed):
-            if isinstance(ds, ArrayDataset):
-                ids = ds.rows.cpu()
-                batches = (ds.arrays.batch(r)[0] for r in ds.rows.split(1024))
-            else:
-                if not isinstance(dl, DataLoader):
-                    raise LabelKitError(
-                        f"dls.train is a {type(dl).__module__} loader: pass clusters= by sample id"
-                    )
-                ids = torch.arange(len(ds)) + getattr(dl, "first_id", 0)
-                batches = (b[0] for b in dl.new(shuffle=False, drop_last=False))
-            f = self.features or (lambda o: o)
-            x = torch.cat([f(o.as_subclass(torch.Tensor)).flatten(1).float() for o in batches])
+        "What k-means looks at: every labeled training sample once, without random transforms"
+        f = self.features or (lambda *xs: torch.cat([o.flatten(1).float() for o in xs], 1))
+        batches = Samples(self.dls).batches(bs=1024)
+        parts = [(f(*b.inputs).flatten(1).float(), b.ids) for b in batches]
+        x,ids = (torch.cat(o) for o in zip(*parts))
         check_finite(x, ids)
         return x,ids
 

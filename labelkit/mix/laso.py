@@ -17,7 +17,9 @@ from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.teachers import evaluating
 from ..core.technique import technique
-from ..data.loaders import LabelDataLoaders, from_arrays
+from ..data.arrays import LabelDataLoaders
+from ..data.loaders import from_arrays
+from ..data.sets import digits
 from ..errors import LabelKitError
 from .base import take_partner
 from ..models import head_of, with_features
@@ -86,7 +88,6 @@ def multi_digits(
 )->LabelDataLoaders:
     """Pictures [1, 16, 16] with one to `most` handwritten digits in four places, and the set of
     them as label [10]"""
-    from labelkit.data.loaders import digits
     if not 1 <= most <= 4:
         raise LabelKitError(
             f"most={most} is not between 1 and 4, the places of a picture: pass one that is"

@@ -5,19 +5,31 @@ import json, shutil, subprocess, sys
 import numpy as np
 import pytest
 import torch
+from fastai.basics import DataLoader, DataLoaders, Learner
 
+from labelkit.data.loaders import from_arrays
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.storage.ledger import Ledger
 from labelkit.explore.explorer import Explorer, esm, fixed, pack, static_text, to_uint8
 from labelkit.explore.mix_explorer import (
     MixExplorer,
     beta_density,
-    cutmix_pair,
     default_mixes,
     mix_grid,
+    mix_pair,
     mixed_share,
 )
 from labelkit.explore.threshold_explorer import ThresholdExplorer, above
+from labelkit.mix.adautomix import AdAutoMix
+from labelkit.mix.base import BlendPlan, Mix
+from labelkit.mix.cutmix import CutMix
+from labelkit.mix.intra_cluster_mixup import IntraClusterMixUp
+from labelkit.mix.manifold_mixup import ManifoldMixUp
+from labelkit.mix.mixup import MixUp
+from labelkit.mix.resizemix import ResizeMix
+from labelkit.mix.smmix import SMMix
+from labelkit.models import small_cnn, small_vit
 
 
 class Grid(Explorer):
@@ -164,7 +176,8 @@ def test_mix_grid_is_what_the_mixes_give(images):
     x, _ = images
     g = mix_grid(x, [(0, 1), (2, 3)], default_mixes, [0., .3, .5, 1.], draws=2, seed=4)
     assert np.abs(g["mask_mean"][g["table"][..., 0]]-g["share"]).max() < 1e-6
-    mixed, mask, kept = cutmix_pair(x[2], x[3], .3, torch.Generator().manual_seed(4001))
+    g_ = torch.Generator().manual_seed(4001)
+    mixed, mask, kept, _ = mix_pair(CutMix(), x[2], x[3], .3, g_)
     assert np.array_equal(g["masks"][g["table"][1, 1, 1, 1, 0]], to_uint8(mask)) and np.isclose(
         g["share"][1, 1, 1, 1], kept
     )
@@ -174,10 +187,18 @@ def test_mix_grid_is_what_the_mixes_give(images):
 
 def test_a_mix_that_is_no_blend_keeps_its_pictures(images):
     x, y = images
-    flip = lambda a, b, lam, generator: (b.flip(-1), torch.full((8, 8), lam), lam)
-    e = MixExplorer(x, y, mixes={"flip": flip}, pairs=2, draws=1)
+    class FlipPlan(BlendPlan):
+        def mix(self, x): return super().mix(x).flip(-1)
+    class Flip(Mix):
+        note = "flipped"
+        def plan_for(self, x, partners, shares, rng): return FlipPlan(partners, shares)
+    e = MixExplorer(x, y, mixes={"flip": Flip()}, pairs=2, draws=1)
+    assert e.data["notes"] == ["flipped"]
     assert "mixed" in e.arrays and e.grid["table"][..., 1].min() >= 0
-    assert e.arrays["mixed"]["shape"][0] == 2 # a picture of each pair, for all λ
+    assert e.arrays["mixed"]["shape"][0] == 42 # a picture of each pair for each of 21 λ
+    at = e.grid["table"][0, 1, 0, 5, 1]
+    want = torch.lerp(e.shown[0][3], e.shown[0][2], .25).flip(-1)
+    assert np.array_equal(e.grid["mixed"][at], to_uint8(want))
 
 
 def test_a_shrunken_partner_is_told_by_its_box(images):
@@ -199,6 +220,56 @@ def test_a_shrunken_partner_is_told_by_its_box(images):
             g["share"][(t, *i)], outside.mean()
         )
     assert len(e.select(lam=.3).plot().axes) == 4
+
+
+@pytest.mark.parametrize(
+    "cls", [MixUp, CutMix, ResizeMix, ManifoldMixUp, IntraClusterMixUp, SMMix, AdAutoMix]
+)
+def test_every_mix_opens_on_its_own_plan(cls):
+    "Also with a learner that was not trained yet, and nothing of the training is disturbed"
+    cb = cls(alpha=.3) if cls is not ResizeMix else cls()
+    if cls in (SMMix, AdAutoMix):
+        with pytest.raises(LabelKitError, match="give it to a Learner"): cb.explore()
+    net = small_vit if cls is SMMix else small_cnn
+    dls = digits(labeled=40)
+    learn = Learner(dls, net(dls), cbs=cb)
+    before = cb.rng.get_state()
+    e = cb.explore(pairs=2)
+    assert e.state["technique"] == cls.__name__ and torch.equal(cb.rng.get_state(), before)
+    assert e.state["alpha"] == cb.alpha and e.data["notes"][0] == cls.note
+    assert e.saved_size < Explorer.max_saved and learn.model.training
+    at = np.array(e.axes["lam"])
+    share = e.grid["share"][0]
+    # more of A with a larger λ, all of B at 0 where pixels are no obstacle
+    assert (np.diff(share.mean((0, 1))) > -1e-6).all()
+    if cls in (MixUp, ManifoldMixUp, IntraClusterMixUp): assert np.allclose(share, at)
+
+
+def test_large_pictures_are_shown_small_and_asked_about_large():
+    torch.manual_seed(0)
+    x = torch.rand(12, 3, 64, 64)
+    y = torch.arange(12) % 3
+    dls = from_arrays(x, y, x, y, bs=6)
+    cb = SMMix()
+    Learner(dls, small_vit(dls, dim=16, depth=1), cbs=cb)
+    e = cb.explore()
+    assert e.data["shape"] == [3, 32, 32] and len(e.plot().axes) == 4
+    means = e.grid["mask_mean"][e.grid["table"][0, ..., 0]]
+    assert np.abs(means - e.grid["share"][0]).max() < 1e-6
+
+
+def test_a_model_is_not_asked_about_other_pictures():
+    "It was made for what its loaders give: no digits in their place"
+    x = torch.randn(12, 1, 8, 8)
+    y = torch.arange(12) % 3
+    items = list(zip(x, y))
+    dls = DataLoaders(DataLoader(items, bs=6), DataLoader(items, bs=6))
+    dls.c = 3
+    for cb,net in ((CutMix(), small_cnn), (AdAutoMix(), small_cnn)):
+        Learner(dls, net(dls), loss_func=torch.nn.CrossEntropyLoss(), cbs=cb)
+        if cb.asks_model:
+            with pytest.raises(LabelKitError, match="normalise inside the model"): cb.explore()
+        else: assert cb.explore(pairs=2).state["technique"] == "CutMix"
 
 
 def test_mix_explorer_state_words_and_size(images):
@@ -224,6 +295,14 @@ def test_mix_explorer_state_words_and_size(images):
     assert len(e.plot().axes) == 4
 
 
+class Crop(Mix):
+    "No mix: its pictures are smaller"
+    def plan_for(self, x, partners, shares, rng):
+        plan = BlendPlan(partners, shares)
+        plan.mix = lambda x: x[..., :4]
+        return plan
+
+
 @pytest.mark.parametrize(
     "change, word",
     [
@@ -238,7 +317,8 @@ def test_mix_explorer_state_words_and_size(images):
         (dict(pairs=0), "pairs"),
         (dict(alpha=-1), "alpha"),
         (dict(state=dict(lam=2)), "lam"),
-        (dict(mixes={"m": lambda a, b, lam, g: (a[:, :4], torch.ones(8, 8), 1.0)}), "mixes['m']"),
+        (dict(mixes={"m": Crop()}), "mixes['m']"),
+        (dict(mixes={"m": max}), "mixes['m'] is a builtin_function_or_method: pass a `Mix`"),
     ],
 )
 def test_mix_explorer_refuses(images, change, word):

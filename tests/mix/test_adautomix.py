@@ -1,5 +1,5 @@
 "AdAutoMix: who trains whom, what the label is, and by hand"
-import pickle
+import math, pickle
 
 import pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner
@@ -11,6 +11,7 @@ from labelkit.errors import LabelKitError
 from labelkit.explore.mix_explorer import mix_pair
 from labelkit.models import small_cnn
 from labelkit.core.losses import soft_target_loss
+from labelkit.core.supervision import LabelCallback
 from labelkit.mix.adautomix import AdAutoMix, MaskGenerator, generator_loss, mix_by_masks
 from labelkit.mix.base import take_partner
 
@@ -110,6 +111,73 @@ def test_official_labels_follow_lambda():
     lam = s.own(cb).plan.shares
     share = float(lam[0,0])
     assert lam[0].unique().numel() == 1 and (s.targets[torch.arange(16), s.y] >= share-1e-5).all()
+
+
+def test_no_gradient_where_none_belongs():
+    "Neither the answers to the clean images nor the label's shares are trained by the generator"
+    learn = learner([cb := AdAutoMix(), watch := Watch()])
+    kept = []
+    class Plans(Callback):
+        order = 6
+        def after_loss(self):
+            if self.training: kept.append((cb.plan, self.learn.supervision.record))
+    fit(learn, cbs=[Plans()])
+    for plan,s in kept:
+        assert plan.masks.requires_grad and not plan.logits.requires_grad
+        assert not plan.shares.requires_grad and not s.targets.requires_grad and not s.x.requires_grad
+
+
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_who_is_trained_when(variant):
+    "Every third batch is hostile; in between the generator rests, or helps (official)"
+    learn = learner([cb := AdAutoMix(every=3, variant=variant, beta=1.), watch := Watch()])
+    rows = []
+    class Losses(Callback):
+        order = 7
+        def after_loss(self):
+            if not self.training: return
+            s = self.learn.supervision.record
+            plan = cb.plan
+            given = s.own(cb).given
+            mixed = sum(m[:,None]*o for m,o in zip(plan.masks, plan.of(given)))
+            ce = soft_target_loss(self.learn.loss_func, cb.teacher.model(mixed), s.targets)
+            value = s.auxiliary_losses.get("adautomix.generator")
+            rows.append((ce.item(), value and value[0].item()))
+    fit(learn, 2, cbs=[Losses()])
+    assert len(rows) == 8
+    for i,(ce,value) in enumerate(rows):
+        if i % 3 == 0: assert value == pytest.approx(-ce, rel=1e-4)
+        elif variant == "official": assert value == pytest.approx(ce, rel=1e-4)
+        else: assert value is None
+
+
+def test_decay_follows_the_training_along_a_cosine():
+    learn = learner([cb := AdAutoMix(ema_decay=(.2, .8))])
+    seen = []
+    class Decays(Callback):
+        order = 1000
+        def after_step(self): seen.append((self.learn.pct_train, cb.teacher.decay))
+    fit(learn, 3, cbs=[Decays()])
+    for pct,decay in seen:
+        assert decay == pytest.approx(.2 + .6*(1-math.cos(math.pi*pct))/2)
+    decays = [d for _,d in seen]
+    assert decays == sorted(decays) and decays[0] < .25 and decays[-1] > .75
+    assert decays[len(decays)//2] == pytest.approx(.5, abs=.08)
+
+
+def test_clean_loss_by_hand():
+    "Of the unmixed images, with the labels and weights from before the mix"
+    class Weigh(LabelCallback):
+        stage = "relabel"
+        def before_forward(self, s): s.weigh((torch.arange(len(s.x)) % 3).float())
+    learn = learner([Weigh(), AdAutoMix(clean=.5), watch := Watch()])
+    fit(learn)
+    for s,*_ in watch.seen:
+        value,weight = s.losses["adautomix.clean"]
+        w = (torch.arange(16) % 3).float()
+        ce = F.cross_entropy(s.outputs["adautomix.clean"], s.y, reduction="none")
+        close(value, (ce*w).sum()/w.sum())
+        assert weight == .5
 
 
 def test_generator_loss_by_hand_and_its_signs():

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from contract import fit, learner, same, weights
 from labelkit.errors import LabelKitError
-from labelkit.models import small_cnn
+from labelkit.models import small_cnn, with_features
 from labelkit.mix.laso import LaSO, SetOperations, combine_labels, laso_losses, multi_digits
 
 
@@ -60,6 +60,48 @@ def test_beside_changes_nothing_and_learns():
             if not first: first.extend(p.clone() for p in cb.operations.module.parameters())
     assert same(weights(fit(learner([cb, Before()]))), weights(fit(learner())))
     assert all(not torch.equal(a, b) for a,b in zip(first, cb.operations.module.parameters()))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_whom_the_losses_train(joint):
+    cb = LaSO(weight=.5, reconstruction=.2, joint=joint)
+    reached = {}
+    class Reach(Callback):
+        order = 7
+        def after_loss(self):
+            if not self.training or reached: return
+            s = self.learn.supervision.record
+            own = list(self.learn.model.parameters())
+            nets = list(cb.operations.module.parameters())
+            told = s.losses if joint else s.auxiliary_losses
+            other = s.auxiliary_losses if joint else s.losses
+            assert not other
+            for name,(value,weight) in told.items():
+                grads = torch.autograd.grad(value, own+nets, retain_graph=True, allow_unused=True)
+                hit = [any(g is not None and g.abs().sum() > 0 for g in gs)
+                       for gs in (grads[:len(own)], grads[len(own):])]
+                reached[name] = (weight, *hit)
+    fit(learner([cb, Reach()]))
+    assert reached == {
+        "laso": (.5, joint, True),
+        "laso.symmetry": (.1, joint, True),
+        "laso.whole": (.1, joint, True),
+    }
+
+
+def test_what_is_combined_is_a_pair_and_its_order():
+    "Differences are of the first without the second, also in `combine`"
+    learn = fit(learner([cb := LaSO()]))
+    a,b = torch.rand(2, 3, 1, 8, 8)
+    modes = [m.training for m in learn.model.modules()]
+    one = cb.combine(a, b)
+    other = cb.combine(b, a)
+    assert modes == [m.training for m in learn.model.modules()]
+    assert not any(o.requires_grad for o in one.values())
+    assert not torch.equal(one["difference"], other["difference"])
+    with torch.no_grad():
+        fa,fb = (with_features(learn.model.eval(), o)[1] for o in (a, b))
+        torch.testing.assert_close(one["difference"], cb.operations.module.one("difference", fa, fb))
 
 
 def test_several_labels_a_sample():

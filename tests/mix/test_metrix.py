@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from fastai.basics import Callback
+from fastai.basics import Callback, Learner
 from torch import tensor
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ from labelkit.mix.metrix import (
     recall_at_1,
     utilization,
 )
+from mix.mixtools import Keep, own_loaders
 
 
 def test_reference(root):
@@ -121,6 +122,87 @@ def test_features_are_mixed_inside():
                 m.track_running_stats = False
         fit(learn)
         torch.testing.assert_close(kept["a"], kept["b"], atol=1e-4, rtol=1e-3)
+
+
+def test_the_layer_is_mixed_at_its_first_run_alone():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(64, 64)
+            self.head = torch.nn.Linear(64, 10)
+        def forward(self, x): return self.head(self.inner(self.inner(x.flatten(1))))
+    net = Twice()
+    cb = Metrix(level="feature", layer="inner")
+    outs = []
+    net.inner.register_forward_hook(lambda m, args, out: outs.append((args[0], out)))
+    kept = []
+    class Look(Callback):
+        order = 7
+        def after_pred(self):
+            if self.training and not kept:
+                s = self.learn.supervision.record
+                with torch.no_grad(): plain = net.head(outs[1][1])[s.rows("metrix")]
+                kept.append((s, s.own(cb), s.outputs["metrix"], plain))
+    learn = learner([cb, Look()], dls=data(labeled=None))
+    learn.model = net
+    fit(learn)
+    s,mine,given,plain = kept[0]
+    (_,first),(entered,_) = outs[:2]
+    mixed = mine.lam*first[mine.positive] + (1-mine.lam)*first[mine.negative]
+    torch.testing.assert_close(entered[s.rows("metrix")], mixed, atol=1e-5, rtol=1e-4)
+    # what the second run gives goes on as it is
+    torch.testing.assert_close(given, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_every_input_is_mixed():
+    "An image and a vector that say the same number"
+    number = torch.arange(16.)
+    x = number[:,None,None,None].expand(16,1,4,4).clone()
+    v = number[:,None].expand(16,3).clone()
+    dls = own_loaders(x, v, torch.arange(16) % 3, bs=16, n_inp=2, c=3)
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(19, 3)
+        def forward(self, x, v): return self.head(torch.cat([x.flatten(1), v], 1))
+    for level in ("input", "embedding"):
+        cb = Metrix(level=level)
+        keep = Keep()
+        fit(Learner(dls, Two(), loss_func=torch.nn.CrossEntropyLoss(), cbs=[cb, keep]))
+        s = keep.seen[0]
+        if level == "embedding": continue
+        a,b = s.requests["metrix"]
+        torch.testing.assert_close(a[:,0,0,0], b[:,0])
+        mine = s.own(cb)
+        want = mine.lam*number[mine.positive] + (1-mine.lam)*number[mine.negative]
+        torch.testing.assert_close(b[:,0], want)
+
+
+def test_a_sample_is_not_its_own_neighbour():
+    z = F.normalize(torch.randn(6, 4), dim=1)
+    assert recall_at_1(z, torch.arange(6)) == 0
+    # by hand: the nearest to 0 and to 1 are each other, of different classes; to 2 it is 1
+    z = tensor([[1.,0.],[.9,.1],[.5,.5]])
+    assert recall_at_1(z, tensor([0,1,1])) == pytest.approx(1/3)
+
+
+def test_utilization_asks_for_the_queries_neighbours():
+    q = tensor([[1.,0.]])
+    x = tensor([[1.,0.],[0.,1.],[0.,-1.]])
+    assert utilization(q, x) == pytest.approx(0.) and utilization(x, q) == pytest.approx(4/3)
+
+
+def test_what_is_mixed_with_the_negative():
+    "The positive in about half of the batches, the anchor itself in the others"
+    cb = Metrix()
+    keep = Keep()
+    fit(learner([cb, keep], dls=data(labeled=None)), 4)
+    own = [torch.equal(s.own(cb).positive, s.own(cb).anchor) for s in keep.seen]
+    assert len(own) == 40 and 10 <= sum(own) <= 30
+    for s in keep.seen:
+        mine = s.own(cb)
+        assert (s.y[mine.anchor] == s.y[mine.positive]).all()
+        assert (s.y[mine.anchor] != s.y[mine.negative]).all()
 
 
 def test_retrieval_measures():
