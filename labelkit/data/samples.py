@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['untouched', 'Samples', 'given_labels', 'predict_samples', 'predict_unlabeled']
 
-# %% ../../nbs/data/samples.ipynb #0eb5a56e
+# %% ../../nbs/data/samples.ipynb #8c43074d
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import partial
@@ -23,7 +23,7 @@ from ..errors import LabelKitError
 from ..models import unwrap
 from ..tables import numbers_of
 
-# %% ../../nbs/data/samples.ipynb #c9e65e5a
+# %% ../../nbs/data/samples.ipynb #e3d83020
 @contextmanager
 def untouched(
     cuda:bool=False # those of the GPUs as well, which waits for them
@@ -38,7 +38,7 @@ def untouched(
             random.setstate(python)
             np.random.set_state(numpy)
 
-# %% ../../nbs/data/samples.ipynb #3b3b711c
+# %% ../../nbs/data/samples.ipynb #35c3b9bc
 class Samples:
     """The samples of a loader, of `DataLoaders`' training set, or of a tensor (ids 0..N-1). Raises
     `LabelKitError` for loaders whose samples have no number"""
@@ -156,10 +156,15 @@ def _steps(dl, at):
     dl.after_iter()
 
 def _label(get, i):
-    try: return torch.as_tensor(get(i))
+    "The target of item `i` as a tensor, `None` where the item is skipped"
+    try: y = get(i)
     except SkipItemException: return None
+    y = y.as_subclass(torch.Tensor) if torch.is_tensor(y) else np.asarray(y)
+    if isinstance(y, np.ndarray) and y.dtype.kind not in "biuf":
+        raise LabelKitError(f"dls has the target {y!r:.60}: the loader must turn it into a number")
+    return torch.as_tensor(y)
 
-# %% ../../nbs/data/samples.ipynb #89c6473c
+# %% ../../nbs/data/samples.ipynb #e26e01b7
 def given_labels(
     dls # `DataLoaders` of labelkit, or your own after `label_dls`
 )->tuple: # ids [n] long, labels [n] long (below 0: none), both on the CPU
@@ -168,7 +173,7 @@ def given_labels(
     samples = Samples(dls)
     return samples.ids,samples.labels()
 
-# %% ../../nbs/data/samples.ipynb #6f6b35ec
+# %% ../../nbs/data/samples.ipynb #c503371a
 @torch.no_grad()
 def predict_samples(
     learn,                # a Learner
