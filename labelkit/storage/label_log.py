@@ -51,8 +51,8 @@ class LabelLog:
     for a log of other data."""
     def __init__(self,
         path:str|Path,         # the file; made when it is missing, if there are `data`
-        # `DataLoaders` of labelkit, or given labels [n]: class numbers (-1 for none) or names,
-        # `None` or NaN where one is missing
+        # `DataLoaders` of labelkit, or your own after `label_dls`; or given labels [n] in any
+        # container: class numbers (-1 for none) or names, `None` or NaN where one is missing
         data=None,
         vocab:list=None,       # class names; those of `data` if `None`
         # [n] a lasting name for each sample, such as its file's, for data that are split or
@@ -409,7 +409,8 @@ class LabelLog:
         `id` -1 where the sample is not among today's data."""
         import pandas as pd
 
-        where, args = ("", ())
+        where = ""
+        args = []
         if id is not None:
             args = self._spelled(self._ids(id)[0])
             where = f" WHERE e.sample IN ({', '.join('?'*len(args))})"

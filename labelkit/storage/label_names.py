@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['nfc', 'check_text', 'first_twice', 'class_names', 'key_of', 'sample_keys', 'read_given']
 
-# %% ../../nbs/storage/label_names.ipynb #e25ac116
+# %% ../../nbs/storage/label_names.ipynb #6ad7b60f
 from collections import Counter
 from pathlib import PurePath
 from unicodedata import normalize
 
 import torch
 
+from ..data.containers import class_numbers
 from ..errors import LabelKitError
-from ..tables import is_missing
 
-# %% ../../nbs/storage/label_names.ipynb #35262742
+# %% ../../nbs/storage/label_names.ipynb #09a6752f
 _longest = 100_000  # what a table can take in one cell
 
 def nfc(
@@ -82,58 +82,43 @@ def sample_keys(
         )
     return keys
 
-# %% ../../nbs/storage/label_names.ipynb #c214fe2a
+# %% ../../nbs/storage/label_names.ipynb #ced02e16
 def read_given(
-    data,            # `DataLoaders` of labelkit, or labels [n]: class numbers (-1: none) or names
+    # `DataLoaders` of labelkit, or your own after `label_dls`; or labels [n] in any container:
+    # class numbers (-1: none) or names
+    data,
     vocab:list=None, # class names; those of `data` if `None`
-)->tuple: # class names, and class numbers [n] long, -1 for none
+)->tuple: # class names, and class numbers by id [n] long, -1 for none
     """Given labels as the log knows them. Raises `LabelKitError` that names the sample whose label
     is none"""
-    given = getattr(data, "given", data)
-    if given is None or (given is data and hasattr(data, "train")):
+    loaders = hasattr(data, "train")
+    if vocab is None and loaders: vocab = getattr(data, "vocab", None)
+    names = None if vocab is None else class_names(vocab)
+    y,found = class_numbers(_one_form(_labels_of(data) if loaders else data), names, "data")
+    if names is None: names = class_names(found or range(int(y.max()) + 1 if len(y) else 0))
+    bad = ((y < -1) | (y >= len(names))).nonzero().flatten().tolist()
+    if bad:
         raise LabelKitError(
-            "data has no given labels in memory: pass them, LabelLog(path, given_labels(dls)[1], "
-            "vocab=dls.vocab)"
+            f"data gives sample {bad[0]} the label {int(y[bad[0]])}: pass one class number below "
+            f"{len(names)}, or name, for each sample (-1: none)"
         )
-    if isinstance(given, (str, dict)) or hasattr(given, "columns"):
-        raise LabelKitError(
-            f"data is a {type(given).__name__}: pass one label for each sample, such as a column "
-            "of a table"
-        )
-    if vocab is None: vocab = getattr(data, "vocab", None)
-    y,vocab = _listed(given, vocab)
-    if vocab is None:
-        vocab = (
-            sorted({o for o in y if isinstance(o, str)})
-            if any(isinstance(o, str) for o in y)
-            else range(max([0, *(o + 1 for o in y if isinstance(o, int))]))
-        )
-    names = class_names(vocab)
-    number = {o: i for i,o in enumerate(names)} | {None: -1}
-    for i,o in enumerate(y):
-        ok = (
-            o in number
-            if isinstance(o, str) or o is None
-            else isinstance(o, int) and not isinstance(o, bool) and -1 <= o < len(names)
-        )
-        if not ok:
-            raise LabelKitError(
-                f"data gives sample {i} the label {o!r:.40}: pass one class number below "
-                f"{len(names)}, or name, for each sample (-1: none)"
-            )
-    return names,torch.tensor([o if isinstance(o, int) else number[o] for o in y], dtype=torch.long)
+    return names,y.cpu()
 
-def _listed(given, vocab):
-    "Labels as Python's numbers, texts and `None`; the categories of a column are its classes"
-    classes = getattr(getattr(given, "dtype", None), "categories", None)
-    if classes is not None:
-        y = [None if is_missing(o) else nfc(str(o)) for o in given]
-        return y,[*classes] if vocab is None else vocab
-    y = given.tolist() if hasattr(given, "tolist") else list(given)
-    return [_plain(o) for o in y],vocab
+def _labels_of(dls):
+    "Given labels of loaders by id, -1 for ids that have none"
+    if isinstance(given := getattr(dls, "given", None), torch.Tensor): return given
+    from labelkit.data.samples import Samples  # with all of fastai, which a log does without
+    samples = Samples(dls)
+    y = torch.full((int(samples.ids.max()) + 1,), -1)
+    y[samples.ids] = samples.labels()
+    return y
 
-def _plain(o):
-    "A label of NumPy or pandas as Python's own; pandas makes floats of whole numbers with gaps"
-    if hasattr(o, "item") and getattr(o, "ndim", 0) == 0: o = o.item()
-    if is_missing(o): return None
-    return int(o) if isinstance(o, float) and o.is_integer() else nfc(o)
+def _one_form(y):
+    "Names among labels in one Unicode form; the categories of a column keep their order"
+    if torch.is_tensor(y): return y
+    if hasattr(getattr(y, "dtype", None), "categories"):
+        import pandas as pd
+        y = pd.Series(pd.Categorical(y))
+        return y.cat.rename_categories([nfc(o) for o in y.cat.categories])
+    y = y.tolist() if hasattr(y, "tolist") else y
+    return [nfc(o) for o in y] if isinstance(y, (list, tuple)) else y

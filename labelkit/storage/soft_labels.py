@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'densify', 'SoftLabels', 'place_of', 'LabelStore', 'as_store']
 
-# %% ../../nbs/storage/soft_labels.ipynb #8a0e76cb
+# %% ../../nbs/storage/soft_labels.ipynb #092868ed
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -357,7 +357,7 @@ class LabelStore:
         return self
 
     def check_samples(self,
-        samples, # `Samples` of the data that are trained on
+        samples, # `Samples` (labelkit.data.samples) of the data that are trained on
         n:int=8, # how many are looked at
     ):
         """Raise `LabelKitError` when the store was made for other data: unknown ids, another shape,
@@ -365,7 +365,7 @@ class LabelStore:
         rows = self.rows_of(samples.ids)
         if not len(rows): return
         at = torch.linspace(0, len(rows)-1, min(n, len(rows))).long()
-        x = samples(at)
+        x = samples.inputs(at)[0]
         if list(x.shape[1:]) != self._meta["shape"]:
             raise LabelKitError(
                 f"the store {self.path!r} was made for samples of shape {self._meta['shape']}, "

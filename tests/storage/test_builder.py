@@ -9,7 +9,7 @@ from fastai.basics import DataLoader, DataLoaders
 from stores import build, content, images, model
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
-from labelkit.storage.builder import Samples, build_store
+from labelkit.storage.builder import build_store
 from labelkit.storage.soft_labels import LabelStore
 from labelkit.storage.stored_views import CropViews
 
@@ -26,7 +26,6 @@ class TestData:
             store.read(torch.arange(30)).values,
             build(tmp_path / "t", images(30)).read(torch.arange(30)).values,
         )
-        assert torch.equal(Samples(dls)(torch.tensor([4,2])), images(30)[[4,2]])
 
     def test_bytes(self, tmp_path):
         x = (images()*255).byte()
@@ -34,6 +33,22 @@ class TestData:
         b = build(tmp_path/"b", x.float()/255)
         assert torch.equal(a.read([1,2]).values, b.read([1,2]).values)
 
+
+    def test_ids_of_items(self, tmp_path):
+        "Loaders that leave some out, sort, or repeat: an answer belongs to its item"
+        x = images(30)
+        items = [(o, torch.tensor(i % 10)) for i,o in enumerate(x)]
+        order = [*range(29, -1, -1)]
+        train = DataLoader(items, bs=4, get_idxs=lambda: order)
+        dls = label_dls(DataLoaders(train, DataLoader(items, bs=4)))
+        got = build(tmp_path/"s", dls).read([3, 17])
+        assert torch.equal(got.values, build(tmp_path/"t", x).read([3, 17]).values)
+
+    def test_several_inputs(self, tmp_path):
+        items = [(torch.rand(3), torch.rand(2), torch.tensor(i % 2)) for i in range(6)]
+        own = DataLoaders(DataLoader(items, bs=2, n_inp=2), DataLoader(items, bs=2, n_inp=2))
+        with pytest.raises(LabelKitError, match="data has 2 inputs"):
+            build(tmp_path/"s", label_dls(own), lambda x: x, views=None, n_views=1)
 
     def test_arrays_of_other_programs(self, tmp_path):
         "Precision is the teacher's business, not the store's"
@@ -351,5 +366,5 @@ class TestRefusals:
             LabelKitError, match="NaN or infinite logits about one of the samples 32..51"
         ):
             build(tmp_path/"s", x)
-        with pytest.raises(LabelKitError, match="data is list"):
+        with pytest.raises(LabelKitError, match="data"):
             build_store(tmp_path/"t", [1,2], model())

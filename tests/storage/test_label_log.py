@@ -249,8 +249,8 @@ class TestOtherData:
 
     def test_names_for_labels(self, tmp_path):
         assert LabelLog(tmp_path/"n.db", ["dog", None, "cat"]).given.tolist() == [1, -1, 0]
-        for given,vocab in ((["dog"], ["cat"]), ([3], VOCAB), ([.5], VOCAB), ([[1, 0]], VOCAB)):
-            with pytest.raises(LabelKitError, match="data gives sample 0 the label"):
+        for given,vocab in ((["dog"], ["cat"]), ([3], VOCAB), ([.5], VOCAB)):
+            with pytest.raises(LabelKitError, match="data (gives|of) sample 0"):
                 LabelLog(tmp_path/"m.db", given, vocab)
         with pytest.raises(LabelKitError, match="vocab has 'a' twice"):
             LabelLog(tmp_path/"m.db", [0], ["a", "a"])

@@ -3,8 +3,9 @@ import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 
 import numpy as np, pandas as pd, pytest, torch
+from fastai.basics import DataLoader, DataLoaders
 
-from labelkit.data.loaders import digits, from_arrays
+from labelkit.data.loaders import digits, from_arrays, label_dls
 from labelkit.errors import LabelKitError
 from labelkit.storage.label_names import check_text, class_names, nfc, read_given, sample_keys
 
@@ -82,9 +83,13 @@ def test_numbers_with_a_gap(given):
     assert names == WORDS and y.tolist() == [0, -1, 1]
 
 
-def test_numbers_as_categories_are_names():
-    names,y = read_given(pd.Categorical([20, None, 10]))
-    assert names == ["10", "20"] and y.tolist() == [1, -1, 0]
+def test_categories():
+    "Names keep the order of their categories; of numbers they are the numbers"
+    names,y = read_given(pd.Categorical(["b", None, "a"], ["c", "b", "a"]))
+    assert names == ["c", "b", "a"] and y.tolist() == [1, -1, 2]
+    assert read_given(pd.Categorical([1, None, 0]))[1].tolist() == [1, -1, 0]
+    column = pd.Series([decomposed("ö"), "a"], dtype="category")
+    assert read_given(column, ["ö", "a"])[1].tolist() == [0, 1]
 
 
 def test_words_in_another_form_than_the_vocab():
@@ -97,7 +102,15 @@ def test_loaders():
     names,y = read_given(dls)
     assert names == [str(o) for o in dls.vocab] and torch.equal(y, dls.given)
     soft = from_arrays(torch.rand(4, 2), torch.eye(4), torch.rand(4, 2), torch.eye(4), kind="soft")
-    with pytest.raises(LabelKitError, match="data"): read_given(soft)
+    with pytest.raises(LabelKitError, match="class number for each sample"): read_given(soft)
+
+
+def test_own_loaders():
+    items = [(torch.rand(3), torch.tensor(i % 2)) for i in range(6)]
+    dls = label_dls(DataLoaders(DataLoader(items, bs=2, shuffle=True), DataLoader(items, bs=2)))
+    assert read_given(dls)[1].tolist() == [0, 1]*3
+    dls.vocab = [decomposed("ä"), "b"]
+    assert read_given(dls)[0] == ["ä", "b"]
 
 
 @pytest.mark.parametrize(
@@ -105,14 +118,14 @@ def test_loaders():
     [
         ([0, 2], "sample 1 the label 2"),
         ([0, -2], "sample 1 the label -2"),
-        ([0, .5], "sample 1 the label 0.5"),
-        ([0, True], "sample 1 the label True"),
-        (["cat", "cow"], "sample 1 the label 'cow'"),
-        ([[0, 1]], "sample 0 the label"),
-        (torch.eye(2), "sample 0 the label"),
-        (pd.DataFrame(dict(y=[0])), "pass one label for each sample, such as a column"),
-        ("cat", "data is a str"),
-        (dict(a="cat"), "data is a dict"),
+        ([0, .5], "data of sample 1 is 0.5"),
+        (["cat", "cow"], "data of sample 1 is 'cow'"),
+        (["cat", 1], "data of sample 1 is 1"),
+        ([[0, 1]], "one class number for each sample"),
+        (torch.eye(2), "one class number for each sample"),
+        (pd.DataFrame(dict(y=[0], z=[1])), "one class number for each sample"),
+        ("cat", "data has shape ()"),
+        (dict(a="cat"), "data is {'a': 'cat'}"),
     ],
     ids=str,
 )
