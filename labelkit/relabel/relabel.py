@@ -18,7 +18,9 @@ from ..core.teachers import as_teacher
 from ..core.technique import CLASSES, technique
 from ..errors import LabelKitError
 from ..models import head_of, small_cnn
-from ..storage.soft_labels import CropViews, LabelStore, Samples, as_store, build_store
+from ..storage.builder import Samples, build_store
+from ..storage.soft_labels import LabelStore, as_store
+from ..storage.stored_views import CropViews
 
 # %% ../../nbs/relabel/relabel.ipynb #0fdca3df
 def align_weights(

@@ -193,6 +193,27 @@ class TestLoaders:
         others = torch.arange(24) != 5
         assert torch.equal(p.argmax(1)[others], y[others])
 
+    def test_fastais_tables(self):
+        "Categories and numbers, and labels as a column of whole numbers"
+        import pandas as pd
+        from fastai.tabular.all import CategoryBlock, Categorify, Normalize, TabularDataLoaders
+        rng = np.random.default_rng(0)
+        df = pd.DataFrame(dict(a=rng.random(60), k=["x", "y", "z"]*20, label=["p", "p", "q"]*20))
+        dls = label_dls(TabularDataLoaders.from_df(
+            df, procs=[Categorify, Normalize], cat_names=["k"], cont_names=["a"], y_names="label",
+            y_block=CategoryBlock(), bs=8, valid_idx=list(range(12)), device="cpu",
+        ))
+        class Table(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed = nn.Embedding(4, 2)
+                self.cont = nn.Linear(1, 2)
+            def forward(self, cat, cont): return self.embed(cat[:,0]) + self.cont(cont)
+        samples = Samples(dls)
+        y = samples.labels()
+        p = out_of_fold(samples, y, Table, CrossEntropyLossFlat(), folds=3, epochs=30, lr=.1)
+        assert len(y) == 48 and torch.equal(p.argmax(1), y)
+
     def test_no_augmentation_in_prediction(self):
         "Random transforms act while a fold is trained, and not while it is judged"
         from fastai.data.core import TfmdDL, TfmdLists, Datasets

@@ -503,6 +503,40 @@ class TestOwnLoaders:
             items[i].parent.name for i in book.id
         ]
 
+    def test_texts(self):
+        "fastai sorts texts by length, and has a vocabulary of words before that of classes"
+        import pandas as pd
+        from fastai.text.data import TextDataLoaders
+        words = ["good", "bad"]
+        rng = np.random.default_rng(0)
+        text = lambda i: " ".join([words[i % 2]]*3 + ["word"]*int(rng.integers(1, 30)))
+        df = pd.DataFrame(dict(text=[text(i) for i in range(100)], label=["pos", "neg"]*50))
+        df.loc[[3, 30, 41], "label"] = ["pos", "neg", "pos"]
+        dls = label_dls(TextDataLoaders.from_df(
+            df, text_col="text", label_col="label", bs=8, valid_idx=list(range(80, 100)), seed=1,
+            num_workers=0,
+        ))
+        class Bag(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed = nn.Embedding(len(dls.vocab[0]), 8, padding_idx=1)
+                self.head = nn.Linear(8, 2)
+            def forward(self, x): return self.head(self.embed(x).sum(1))
+        torch.manual_seed(0)
+        learn = Learner(
+            dls, Bag(), loss_func=nn.CrossEntropyLoss(),
+            cbs=[ConfidentRelabel("relabel", folds=2, epochs=20, lr=.05), rec := Records()],
+        )
+        fit(learn, 1)
+        # fastai's data set has an order of its own
+        good = torch.tensor([list(dls.vocab[0]).index("good") in x.tolist() for x,_ in dls.train_ds])
+        right = torch.where(good, *map(list(dls.vocab[1]).index, ("pos", "neg")))
+        given = given_labels(dls)[1]
+        issues = learn.confident_relabel.issues()
+        assert sorted(issues.id) == (given != right).nonzero().flatten().tolist()
+        assert len(issues) > 1 and set(issues.given_label) == {"neg", "pos"}
+        assert all(torch.equal(s.targets.argmax(1), right[s.ids]) for s in rec.seen)
+
 
 class TestRefused:
     def fails(self, cb, dls, text):
