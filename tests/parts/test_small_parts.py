@@ -1,0 +1,123 @@
+"""Parts with a state: what they forget, what they keep, what they say after a checkpoint."""
+import math
+
+import pytest
+import torch
+from torch import tensor
+from torch.nn import functional as F
+
+from contract import data
+from labelkit.errors import LabelKitError
+from labelkit.parts.banks import Bank, Queue
+from labelkit.parts.contrast import info_nce, nt_xent
+from labelkit.parts.heads import Projector, normalize_features
+from labelkit.parts.running import RunningMean, WindowMean, align_distribution
+from labelkit.parts.view_pair import ViewPair
+
+
+def resumed(part, again):
+    again.load_state_dict(part.state_dict())
+    return again
+
+
+def test_a_running_mean_by_hand():
+    mean = RunningMean(tensor([1., 0.]), .5)
+    mean.update(tensor([[0., 1.], [0., 1.], [1., 0.], [1., 0.]]))
+    assert mean.value.tolist() == [.75, .25]
+    mean.update(tensor([[0., 1.]]))
+    assert mean.value.tolist() == [.375, .625]
+    assert torch.equal(resumed(mean, RunningMean(torch.zeros(2), .5)).value, mean.value)
+
+
+def test_a_window_forgets_the_first_batches():
+    "The means are those of the last two, not of the first two for ever"
+    mean = WindowMean((1,), size=2)
+    for batch in ([[1.], [3.]], [[10.]], [[20.]], [[40.]]): mean.update(tensor(batch))
+    assert mean.value.tolist() == [30.] and len(mean) == 2
+    again = resumed(mean, WindowMean((1,), size=2))
+    again.update(tensor([[60.]]))
+    assert again.value.tolist() == [50.] and mean.value.tolist() == [30.]
+
+
+def test_batches_count_once_whatever_their_size():
+    mean = WindowMean((1,), size=9)
+    mean.update(tensor([[0.]]*7))
+    mean.update(tensor([[1.]]))
+    assert mean.value.tolist() == [.5]
+
+
+def test_alignment_by_hand():
+    p = tensor([[.6, .3, .1]])
+    mean = tensor([.5, .3, .2])
+    want = tensor([[1.2, 1., .5]])/2.7
+    torch.testing.assert_close(align_distribution(p, mean), want)
+    target = tensor([.2, .3, .5])
+    ratio = tensor([[.24, .3, .25]])
+    torch.testing.assert_close(align_distribution(p, mean, target), ratio/ratio.sum())
+    dense = p[:,:,None,None].expand(1, 3, 2, 2)
+    got = align_distribution(dense, mean)
+    torch.testing.assert_close(got, want[:,:,None,None].expand(1, 3, 2, 2))
+
+
+def test_a_queue_keeps_the_latest():
+    q = Queue(2, size=3)
+    q.push(tensor([[1., 1.], [2., 2.]]))
+    assert len(q) == 2
+    q.push(tensor([[3., 3.], [4., 4.]]))
+    assert q.rows[:,0].tolist() == [2., 3., 4.]
+    assert torch.equal(resumed(q, Queue(2, size=3)).rows, q.rows)
+
+
+def test_a_bank_answers_by_id_and_ignores_strangers():
+    b = Bank(tensor([5, 2, 9]), 12, dict(f=1))
+    b.write(tensor([9, 5]), f=tensor([[9.], [5.]]))
+    b.write(tensor([5, 0]), f=tensor([[50.], [7.]]))
+    assert b["f"].flatten().tolist() == [50., 0., 9.] and b.known.tolist() == [True, False, True]
+    again = resumed(b, Bank(tensor([5, 2, 9]), 12, dict(f=1)))
+    assert torch.equal(again["f"], b["f"]) and torch.equal(again.known, b.known)
+
+
+def test_views_wait_for_the_data():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 5)
+    pair = ViewPair(lambda x: x+1, None, None, rng)  # a table: no default view is looked for
+    assert torch.equal(pair.weak(x), x+1)
+    images = data()
+    still = ViewPair(None, None, images, rng).still()
+    flat = torch.full((2,1,8,8), .25)
+    flat[:,:,:,4:] = .75
+    assert torch.equal(still.weak(flat), flat)
+    for _ in range(20):
+        out = still.strong(flat)
+        left,right = out[:,:,:,:4],out[:,:,:,4:]
+        assert torch.equal(left, left[:,:,:1,:1].expand_as(left)), "a pixel has moved"
+        assert torch.equal(right, right[:,:,:1,-1:].expand_as(right))
+
+
+def test_info_nce_by_hand_and_without_symmetry():
+    a = F.normalize(torch.randn(3, 4), dim=1)
+    b = F.normalize(torch.randn(3, 4), dim=1)
+    sim = a@b.T/.5
+    want = -sum(math.log(sim[i,i].exp()/sim[i].exp().sum()) for i in range(3))/3
+    assert info_nce(a, b, .5).item() == pytest.approx(want, rel=1e-5)
+    assert info_nce(b, a, .5).item() != pytest.approx(want, rel=1e-3)
+    assert info_nce(3*a, b, .5).item() == pytest.approx(want, rel=1e-5)  # length says nothing
+
+
+def test_nt_xent_leaves_out_oneself():
+    a = torch.randn(3, 4)
+    b = torch.randn(3, 4)
+    z = F.normalize(torch.cat([a, b]), dim=1)
+    sim = (z@z.T/.5).exp()
+    twin = [3, 4, 5, 0, 1, 2]
+    want = -sum(math.log(sim[i,twin[i]]/(sim[i].sum()-sim[i,i])) for i in range(6))/6
+    assert nt_xent(a, b, .5).item() == pytest.approx(want, rel=1e-5)
+    for f in (info_nce, nt_xent):
+        with pytest.raises(LabelKitError, match="temperature=-1 is not above 0"): f(a, b, -1)
+
+
+def test_projections_have_length_one():
+    z = Projector(6, 3)(torch.randn(5, 6))
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(5))
+    with pytest.raises(LabelKitError, match="no linear layer"):
+        normalize_features(torch.nn.Sequential(torch.nn.Flatten()))
