@@ -89,9 +89,9 @@ def test_views_wait_for_the_data():
     assert torch.equal(still.weak(flat), flat)
     for _ in range(20):
         out = still.strong(flat)
-        left,right = out[:,:,:,:4],out[:,:,:,4:]
-        assert torch.equal(left, left[:,:,:1,:1].expand_as(left)), "a pixel has moved"
-        assert torch.equal(right, right[:,:,:1,-1:].expand_as(right))
+        # sharpness blends neighbours, and so the two columns at the edge
+        for part in (out[:,:,:,:3], out[:,:,:,5:]):
+            assert torch.equal(part, part[:,:,:1,:1].expand_as(part)), "a pixel has moved"
 
 
 def test_info_nce_by_hand_and_without_symmetry():
