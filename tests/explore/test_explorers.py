@@ -163,7 +163,10 @@ def test_sheet_asks_for_nothing_outside():
 
 
 def test_importing_the_library_does_not_import_widgets():
-    code = "import sys, labelkit.all; print([m for m in ('anywidget', 'ipywidgets') if m in sys.modules])"
+    code = (
+        "import sys, labelkit.all; "
+        "print([m for m in ('anywidget', 'ipywidgets') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -93,7 +93,8 @@ class TestPlans:
         close(targets, tensor([[1.,0.],[1.,0.]]))
         close(weights, tensor([.6,.4]))
         targets,weights = plan.mix_targets(torch.eye(2), torch.zeros(2))
-        assert targets.isfinite().all() and not weights.any()
+        close(targets, tensor([[.6,.4],[.4,.6]]))
+        assert not weights.any()
 
     def test_another_size_is_refused(self):
         x = torch.rand(4, 1, 8, 8)
@@ -143,7 +144,7 @@ class TestInputs:
     @pytest.mark.parametrize("cls", [MixUp, CutMix, ResizeMix])
     def test_whole_numbers_are_refused(self, cls):
         x = torch.rand(16,1,4,4)
-        with pytest.raises(LabelKitError, match="averages inputs, and input 1 .* holds torch.int64"):
+        with pytest.raises(LabelKitError, match="averages inputs, and input 1 .* torch.int64"):
             self.fit(cls(), x, torch.randint(5, (16,1,4,4)))
         with pytest.raises(LabelKitError, match="input 0 of the model holds torch.uint8"):
             self.fit(cls(), (x*255).byte(), x)

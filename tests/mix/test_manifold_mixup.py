@@ -70,9 +70,8 @@ class TestManifold:
         outs = []
         net = Twice()
         net.inner.register_forward_hook(lambda m, args, out: outs.append((args[0], out)))
-        learn = Learner(
-            data(), net, loss_func=nn.CrossEntropyLoss(), cbs=[cb := ManifoldMixUp(layers=["inner"])]
-        )
+        cb = ManifoldMixUp(layers=["inner"])
+        learn = Learner(data(), net, loss_func=nn.CrossEntropyLoss(), cbs=cb)
         class Shares(Callback):
             order = 7
             def after_pred(self):
@@ -90,9 +89,8 @@ class TestManifold:
         dls = own_loaders(x, y, bs=6, c=3)
         def fit_with(**kwargs):
             net = nn.Sequential(nn.EmbeddingBag(9, 8), nn.ReLU(), nn.Linear(8, 3))
-            learn = Learner(
-                dls, net, loss_func=nn.CrossEntropyLoss(), cbs=[ManifoldMixUp(**kwargs), keep := Keep()]
-            )
+            cbs = [ManifoldMixUp(**kwargs), keep := Keep()]
+            learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), cbs=cbs)
             return fit(learn).manifold_mixup,keep.seen
         cb,seen = fit_with()
         assert all(s.own(cb).layer in ("0", "1") and not s.x.is_floating_point() for s in seen)
@@ -110,7 +108,8 @@ class TestManifold:
                 self.head = nn.Linear(6, 2)
             def forward(self, x, v): return self.head(self.both(torch.cat([self.a(x), v], 1)))
         def fit_with(**kwargs):
-            return fit(Learner(dls, Two(), loss_func=nn.CrossEntropyLoss(), cbs=ManifoldMixUp(**kwargs)))
+            cb = ManifoldMixUp(**kwargs)
+            return fit(Learner(dls, Two(), loss_func=nn.CrossEntropyLoss(), cbs=cb))
         with pytest.raises(LabelKitError, match="takes 2 inputs.*pass layers="): fit_with()
         fit_with(layers=["both", "input"])
 

@@ -90,7 +90,7 @@ class TestResizeMix:
         assert ResizeMix().draw_shares(5).unique(dim=1).shape == (2, 1)
 
     def test_a_plan_for_any_share(self):
-        "The side is √(1−λ) of the image's, the whole partner stands in it, and the share is its area"
+        "The side is √(1−λ) of the image's, and the share is what its area leaves"
         x = torch.rand(3, 1, 20, 10)
         for lam in (0., .36, .75, 1.):
             shares = tensor([[lam],[1-lam]], dtype=torch.float64).expand(2, 3)

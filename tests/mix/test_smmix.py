@@ -151,7 +151,7 @@ class TestSMMix:
         assert grads[0].abs().sum() > 0 and grads[1] is None and grads[2] is None
 
     def test_consistency_is_not_symmetric(self):
-        "KL of the mixed answers from the answer to the mix, not the other way round; shares as given"
+        "KL of the mixed answers from the answer to the mix, not the other way round"
         z = tensor([[0., 0.]])
         own = tensor([[4., 0.]])
         other = tensor([[0., 2.]])
