@@ -102,46 +102,42 @@ def cmd_atlas(a):
     if a.json: return _print_json(t.lines)
     print(t.text(shutil.get_terminal_size((100, 24)).columns))
 
-# %% ../nbs/cli.ipynb #53da1ab1
+# %% ../nbs/cli.ipynb #d4820130
 _data_options = ("labeled", "noise_rate", "noise", "bs", "root", "download", "n")
 _options = ("set", *_data_options, "data", "model", "width", "teacher_width", "epochs", "lr")
 
 def _spelled(option): return "--" + option.replace("_", "-")
 
-def _section(a, sets, who, options):
+def _section(sets, who, options, known):
     "Settings of the data or the model: from options, and from `--set data.…`"
     out = {k: v for k,v in options.items() if v is not None}
+    for k in out:
+        if k not in known: raise LabelKitError(f"{_spelled(k)} has no effect here: leave it out")
     for other,key,value in sets:
         if other != who: continue
+        nearest(f"--set {who}: the setting", key, known)
         if key in out: raise LabelKitError(f"{who}.{key} is given twice: keep one")
         out[key] = value
-    return out
+    return defaults(known) | out
 
 def _config_of(a, techniques, sets, seed):
     "The configuration that the options describe, with every default in it"
     data = nearest("data", a.data or "digits", data_names)
     model = nearest("model", a.model or "small_cnn", model_names)
-    of_data = _section(a, sets, "data", {k: getattr(a, k) for k in _data_options})
-    for k in _data_options:
-        if k in of_data and k not in data_settings(data):
-            raise LabelKitError(f"{_spelled(k)} has no effect on {data}: leave it out")
-    if a.width is not None and "width" not in model_settings(model):
-        raise LabelKitError(f"--width has no effect on {model}: leave it out")
+    options = {k: getattr(a, k) for k in _data_options}
+    of_data = _section(sets, "data", options, data_settings(data))
+    of_model = _section(sets, "model", dict(width=a.width), model_settings(model))
     if "root" in of_data: of_data["root"] = str(local_path(of_data["root"], "--root"))
-    teacher = dict(standard_teacher)
-    if a.teacher_width is not None: teacher["width"] = a.teacher_width
-    teacher = dict(name=teacher["name"]) | defaults(model_settings(teacher["name"])) | teacher
     needed = any("teacher" in c.needs for t in techniques for c in cards_of(t["name"]))
     if a.teacher_width is not None and not needed:
         raise LabelKitError("--teacher-width has no effect: none of the techniques needs a teacher")
+    width = standard_teacher["width"] if a.teacher_width is None else a.teacher_width
     return check_config(
         dict(
             techniques=techniques,
-            data=dict(name=data) | defaults(data_settings(data)) | of_data,
-            model=dict(name=model)
-            | defaults(model_settings(model))
-            | _section(a, sets, "model", dict(width=a.width)),
-            **(dict(teacher=teacher) if needed else {}),
+            data=dict(name=data) | of_data,
+            model=dict(name=model) | of_model,
+            teacher=standard_teacher | dict(width=width),
             epochs=15 if a.epochs is None else a.epochs,
             lr=3e-3 if a.lr is None else a.lr,
             seed=seed,
@@ -161,7 +157,7 @@ def _with_batch_size(config):
     bs = make_data(config["data"], config["seed"]).train.bs
     return config | dict(data=config["data"] | dict(bs=bs))
 
-# %% ../nbs/cli.ipynb #7436e4d5
+# %% ../nbs/cli.ipynb #94e86964
 def _loaded_config(a):
     "The configuration of `--config`, beside which nothing else can be said about the training"
     others = [k for k in ("seed", *_options) if getattr(a, k) is not None]
@@ -223,7 +219,7 @@ def cmd_run(a):
     told = ", ".join(f"{k} {v:.4f}" for k,v in last.items())
     print(f"{names}, seed {config['seed']}: {told}" + (f"\nsaved in {saved}" if out else ""))
 
-# %% ../nbs/cli.ipynb #1ea281fd
+# %% ../nbs/cli.ipynb #86417803
 def _rows(a, sets):
     "Techniques of every row by its name; `labels only` comes first unless it is named elsewhere"
     if a.no_baseline and "baseline" in a.techniques:
@@ -423,7 +419,7 @@ def _add_to(parser):
         else: parser.add_argument(flag, type=read, action=_Once, metavar=metavar, help=text)
     return add
 
-# %% ../nbs/cli.ipynb #a0d9e885
+# %% ../nbs/cli.ipynb #12472b85
 def make_parser()->argparse.ArgumentParser:
     "The parser of `labelkit`"
     from labelkit import __version__

@@ -7,7 +7,7 @@ __all__ = ['data_names', 'model_names', 'standard_teacher', 'data_settings', 'mo
            'parse_sets', 'cards_of', 'parse_techniques', 'check_sets', 'check_config', 'load_config', 'to_json',
            'write_json', 'make_data', 'make_model', 'make_callbacks', 'train_teacher', 'as_row', 'run_config']
 
-# %% ../nbs/config.ipynb #3d13441e
+# %% ../nbs/config.ipynb #747feef0
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from numbers import Real
@@ -17,7 +17,7 @@ import ast, json, math, re
 from .errors import LabelKitError, atomic_path, local_path
 from .evidence.checks import learning_rate, nearest, whole_number
 
-# %% ../nbs/config.ipynb #2a588d4e
+# %% ../nbs/config.ipynb #6869973e
 data_names = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "stl10")
 model_names = ("small_cnn", "wide_resnet", "small_vit")
 
@@ -50,7 +50,7 @@ def defaults(
     kept = (bool, int, float, str)
     return {k: p.default for k,p in settings.items() if isinstance(p.default, kept)}
 
-# %% ../nbs/config.ipynb #c5a6a45f
+# %% ../nbs/config.ipynb #b233ac1e
 def _is_plain(v):
     if isinstance(v, (list, tuple)): return all(map(_is_plain, v))
     return v is None or isinstance(v, (bool, int, str)) or isinstance(v, float) and math.isfinite(v)
@@ -83,7 +83,7 @@ def check_setting(
         raise LabelKitError(f"{name}={value!r} is not {said}{also}")
     return value
 
-# %% ../nbs/config.ipynb #36ba80db
+# %% ../nbs/config.ipynb #aca722a1
 def _value(text):
     "What is meant by `.9`, `true`, `[1, 2]` or `cosine`"
     try: return ast.literal_eval(text)
@@ -165,7 +165,7 @@ def check_sets(
         known = dict.fromkeys(k for c in cards.values() for k in c.cls.parameters())
         nearest("--set: the setting", key, [*known, *(f"{c}.…" for c in ("data", "model"))])
 
-# %% ../nbs/config.ipynb #0c55cc70
+# %% ../nbs/config.ipynb #437d7685
 _needed = ("techniques", "data", "model", "epochs", "lr", "seed")
 _keys = ("labelkit", "format", *_needed, "teacher", "versions")
 _seeds = (-2**63, 2**64 - 1)  # what PyTorch takes
@@ -236,13 +236,9 @@ def check_config(
         data=_part(f"{said}data", config["data"], data_names, data_settings),
         model=_part(f"{said}model", config["model"], model_names, model_settings),
     )
-    teacher = config.get("teacher")
-    if any("teacher" in c.needs and args.get("teacher") is None for c,args in techniques):
-        if teacher is None:
-            raise LabelKitError(f"{said}'teacher' is missing: write {json.dumps(standard_teacher)}")
-        out["teacher"] = _part(f"{said}teacher", teacher, model_names, model_settings)
-    elif teacher not in (None, standard_teacher):  # earlier versions always wrote the standard one
-        raise LabelKitError(f"{said}'teacher' has no effect: none of the techniques trains one")
+    _check_teacher(said, config.get("teacher"), techniques)
+    if config.get("teacher") is not None:
+        out["teacher"] = _part(f"{said}teacher", config["teacher"], model_names, model_settings)
     out["epochs"] = whole_number(f"{said}epochs", config["epochs"])
     if not isinstance(config["lr"], Real):
         raise LabelKitError(f"{said}lr={config['lr']!r:.60} is no number: pass one, such as 3e-3")
@@ -255,6 +251,15 @@ def check_config(
     _check_effects(said, out["data"])
     for card,args in techniques: _check_made(card, args)
     return out
+
+def _check_teacher(said, teacher, techniques):
+    "Raise `LabelKitError` for a teacher that is missing, or that nobody listens to"
+    needed = any("teacher" in c.needs and args.get("teacher") is None for c,args in techniques)
+    if needed and teacher is None:
+        raise LabelKitError(f"{said}'teacher' is missing: write {json.dumps(standard_teacher)}")
+    # the standard one is always written, so that a technique can be added by hand
+    if not needed and teacher not in (None, standard_teacher):
+        raise LabelKitError(f"{said}'teacher' has no effect: none of the techniques trains one")
 
 def _check_effects(said, d):
     "Raise `LabelKitError` for settings of the data that change nothing"
@@ -272,7 +277,7 @@ def _check_effects(said, d):
     if other("ratio") and all_labeled:
         raise LabelKitError(f"{said}ratio={d['ratio']} has no effect: every sample has a label")
 
-# %% ../nbs/config.ipynb #16968260
+# %% ../nbs/config.ipynb #8cf77b3a
 def _no_key_twice(pairs):
     d = dict(pairs)
     for k,_ in pairs:
@@ -314,7 +319,7 @@ def write_json(
     with atomic_path(path) as tmp:
         tmp.write_bytes((to_json(d) + "\n").encode("utf-8", "backslashreplace"))
 
-# %% ../nbs/config.ipynb #69f5870f
+# %% ../nbs/config.ipynb #49120388
 def make_data(
     d:dict,  # name, and `data_settings` of it
     seed:int # decides labeled subset, noise and order

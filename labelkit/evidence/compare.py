@@ -18,7 +18,7 @@ from fastai.basics import DataLoaders, Learner, Metric, accuracy, mk_metric
 from fastprogress.fastprogress import progress_bar
 
 from ..errors import LabelKitError, atomic_path, local_path
-from .checks import check_writable, nearest, whole_number
+from .checks import check_writable, nearest, python_number, whole_number
 from .describe import name_of, plain, versions
 from .figure import figure_svg, plot, table_html
 from .jobs import in_a_row, in_processes
@@ -152,7 +152,7 @@ class Comparison:
             runs=runs,
         )
         text = json.dumps(saved, indent=1, allow_nan=False, ensure_ascii=False)
-        # half a character, as in the name of some files, is saved as JSON's escape for it
+        # half a character, as in the names of some files, is saved as JSON's escape for it
         data = text.encode("utf-8", "backslashreplace")
         with atomic_path(path) as tmp: tmp.write_bytes(data)
         return self
@@ -200,7 +200,7 @@ class Comparison:
         seeds = [int(o) for o in saved["seeds"]]
         return cls(runs, rows, seeds, str(saved["metric"]), dict(saved["config"]))
 
-# %% ../../nbs/evidence/compare.ipynb #8aeb20ee
+# %% ../../nbs/evidence/compare.ipynb #d11e6642
 def _checked_rows(rows, common):
     if not isinstance(rows, dict) or not rows:
         raise LabelKitError(
@@ -211,6 +211,9 @@ def _checked_rows(rows, common):
     for name,value in rows.items():
         if str(name) in out:
             raise LabelKitError(f"rows has two rows called {str(name)!r}: rename one")
+        try: str(name).encode()
+        except UnicodeEncodeError as e:
+            raise LabelKitError(f"rows has the row {str(name)!r}, half a character: rename it") from e
         row = common | (value if isinstance(value, dict) else dict(cbs=value))
         out[str(name)] = check_row(str(name), row)
     return out
@@ -299,6 +302,7 @@ def compare(
     raises one naming row and seed; what was finished is its `.comparison`, also that of a
     `KeyboardInterrupt`."""
     _check_rest(metric, fit, learner_kw)
+    learner_kw = {k: python_number(v) for k,v in learner_kw.items()}
     if save is not None: save = check_writable(save)
     jobs = whole_number("jobs", jobs)
     seeds = _checked_seeds(seeds)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['name_of', 'plain', 'describe', 'describe_callbacks', 'knobs', 'describe_data', 'versions', 'plain_message']
 
-# %% ../../nbs/evidence/describe.ipynb #48f6548d
+# %% ../../nbs/evidence/describe.ipynb #1095d4cf
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
@@ -16,8 +16,9 @@ from fastai.callback.core import TrainEvalCallback
 from fastai.learner import CastToTensor, Recorder
 
 from ..core.supervision import SupervisionCallback
+from ..data.settings import all_settings
 
-# %% ../../nbs/evidence/describe.ipynb #b7c1b960
+# %% ../../nbs/evidence/describe.ipynb #4fcf4e00
 def name_of(
     o # anything
 )->str:
@@ -42,7 +43,7 @@ def plain(
     if hasattr(value, "tolist"): return plain(value.tolist())
     return name_of(value)
 
-# %% ../../nbs/evidence/describe.ipynb #1a765e8e
+# %% ../../nbs/evidence/describe.ipynb #357becf3
 def describe(
     cb:Callback # a technique, or any callback
 )->str:
@@ -61,7 +62,7 @@ def describe_callbacks(
     chosen = [o for o in cbs if not isinstance(o, always)]
     return [describe(o) for o in chosen if not isinstance(o, SupervisionCallback)]
 
-# %% ../../nbs/evidence/describe.ipynb #62b27847
+# %% ../../nbs/evidence/describe.ipynb #903b9706
 def knobs(
     cls:type # a technique
 )->dict[str,dict]: # name -> dict(default, type, comment)
@@ -80,7 +81,9 @@ def knobs(
         for k,p in cls.parameters().items()
     }
 
-# %% ../../nbs/evidence/describe.ipynb #87e757ad
+# %% ../../nbs/evidence/describe.ipynb #e20f5087
+def _alike(a, b): return type(a) is type(b) and a == b  # a tensor is not compared with `None`
+
 def describe_data(
     dls:DataLoaders, # loaders of one run
 )->str:
@@ -89,7 +92,8 @@ def describe_data(
     if getattr(dls, "given", None) is None: out = [f"{n} samples"]
     else: out = [f"{dls.n_ids} samples", f"{n} labeled", f"{dls.c} classes"]
     done = getattr(getattr(dls, "_recipe", None), "keywords", {})
-    if done.get("noise_rate"): out.append(f"{done['noise_rate']:.0%} {done['noise']} noise")
+    other = {k: v for k,v in all_settings({}).items() if k in done and k != "labeled"}
+    out += [f"{k}={name_of(done[k])}" for k,v in other.items() if not _alike(done[k], v)]
     return ", ".join(out) + f"; {len(dls.valid_ds)} validation samples"
 
 def versions()->dict[str,str]:

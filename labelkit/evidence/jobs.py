@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['in_a_row', 'in_processes']
 
-# %% ../../nbs/evidence/jobs.ipynb #1a0e6b7f
+# %% ../../nbs/evidence/jobs.ipynb #ab15a5bb
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import pickle, traceback, warnings
 
 from ..errors import LabelKitError
 
-# %% ../../nbs/evidence/jobs.ipynb #51d48d50
+# %% ../../nbs/evidence/jobs.ipynb #2ec94254
 def in_a_row(
     work,     # a function
     todo:list # of its arguments, a tuple for each call
@@ -43,7 +43,13 @@ def in_processes(
                 f"jobs={jobs}: a process ended before its run did, perhaps for want of memory: "
                 "use fewer jobs"
             ) from e
-        finally: done.close()
+        finally: _close(done)
+
+def _close(done):
+    with warnings.catch_warnings():
+        # that runs are cancelled is what was asked for
+        warnings.filterwarnings("ignore", message=".*still being processed")
+        done.close()
 
 def _sent(work, jobs):
     import cloudpickle

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['row_keys', 'is_maker', 'check_row', 'Whole', 'train_row', 'run', 'sendable']
 
-# %% ../../nbs/evidence/runs.ipynb #dd6ace9a
+# %% ../../nbs/evidence/runs.ipynb #66c4f154
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -29,7 +29,7 @@ from ..errors import LabelKitError
 from .checks import learning_rate, nearest, whole_number
 from .describe import describe_callbacks, describe_data, plain_message
 
-# %% ../../nbs/evidence/runs.ipynb #5e5a7101
+# %% ../../nbs/evidence/runs.ipynb #fa179739
 row_keys = ("cbs", "model", "data", "epochs", "lr", "loss_func")
 
 def is_maker(cbs)->bool:
@@ -74,7 +74,7 @@ def _checked_cbs(said, cbs):
         )
     return _listed(cbs)
 
-# %% ../../nbs/evidence/runs.ipynb #ae13a5ae
+# %% ../../nbs/evidence/runs.ipynb #5cfbc674
 class Whole:
     """A callback as its class and everything in it but its learner: what a run makes its own copy
     of, and what is sent to another process"""
@@ -98,7 +98,7 @@ def _callbacks(cbs, dls):
     else: made = [deepcopy(Whole(o)).made() for o in _listed(cbs)]
     return _listed(made)
 
-# %% ../../nbs/evidence/runs.ipynb #5740e692
+# %% ../../nbs/evidence/runs.ipynb #15728809
 def _loaders(data, seed):
     """The data of one run: another labeled subset a seed where `data` can make one, else the same
     loaders with their order seeded"""
@@ -141,9 +141,10 @@ def train_row(
         else: learn.logger = lambda v: None
         set_seed(seed, reproducible=True)
         (fit or schedule.Learner.fit_one_cycle)(learn, row["epochs"], row["lr"])
-        return learn, [values(v) for v in learn.recorder.values]
+        recorded = vars(learn.recorder).get("values", [])  # none where `fit` did not train
+        return learn, [values(v) for v in recorded]
 
-# %% ../../nbs/evidence/runs.ipynb #275a41be
+# %% ../../nbs/evidence/runs.ipynb #c4048bbc
 def run(
     name:str,          # of the row
     row:dict,          # from `check_row`
@@ -177,7 +178,7 @@ def run(
         cbs=describe_callbacks(learn.cbs),
     )
 
-# %% ../../nbs/evidence/runs.ipynb #40cd3d6e
+# %% ../../nbs/evidence/runs.ipynb #ffa7ca46
 def sendable(
     row:dict # from `check_row`
 )->dict:
