@@ -71,7 +71,7 @@ class Peer(Auxiliary):
 
     @contextmanager
     def _own_numbers(self, device):
-        "PyTorch's global numbers are the technique's inside, and go on as if nothing had been drawn"
+        "Global random numbers are the technique's inside, and go on as if nothing had been drawn"
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.rng)))
             yield

@@ -164,7 +164,8 @@ def new_weights(
 )->torch.Tensor: # [n] float
     "How much each sample counts from now on"
     w = torch.ones(len(labels))
-    if weighting == "class" and touched.any(): w = 1/found["trust"][labels].nan_to_num(1.).clamp(.01)
+    trust = found["trust"][labels].nan_to_num(1.).clamp(.01)
+    if weighting == "class" and touched.any(): w = 1/trust
     return torch.where(touched, found["label_quality"] if weighting == "quality" else 0., w)
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #0840e4eb

@@ -116,9 +116,10 @@ def propagate_labels(
     exactly one of them."""
     two = counts.shape[1] == 2
     if two: counts = counts[:,1:]
-    if variant == "paper": p = _factor_bp(bag, counts, pairs, sims, bag_lam, sim_lam, steps, damping)
+    problem = (bag, counts, pairs, sims, bag_lam, sim_lam)
+    if variant == "paper": p = _factor_bp(*problem, steps, damping)
     else:
-        potentials = llp_potentials(bag, counts, pairs, sims, bag_lam, sim_lam)
+        potentials = llp_potentials(*problem)
         odds = _pairwise_odds(*potentials, steps, damping)
         # chances divided by their sum, all of which may be too small for a float
         p = odds.sigmoid() if two else F.logsigmoid(odds).softmax(1)

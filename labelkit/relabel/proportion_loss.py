@@ -30,8 +30,8 @@ def proportion_loss(
     targets:torch.Tensor, # [n, C] shares of each sample's bag
     bag:torch.Tensor,     # [n] long, bag of each sample
 )->torch.Tensor: # a scalar, at least 0
-    """KL(shares ‖ mean prediction), averaged over bags by their members; 0 without samples (Ardehaly
-    & Culotta 2017, https://arxiv.org/abs/1709.04108)"""
+    """KL(shares ‖ mean prediction), averaged over bags by their members; 0 without samples
+    (Ardehaly & Culotta 2017, https://arxiv.org/abs/1709.04108)"""
     shares,n = bag_means(targets.to(logits.dtype), bag)
     number = bag.unique(return_inverse=True)[1]
     log_p = log_group_means(logits.log_softmax(1), number, n)

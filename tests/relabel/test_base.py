@@ -159,7 +159,8 @@ class Turns(Relabel):
 class TestRounds:
     def test_what_an_earlier_round_corrected_is_set_back(self):
         dls = data(noise_rate=0.)
-        cb,rec = Turns(),Records()
+        cb = Turns()
+        rec = Records()
         learn = make([cb, rec], dls)
         for wanted in ([5, 9], [9], []):
             cb.wanted = wanted
@@ -529,7 +530,8 @@ class TestOwnLoaders:
         )
         fit(learn, 1)
         # fastai's data set has an order of its own
-        good = torch.tensor([list(dls.vocab[0]).index("good") in x.tolist() for x,_ in dls.train_ds])
+        word = list(dls.vocab[0]).index("good")
+        good = torch.tensor([word in x.tolist() for x,_ in dls.train_ds])
         right = torch.where(good, *map(list(dls.vocab[1]).index, ("pos", "neg")))
         given = given_labels(dls)[1]
         issues = learn.confident_relabel.issues()

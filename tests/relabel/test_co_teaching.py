@@ -179,13 +179,13 @@ def test_ranking_in_evaluation_mode_does_not_see_the_cut():
 def test_evaluating_brings_each_mode_back():
     net = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2))
     net[1].eval()
-    with pytest.raises(KeyError):
-        with evaluating(net):
-            assert (
-                not any(m.training for m in net.modules())
-                and not net(torch.rand(1, 2)).requires_grad
-            )
-            raise KeyError
+    modes = []
+    def fail():
+        modes.extend(m.training for m in net.modules())
+        assert not net(torch.rand(1, 2)).requires_grad
+        raise KeyError
+    with pytest.raises(KeyError), evaluating(net): fail()
+    assert not any(modes)
     assert [m.training for m in net] == [True, False, True] and net.training
 
 

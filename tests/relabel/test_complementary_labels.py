@@ -91,8 +91,8 @@ class TestLosses:
         k = 4
         parts = []
         for c in range(k):
-            part = sum(PRIORS[j]*loss[LABELS == j, c].mean() for j in range(k))
-            parts.append(part - (k-1)*PRIORS[c]*loss[LABELS == c, c].mean())
+            part = sum(PRIORS[j]*loss[j == LABELS, c].mean() for j in range(k))
+            parts.append(part - (k-1)*PRIORS[c]*loss[c == LABELS, c].mean())
         parts = torch.stack(parts)
         assert parts.min() < 0, "the case tests the clamp"
         want = parts.clamp_min(-beta).sum()
@@ -152,8 +152,8 @@ class TestLosses:
             assert loss.isfinite() and z.grad.isfinite().all()
 
     def test_transition_by_hand(self):
-        """Rows are true classes: not 1 is said of class 0 with .2 and of class 2 with .5; transposed,
-        it would be .4 of class 0 and .6 of class 2"""
+        """Rows are true classes: not 1 is said of class 0 with .2 and of class 2 with .5;
+        transposed, it would be .4 of class 0 and .6 of class 2"""
         p = torch.tensor([[.5, .3, .2]])
         t = torch.tensor([[0., .2, .8], [.4, 0., .6], [.5, .5, 0.]])
         for k,chance in enumerate((.3*.4 + .2*.5, .5*.2 + .2*.5, .5*.8 + .3*.6)):
@@ -410,7 +410,8 @@ class TestRefused:
         x = torch.rand(8, 1, 8, 8)
         y = torch.eye(8)
         dls = from_arrays(x, y, x, y)
-        with pytest.raises(LabelKitError, match="kind 'multi'.*works on single, soft: it reads a class"):
+        said = "kind 'multi'.*works on single, soft: it reads a class"
+        with pytest.raises(LabelKitError, match=said):
             fit(ComplementaryLabels(), dls)
 
     def test_class_numbers_need_the_matrix(self):

@@ -1,5 +1,5 @@
-"""Bags: LLP-BP's published potentials and exact marginals, messages against enumeration, rounds, the
-proportion loss, wrong input"""
+"""Bags: LLP-BP's published potentials and exact marginals, messages against enumeration, rounds,
+the proportion loss, wrong input"""
 import itertools, json
 
 import pytest, torch

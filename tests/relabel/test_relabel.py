@@ -1,5 +1,5 @@
-"""Label: pooling against torchvision and the published code, where a planted object is found,
-teachers' maps, and wrong inp"""
+"""ReLabel: pooling against torchvision and the published code, where a planted object is found,
+teachers' maps, and wrong input"""
 import json
 
 import pytest, torch

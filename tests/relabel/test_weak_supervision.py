@@ -420,7 +420,7 @@ class TestCallback:
 
     @pytest.mark.parametrize("noise_rate", [0., .5])
     def test_functions_are_made_from_the_labeled_training_samples_as_labeled(self, noise_rate):
-        "Given labels, not true ones; training samples, not those of validation; the rest as unlabeled"
+        "Given labels, not true ones; of training, not of validation; the rest as unlabeled"
         dls = data(labeled=24, noise_rate=noise_rate)
         asked = []
         def spy(x, y, unlabeled, c, seed):
@@ -505,10 +505,9 @@ class TestCallback:
         class Stop(Callback):
             def before_epoch(self):
                 if self.epoch == 2: raise KeyboardInterrupt
-        with pytest.raises(KeyboardInterrupt):
-            learn = ours()
-            with learn.no_bar(), learn.no_logging():
-                learn.fit(3, 3e-3, cbs=[Checkpoint(tmp_path/"b.pt"), Stop()])
+        learn = ours()
+        with pytest.raises(KeyboardInterrupt), learn.no_bar(), learn.no_logging():
+            learn.fit(3, 3e-3, cbs=[Checkpoint(tmp_path/"b.pt"), Stop()])
         n = len(calls)
         again = ours()
         with again.no_bar(), again.no_logging(): again.fit(3, 3e-3, cbs=Checkpoint(tmp_path/"b.pt"))
