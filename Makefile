@@ -1,5 +1,5 @@
 # make demo    the four families on real handwritten digits: a table, and a report in demo/report.html
-# make test    every test: the contract of each technique, the notebooks, packaging, the command line, the browser
+# make test    every test; of the contract half, the whole for what changed and a share (ALL=1 for all)
 # make lab     the notebooks in JupyterLab
 # make docs    the site, in docs/_site
 # make bench   labelkit beside other libraries and beside plain fastai
@@ -60,7 +60,7 @@ demo: setup
 
 # The tests' own last lines are the last lines of this target.
 test: setup
-	@$(PY) -m pytest $(XDIST) $(ARGS)
+	@$(PY) -m pytest $(XDIST) $(if $(ALL),--whole) $(ARGS)
 
 lab: setup
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from chosen import choose, graph, told
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,7 +60,49 @@ def browser(chromium):
         b.close()
 
 
-def pytest_collection_modifyitems(items):
+# ---- what is tested whole, and in which order
+
+def pytest_addoption(parser):
+    parser.addoption("--whole", action="store_true", help="test every technique whole")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: only for the techniques that this run tests whole")
+    worker = getattr(config, "workerinput", None)  # a process of xdist takes what the first one chose
+    config.chosen = worker["chosen"] if worker else choose(ROOT, config.getoption("whole"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node): node.workerinput["chosen"] = node.config.chosen
+
+
+def technique_of(item):
+    "The slug that a test is about: its parameter `slug`, or the notebook `path` of a technique"
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    slug = params.get("slug")
+    if slug is None and "path" in params: slug = params["path"].stem
+    return slug if slug in graph(ROOT)[1] else None
+
+
+def by_name(config):
+    "Was the run asked for single tests? Then those are run, whatever was chosen"
+    return config.getoption("keyword") or any("::" in a for a in config.args)
+
+
+def pytest_collection_modifyitems(config, items):
     "The long ones first, so that the workers finish together"
     long = ("test_notebooks.py", "test_packaging.py", "test_site.py", "test_contract.py")
     items.sort(key=lambda it: long.index(it.path.name) if it.path.name in long else len(long))
+    if by_name(config): return
+    full = [it for it in items if it.get_closest_marker("full") and technique_of(it)]
+    left = {id(it) for it in full if technique_of(it) not in config.chosen}
+    config.hook.pytest_deselected(items=[it for it in items if id(it) in left])
+    items[:] = [it for it in items if id(it) not in left]
+    config.any_full = bool(full)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    "With workers it is they who collect, so the first process cannot know what there was"
+    if by_name(config) or not getattr(config, "any_full", True): return
+    terminalreporter.section("contract and lessons")
+    terminalreporter.write_line(told(config.chosen, len(graph(ROOT)[1])))

@@ -21,6 +21,7 @@ def size(o):
     return text + len(json.dumps(o.get("text", "")))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ALL, ids=ids)
 @pytest.mark.timeout(900)
 def test_runs(path):
