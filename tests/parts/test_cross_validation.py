@@ -173,9 +173,9 @@ class TestLoaders:
             def __getitem__(self, i):
                 if i == 5: raise SkipItemException()
                 return torch.full((1 + i % 4,), 1+i % 2),torch.tensor(i % 2)
-        pad = lambda items: [
-            (torch.cat([x, x.new_zeros(4-len(x))]), y) for x,y in sorted(items, key=lambda o: len(o[0]))
-        ]
+        def pad(items):
+            items = sorted(items, key=lambda o: len(o[0]))
+            return [(torch.cat([x, x.new_zeros(4-len(x))]), y) for x,y in items]
         dls = label_dls(DataLoaders(
             TfmdDL(Texts(), bs=6, before_batch=pad, shuffle=True, num_workers=0),
             TfmdDL(Texts(), bs=6, before_batch=pad, num_workers=0),
@@ -216,7 +216,7 @@ class TestLoaders:
 
     def test_no_augmentation_in_prediction(self):
         "Random transforms act while a fold is trained, and not while it is judged"
-        from fastai.data.core import TfmdDL, TfmdLists, Datasets
+        from fastai.data.core import Datasets, TfmdDL
         from fasttransform import Transform
         seen = []
         class Noisy(Transform):
@@ -225,7 +225,8 @@ class TestLoaders:
                 if x.is_floating_point(): seen.append(len(x))
                 return x
         items = list(range(20))
-        ds = Datasets(items, [[lambda i: torch.tensor([float(i)])], [lambda i: torch.tensor(i % 2)]])
+        number = lambda i: torch.tensor([float(i)])
+        ds = Datasets(items, [[number], [lambda i: torch.tensor(i % 2)]])
         mk = lambda: TfmdDL(ds, bs=5, after_batch=[Noisy()], num_workers=0)
         dls = label_dls(DataLoaders(mk(), mk()))
         judge(dls, lambda: nn.Linear(1, 2), folds=2, epochs=2)
