@@ -130,7 +130,7 @@ def choose(
     if base is None: return every("git knows no commit before this one")
     files = changed_files(root, base)
     if files is None: return every(f"git knows no commit {base}")
-    if files & EVERYTHING: return every(f"{sorted(files & EVERYTHING)[0]} changed")
+    if files & EVERYTHING: return every(f"{min(files & EVERYTHING)} changed")
     changed = {module_name(Path(f)) for f in files if f.startswith("labelkit/")}
     lessons = {module_name(Path(f)) for f in files if f.startswith("nbs/")}
     shared = contract_imports(root, slugs)

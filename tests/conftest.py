@@ -68,7 +68,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "full: only for the techniques that this run tests whole")
-    worker = getattr(config, "workerinput", None)  # a process of xdist takes what the first one chose
+    worker = getattr(config, "workerinput", None)  # one of xdist takes what the first process chose
     config.chosen = worker["chosen"] if worker else choose(ROOT, config.getoption("whole"))
 
 
