@@ -92,6 +92,8 @@ class ShardedDL(DistributedDL):
     def n_inputs(self): return self.dl.n_inputs
     @property
     def inputs_only(self): return self.dl.inputs_only
+    @property
+    def tuples(self): return self.dl.tuples
 
 def shard(
     dls:DataLoaders # of labelkit, or your own after `label_dls`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Batch', 'ids_of', 'WithIds', 'give_ids', 'has_ids']
 
-# %% ../../nbs/data/ids.ipynb #8338af0d
+# %% ../../nbs/data/ids.ipynb #cf7772a1
 from functools import cache
 
 import torch
@@ -16,7 +16,7 @@ from fasttransform import Pipeline, explode_types
 
 from ..errors import LabelKitError
 
-# %% ../../nbs/data/ids.ipynb #b3439865
+# %% ../../nbs/data/ids.ipynb #adb8353f
 class Batch(tuple):
     "Inputs and targets of some samples, as a loader gives them, with the samples' `ids`"
     ids = n_inp = None
@@ -43,7 +43,7 @@ def ids_of(
     "The ids of the samples in `batch`"
     return getattr(batch, "ids", None)
 
-# %% ../../nbs/data/ids.ipynb #b2de31e9
+# %% ../../nbs/data/ids.ipynb #be64ef80
 class _Pairs(_FakeLoader):
     "What PyTorch's iterators go through: batches and the ids of their samples"
     def __init__(self, dl):
@@ -71,6 +71,7 @@ class WithIds:
     first_id = 0             # id of the first item; the others follow
     n_inputs = None          # how many parts of a batch are inputs, where that is known
     inputs_only = False      # leave out whatever follows them
+    tuples = False           # a tuple also where the data set gives single tensors
     _ids_plain = None        # the class without ids
     _split_idx = None        # of the random transforms, where it is not the data set's
 
@@ -116,9 +117,8 @@ class WithIds:
             batch = to_device(batch, self.device)
             ids = ids.to(self.device)
         batch = self.after_batch(batch)
-        self.ids = ids
         if not isinstance(batch, (tuple, list)):
-            if not self.inputs_only: return batch
+            if not (self.inputs_only or self.tuples): return batch
             batch = (batch,)
         if isinstance(batch[0], torch.Tensor) and len(batch[0]) != len(ids):
             raise LabelKitError(
@@ -167,7 +167,7 @@ def _blank(cls):
     cls = _ids_class(cls)
     return cls.__new__(cls)
 
-# %% ../../nbs/data/ids.ipynb #12683fd3
+# %% ../../nbs/data/ids.ipynb #3368fd93
 def give_ids(
     dl:DataLoader,         # any fastai loader; it is changed
     first_id:int=0,        # id of its first item

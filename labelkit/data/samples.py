@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['untouched', 'Samples', 'given_labels', 'predict_samples', 'predict_unlabeled']
 
-# %% ../../nbs/data/samples.ipynb #8c43074d
+# %% ../../nbs/data/samples.ipynb #25a56863
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import partial
@@ -23,7 +23,7 @@ from ..errors import LabelKitError
 from ..models import unwrap
 from ..tables import numbers_of
 
-# %% ../../nbs/data/samples.ipynb #e3d83020
+# %% ../../nbs/data/samples.ipynb #2f8e306a
 @contextmanager
 def untouched(
     cuda:bool=False # those of the GPUs as well, which waits for them
@@ -38,7 +38,7 @@ def untouched(
             random.setstate(python)
             np.random.set_state(numpy)
 
-# %% ../../nbs/data/samples.ipynb #35c3b9bc
+# %% ../../nbs/data/samples.ipynb #35482fec
 class Samples:
     """The samples of a loader, of `DataLoaders`' training set, or of a tensor (ids 0..N-1). Raises
     `LabelKitError` for loaders whose samples have no number"""
@@ -89,11 +89,11 @@ class Samples:
         if len(at) <= more["bs"]: more["num_workers"] = 0
         with untouched(): dl = self.dl.new(get_idxs=partial(list, at), n=len(at), **more)
         dl._split_idx = 0 if augment else 1
+        dl.tuples = True
         steps = _steps(dl, at)
         while True:
             with nullcontext() if augment else untouched(): b = next(steps, None)
             if b is None: return
-            if not isinstance(b, Batch): b = Batch((b,), dl.ids)
             yield Batch((*b.inputs, *b.targets), b.ids, b.n_inp)
 
     def inputs(self,
@@ -164,7 +164,7 @@ def _label(get, i):
         raise LabelKitError(f"dls has the target {y!r:.60}: the loader must turn it into a number")
     return torch.as_tensor(y)
 
-# %% ../../nbs/data/samples.ipynb #e26e01b7
+# %% ../../nbs/data/samples.ipynb #77c2493c
 def given_labels(
     dls # `DataLoaders` of labelkit, or your own after `label_dls`
 )->tuple: # ids [n] long, labels [n] long (below 0: none), both on the CPU
@@ -173,7 +173,7 @@ def given_labels(
     samples = Samples(dls)
     return samples.ids,samples.labels()
 
-# %% ../../nbs/data/samples.ipynb #c503371a
+# %% ../../nbs/data/samples.ipynb #98584b6f
 @torch.no_grad()
 def predict_samples(
     learn,                # a Learner

@@ -10,12 +10,12 @@ import pytest
 import torch
 from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
+from fastai.distributed import DistributedDL
 from fastai.text.data import LMDataLoader
 from torch import tensor
 
 from labelkit.data.arrays import ArrayDL
 from labelkit.data.ids import Batch, WithIds, give_ids, has_ids, ids_of
-from labelkit.data.loaders import batch_ids
 from labelkit.errors import LabelKitError
 from labelkit.processes import ShardedDL
 from small import BROKEN, LOADERS, N, Numbers, number
@@ -61,7 +61,7 @@ def test_one_batch(loader):
     dl,read = loader
     b = dl.one_batch()
     assert torch.equal(ids_of(b), read(b))
-    assert torch.equal(batch_ids(dl, 0, len(b[0])), ids_of(b))
+    assert type(b[:1]) is tuple and ids_of(b[:1]) is None
 
 
 def test_the_order_and_the_random_numbers_are_fastais():
@@ -107,6 +107,15 @@ def test_processes_share_a_pass():
         for o in pieces: assert torch.equal(ids_of(o), number(o))
         assert torch.equal(ids_of(b), torch.cat([ids_of(o) for o in pieces]))
     assert has_ids(parts[0]) and not has_ids(ShardedDL(DataLoader(Numbers(), bs=4), True, 0, 2))
+
+
+def test_fastais_own_sharing_goes_on(loader):
+    "`distrib_ctx` without `shard`: batches as ever, without ids"
+    class Quiet(DistributedDL):
+        def _broadcast(self, t, rank): return [int(i) for i in t]
+    dl,read = loader
+    parts = [read(b).tolist() for r in range(2) for b in Quiet(dl, rank=r, world_size=2)]
+    assert len(parts) > 1 and len(sum(parts, [])) > 1
 
 
 def test_shared_objects_tell_nothing():

@@ -25,7 +25,7 @@ from small import (
     texts,
 )
 from labelkit.core.predict import unlabeled_in_order, unlabeled_inputs
-from labelkit.data.ids import WithIds, give_ids
+from labelkit.data.ids import WithIds, give_ids, ids_of
 from labelkit.data.loaders import from_arrays, label_dls
 from labelkit.data.samples import (
     Samples,
@@ -83,6 +83,14 @@ def test_inputs_in_one_piece():
         Samples(DataLoader(Numbers([7]), bs=4)).inputs()
     text = TfmdDL(Sentences(), bs=1, num_workers=0)
     with pytest.raises(LabelKitError, match="differ in shape"): Samples(text).inputs()
+
+
+def test_single_tensors():
+    "A data set without targets: tensors in the training, as ever, and tuples from `Samples`"
+    dl = give_ids(DataLoader([tensor([float(i)]) for i in range(6)], bs=4))
+    assert isinstance(dl.one_batch(), torch.Tensor) and ids_of(dl.one_batch()) is None
+    (b,) = Samples(dl).batches(tensor([5, 2]))
+    assert b.ids.tolist() == b.inputs[0][:, 0].tolist() == [5, 2] and b.targets == ()
 
 
 def test_several_inputs():
