@@ -106,7 +106,11 @@ def test_official_variant_divides_again():
             )
         )
         losses[v] = k.seen[0][1]
-    # 16 samples, of which 8 are kept
+        s = k.seen[0][0]
+        # 16 samples, of which 8 are kept; of both networks
+        share = 1. if v == "paper" else 1/8
+        assert float(s.labeled_weight) == pytest.approx(share)
+        assert float(s.auxiliary_losses["co_teaching.peer"][1]) == pytest.approx(share)
     assert losses["official"] == pytest.approx(losses["paper"]/8, rel=1e-4)
 
 
@@ -190,10 +194,11 @@ def test_evaluating_brings_each_mode_back():
 
 
 def test_dropped_samples_are_in_the_ledger():
-    learn = fit(
-        learner([CoTeaching(noise_rate=0.5, ramp=0)], dls=data(n=160, labeled=None, noise_rate=0.3))
-    )
+    dls = data(n=160, labeled=None, noise_rate=.3)
+    learn = fit(learner([CoTeaching(noise_rate=.5, ramp=0), k := Keep()], dls=dls))
     f = learn.co_teaching.ledger.frame()
+    kept = f.set_index("id").accepted
+    for s,*_ in k.seen: assert (kept[s.ids.tolist()].to_numpy() == (s.weights > 0).numpy()).all()
     assert set(f.reason) == {"small loss", "left out: large loss"} and len(f) > 100
     assert ((f.reason == "small loss") == f.accepted).all() and 0 < f.accepted.mean() < 1
 
@@ -221,6 +226,32 @@ def test_share_of_the_training_as_ramp():
     assert rates == pytest.approx([0., .2, .4, .4])
 
 
+def test_nothing_flows_between_the_networks():
+    "A peer that is as sure as can be moves no weight of the model, and the other way round"
+    keep = Keep()
+    grads = []
+    class Grads(Callback):
+        order = 1000
+        def after_backward(self):
+            s = self.learn.supervision.record
+            loss = F.cross_entropy(s.pred, s.y, reduction="none")[s.weights > 0].mean()
+            grads.append(self.learn.model.head.bias.grad.clone())
+            p = s.pred.detach().softmax(1) - F.one_hot(s.y, 10)
+            grads.append(p[s.weights > 0].mean(0))
+            assert loss.item() == pytest.approx(self.learn.loss.item(), abs=1e-5)
+    fit(learner([CoTeaching(noise_rate=.4, ramp=0), keep, Grads()], dls=data(labeled=None)))
+    for mine,by_hand in zip(grads[::2], grads[1::2]): torch.testing.assert_close(mine, by_hand)
+
+
+def test_rate_never_falls_and_is_reached_in_time():
+    for variant,at in (("paper", 10), ("official", 9)):
+        rates = [forget_rate(e, .3, 10, variant) for e in range(20)]
+        assert rates[0] == 0 and all(b >= a for a,b in zip(rates, rates[1:]))
+        assert rates[at] == pytest.approx(.3) == rates[-1] and rates[at-1] < .3
+        steps = [b-a for a,b in zip(rates[:at], rates[1:at+1])]
+        assert steps == pytest.approx([.3/at]*at)
+
+
 # Nested dropout
 
 def test_first_channels():
@@ -246,6 +277,21 @@ def test_the_head_sees_the_first_channels_only():
         all((g[k:] == 0).all() and (g[:k] > 0).any() for k, g in seen)
         and len({k for k, _ in seen}) > 1
     )
+
+
+def test_drawn_by_their_chances():
+    "How often each number of channels is kept, in three hundred draws"
+    seen = []
+    class Look(Callback):
+        order = 6
+        def after_pred(self):
+            if self.training:
+                cb = self.learn.nested_dropout
+                seen.append(self.learn.supervision.record.own(cb).k)
+    fit(learner([NestedDropout(sigma=2.), Look()], dls=data(labeled=None, bs=8)), 15)
+    p = channel_probs(16, 2.)
+    share = torch.bincount(tensor(seen), minlength=17)[1:17]/len(seen)
+    assert len(seen) == 300 and (share-p).abs().max() < .08 and min(seen) == 1
 
 
 def test_both_networks_are_cut_at_the_same_channel():

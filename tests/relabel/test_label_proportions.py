@@ -18,6 +18,7 @@ from labelkit.relabel.label_proportions import (
     LabelProportions,
     bag_messages,
     flat_inputs,
+    infer_labels,
     llp_potentials,
     neighbor_pairs,
     pairwise_bp,
@@ -219,6 +220,31 @@ class TestNeighbours:
             flat_inputs(torch.tensor([[1, 2]]))
 
     def test_fewer_than_asked(self): assert len(neighbor_pairs(torch.rand(3, 2), 5)[0]) == 3
+
+
+class TestInference:
+    def problem(self):
+        dls = digits(bag_size=8)
+        return dls.train_ds.arrays.x.flatten(1),dls.bags,dls.proportions
+
+    @pytest.mark.parametrize("variant,scale,lam", [("paper", None, 1.), ("official", 1., 10.)])
+    def test_what_each_variant_takes(self, variant, scale, lam):
+        x,bag,shares = self.problem()
+        counts = shares*torch.bincount(bag)[:,None]
+        more = dict(steps=5, variant=variant)
+        want = propagate_labels(bag, counts, *neighbor_pairs(x, 3, scale), sim_lam=lam, **more)
+        assert torch.equal(infer_labels(x, bag, shares, 3, variant, steps=5), want)
+        own = propagate_labels(bag, counts, *neighbor_pairs(x, 3, scale), sim_lam=.5, **more)
+        assert torch.equal(infer_labels(x, bag, shares, 3, variant, sim_lam=.5, steps=5), own)
+
+    def test_counts_of_bags_of_unequal_size(self):
+        "Without neighbours each member is its bag's share, also in bags of unequal size"
+        bag = torch.tensor([1, 0, 0, 0, 1, 2])
+        shares = torch.tensor([[1/3, 2/3], [.5, .5], [0., 1.]])
+        x = torch.zeros(6, 2)
+        x[torch.arange(6), torch.arange(6) % 2] = 1
+        p = infer_labels(x, bag, shares, 1, sim_lam=0., bag_lam=50.)
+        assert torch.allclose(p, shares[bag], atol=.01)
 
 
 class TestLabelProportions:
