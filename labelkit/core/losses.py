@@ -161,7 +161,7 @@ def _agree(loss_func, own, ours, reduction):
         "targets or weighted samples: use a loss whose reduction='none' and 'mean' belong together"
     )
 
-# %% ../../nbs/core/losses.ipynb #22b727a1
+# %% ../../nbs/core/losses.ipynb #fcc87eca
 def _rows(wrapper, pred, targets, weights):
     "What fastai's wrapper hands to the loss inside it: classes last, and each place a row"
     if pred.ndim > 2:
@@ -212,7 +212,7 @@ def _label_loss(loss_func, pred, targets, weights):
     uniform = -logp.mean(1)
     return (1-f.eps)*res + f.eps*_reduce(uniform, torch.ones_like(uniform), weights, reduction)
 
-# %% ../../nbs/core/losses.ipynb #df1b4027
+# %% ../../nbs/core/losses.ipynb #e34e358e
 def _expected_loss(f, pred, targets, weights, ignore_index, plain):
     """Expectation of the loss of a label: as many calls as a row has labels with a share, of which
     to be ignored is one. `plain`: its mean is known to divide by the number of samples"""
@@ -234,23 +234,21 @@ def _expected_loss(f, pred, targets, weights, ignore_index, plain):
     mass = torch.ones_like(losses)
     if not plain:
         with torch.no_grad():
-            if reduction != "sum": mass = _mass(f, pred, label, mass)
+            if reduction != "sum": mass = _mass(f, pred, label)
             ours = _reduce(losses[:,0], mass[:,0], torch.ones_like(weights), reduction)
             _agree(f, _own(f, pred, one), ours, reduction)
     return _reduce((share*losses).sum(1), (share*mass).sum(1), weights, reduction)
 
-def _mass(f, pred, label, like):
-    "What each label adds to the divisor of the mean, measured on a sample that has only this label"
+def _mass(f, pred, label):
+    "What each label adds to the divisor of the mean, measured on samples that have only this label"
     # two samples, of which one surely has a loss: the same outputs, moved on by a class
     probe = torch.cat([pred[:1], pred[:1].roll(1, 1)])
-    res = like.clone()
-    for c in label.unique():
-        y = c.expand(2, *label.shape[2:])
-        total = _each(f, probe, y).sum()
-        own = _own(f, probe, y)
-        mass = torch.where(total == 0, 1., total/own/y.numel())
-        res = torch.where(label == c, mass.where(~own.isnan(), 0.), res)
-    return res
+    labels,place = label.unique(return_inverse=True)
+    y = labels.view(-1, *[1]*(label.ndim-1)).expand(-1, 2, *label.shape[2:])
+    total = _each(f, torch.cat([probe]*len(y)), y.flatten(0, 1)).view(len(y), -1).sum(1)
+    own = torch.stack([_own(f, probe, o) for o in y])
+    mass = torch.where(total == 0, 1., total/own/y[0].numel())
+    return mass.where(~own.isnan(), 0.)[place]
 
 def _whole_loss(f, pred, share, label, weights):
     "A loss that gives one number for the batch has one for whole labels, and no other"
@@ -262,7 +260,7 @@ def _whole_loss(f, pred, share, label, weights):
         "reduction='none', or a technique that keeps labels whole (as CutMix does with masks)"
     )
 
-# %% ../../nbs/core/losses.ipynb #d8922e05
+# %% ../../nbs/core/losses.ipynb #5c62e3b1
 def _float_loss(loss_func, pred, targets, weights):
     "`loss_func` of targets that it takes as they are"
     wrapper,f,keywords = _open(loss_func)

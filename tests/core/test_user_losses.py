@@ -344,6 +344,9 @@ class Balanced(nn.CrossEntropyLoss):
 class Halved(nn.CrossEntropyLoss):
     def forward(self, z, y): return super().forward(z, y)/2
 
+class Tripled(nn.CrossEntropyLoss):
+    def __call__(self, z, y): return 3*super().__call__(z, y)
+
 class Doubled(CrossEntropyLossFlat):
     def __call__(self, z, y, **kwargs): return 2*super().__call__(z, y, **kwargs)
 
@@ -353,6 +356,12 @@ class NoHash:
     factor:float = 3.
     reduction:str = "mean"
     def __call__(self, z, y): return self.factor*F.cross_entropy(z, y, reduction=self.reduction)
+
+def renamed():
+    "A partial that python does not merge with the one around it"
+    inner = partial(F.cross_entropy, label_smoothing=.5)
+    inner.title = "smooth"
+    return partial(inner, label_smoothing=.1)
 
 def hooked():
     res = nn.CrossEntropyLoss()
@@ -376,6 +385,8 @@ COATS = dict(
     defaults=Balanced,
     halved=Halved,
     doubled=Doubled,
+    tripled=Tripled,
+    renamed=renamed,
     unhashable=NoHash,
     hooked=hooked,
     replaced=replaced,
@@ -430,8 +441,8 @@ class TestCoats:
         assert {k: str(v) for k,v in vars(loss).items()} == {k: str(v) for k,v in before.items()}
         assert getattr(loss, "reduction", "mean") in ("mean", "sum")
 
-def weights_of(name):
-    return name not in ("function", "halved", "doubled", "unhashable", "hooked")
+NO_WEIGHTS = {"function", "halved", "doubled", "tripled", "renamed", "unhashable", "hooked"}
+def weights_of(name): return name not in NO_WEIGHTS
 
 
 def test_compiled_modules_are_what_was_compiled():
@@ -471,12 +482,41 @@ def test_own_loss_of_floats():
     check(rmse, *draw("column"))
     z,y = draw("column")
     refused(rmse, z, y, torch.arange(12.), classes=False, match="one number for the whole batch")
+    def pairs(z, y, reduction="mean"):
+        return F.l1_loss(*torch.broadcast_tensors(z, y), reduction=reduction)
+    check(pairs, z, y)
+    refused(pairs, z, y, torch.arange(12.), classes=False, match="one number for the whole batch")
     def mae(z, y, reduction="mean"): return F.l1_loss(z[:,0], y, reduction=reduction)
     check(mae, z, y)
     close(
         soft_target_loss(mae, z, y, torch.arange(12.), classes=False),
         (torch.arange(12.)*(z[:,0]-y).abs()).sum()/66,
     )
+
+def test_samples_that_cost_nothing_still_count():
+    z,y = draw("labels")
+    y[0] = 2
+    z = 9*F.one_hot(y, C).float()
+    b = y.flip(0)
+    t = .6*F.one_hot(y, C) + .4*F.one_hot(b, C)
+    loss = Hinge()
+    each = unreduced(loss)
+    assert each(z, y).eq(0).all() and each(z, b).gt(0).any()
+    close(soft_target_loss(loss, z, t), (.4*each(z, b)).sum()/(.6*W[y] + .4*W[b]).sum())
+    def deaf(z, y, reduction="mean"): return 0*F.cross_entropy(z, y, reduction=reduction)
+    close(soft_target_loss(deaf, z, t), tensor(0.))
+
+def test_targets_and_weights_are_left_alone():
+    z,y = draw("labels")
+    t = F.one_hot(y, C).float()
+    w = torch.rand(12)
+    before = t.clone(),w.clone()
+    for loss in (nn.CrossEntropyLoss(weight=W, ignore_index=1), FocalLossFlat(), Weighted()):
+        soft_target_loss(loss, z, t, w)
+        assert t.equal(before[0]) and w.equal(before[1])
+
+def test_a_wrapper_that_does_not_flatten():
+    check(CrossEntropyLossFlat(weight=W, flatten=False), *draw("masks"))
 
 def test_a_wrapper_that_makes_labels_floats_is_asked_itself():
     def off(z, y, reduction="mean"): return F.l1_loss(z, y, reduction=reduction)
