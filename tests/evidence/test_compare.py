@@ -9,6 +9,7 @@ import torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, SGD
 from torch.utils.data import TensorDataset
 
+from places import told
 from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.evidence.compare import Comparison, compare
@@ -200,7 +201,7 @@ def test_a_function_with_a_name_is_told_as_well():
         dict(model_dir=Path("models")),
         dict(loss_func=torch.nn.CrossEntropyLoss(label_smoothing=.1)),
     ],
-    ids=str,
+    ids=told,
 )
 def test_what_fastai_takes_is_saved(settings, tmp_path):
     f = tmp_path/"c.json"
@@ -249,7 +250,7 @@ def test_what_fastai_takes_is_saved(settings, tmp_path):
         (dict(save=3), "path=3 is no path"),
         (dict(save="/"), "is a folder"),
     ],
-    ids=str,
+    ids=told,
 )
 def test_what_cannot_be_right_is_said_before_the_first_run(settings, says):
     runs = []

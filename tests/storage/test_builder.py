@@ -7,6 +7,7 @@ import pytest, torch
 from fastai.basics import DataLoader, DataLoaders
 
 from stores import build, content, images, model
+from places import told
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.storage.builder import build_store
@@ -315,7 +316,7 @@ class TestRefusals:
             (dict(dtype="float32"), "dtype is 'float16' there"),
             (dict(views=CropViews(scale=(0.4, 1.0))), "was made otherwise: views"),
         ],
-        ids=str,
+        ids=told,
     )
     def test_another(self, tmp_path, change, match):
         build(tmp_path/"s")
@@ -354,7 +355,7 @@ class TestRefusals:
             (dict(maps=2), "maps=2 needs map_fn"),
             (dict(map_fn=lambda x: x), "map_fn has no effect without maps="),
         ],
-        ids=str,
+        ids=told,
     )
     def test_arguments(self, tmp_path, kwargs, match):
         with pytest.raises(LabelKitError, match=match): build(tmp_path/"s", **kwargs)
