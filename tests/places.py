@@ -7,5 +7,5 @@ REFERENCES = ROOT/"tests"/"reference"
 
 
 def told(v)->str:
-    "`v` in words for the name of a test: the same in every process, whatever address a function has"
+    "`v` in words for the name of a test: the same in every process, without addresses"
     return re.sub(r" at 0x[0-9a-f]+", "", str(v))
