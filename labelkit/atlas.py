@@ -111,30 +111,29 @@ class Atlas:
     def __repr__(self): return self.text()
 
     def _repr_html_(self):
-        head = "".join(
-            f"<th style='text-align:left'>{c}</th>" for c in ("technique", "family", "here", "what")
-        )
+        head = "<th style='text-align:left'>technique</th><th style='text-align:left'>what</th>"
         rows = "".join(map(self._html_line, self))
         return (
             f"<p>{escape(self.summary.replace(' (+)', ''))}</p>"
             "<div style='max-height:32rem;overflow:auto'>"
-            "<table style='width:100%;border-collapse:collapse;overflow-wrap:anywhere'>"
+            "<table style='width:100%;border-collapse:collapse;overflow-wrap:break-word'>"
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
 
     def _html_line(self, o):
         e = lambda v: escape(str(v))
         name = f"<b>{e(o['name'])}</b>" if o["exists"] else e(o["name"])
-        if o["exists"]: name += f"<br><code>{e(o['slug'])}</code>"
-        family = e(o["family"]) + f"<br><small>tier {e(o['tier'])}</small>"*bool(o["tier"])
-        what = e(o["ships"])
+        place = e(o["family"]) + f", tier {e(o['tier'])}"*bool(o["tier"])
+        here = f"<code>{e(o['slug'])}</code>" if o["exists"] else "not yet"
         told = [f"{k}: {e(o[k])}" for k in ("needs", "cost") if o[k] not in ("", "none")]
         if o["paper"].startswith("https://"):
             link = f"<a href='{e(o['paper'])}' rel='noopener'>paper, {e(o['year'])}</a>"
             told = [link, *told]
-        if told: what += f"<br><small>{'; '.join(told)}</small>"
-        cells = (name, family, "yes" if o["exists"] else "not yet", what)
-        style = "text-align:left;vertical-align:top;padding:.3em .6em"
+        cells = (
+            f"{name}<br><small>{place}: {here}</small>",
+            e(o["ships"]) + f"<br><small>{'; '.join(told)}</small>"*bool(told),
+        )
+        style = "text-align:left;vertical-align:top;padding:.35em .8em .35em 0"
         return "<tr>" + "".join(f"<td style='{style}'>{c}</td>" for c in cells) + "</tr>"
 
 def atlas(

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['nearest', 'whole_number', 'python_number', 'learning_rate', 'check_writable']
 
-# %% ../../nbs/evidence/checks.ipynb #46890511
+# %% ../../nbs/evidence/checks.ipynb #4c0547b8
 from difflib import get_close_matches
 from pathlib import Path
 import math, numbers, os
 
 from ..errors import LabelKitError, local_path
 
-# %% ../../nbs/evidence/checks.ipynb #3ace52f8
+# %% ../../nbs/evidence/checks.ipynb #f83d2547
 def nearest(
     kind:str, # what is named, for the message
     name:str, # as typed
@@ -26,7 +26,7 @@ def nearest(
     fix = f"did you mean {lower[near[0]]}?" if near else "use one of " + ", ".join(known)
     raise LabelKitError(f"{kind} {name!r} is unknown: {fix}")
 
-# %% ../../nbs/evidence/checks.ipynb #4a1eeaa6
+# %% ../../nbs/evidence/checks.ipynb #1881a237
 def whole_number(
     name:str,      # the argument's name, as the user wrote it
     value,         # what was given
@@ -62,7 +62,7 @@ def learning_rate(
     if value is None or parts and all(map(_rate, parts)): return value
     raise LabelKitError(f"{name}={value!r} is no finite number above 0: pass one, such as 3e-3")
 
-# %% ../../nbs/evidence/checks.ipynb #cad91e71
+# %% ../../nbs/evidence/checks.ipynb #0249b2e1
 def check_writable(
     path, # of a file that is written later, in any spelling that `local_path` knows
 )->Path: # absolute

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['number', 'figure_svg', 'table_html', 'plot']
 
-# %% ../../nbs/evidence/figure.ipynb #8602abcb
+# %% ../../nbs/evidence/figure.ipynb #a20022f1
 from html import escape
 import math
 
 from .statistics import t_interval
 
-# %% ../../nbs/evidence/figure.ipynb #b5287e4d
+# %% ../../nbs/evidence/figure.ipynb #2ec74f7e
 def _ticks(lo, hi, n=5):
     "About `n` round numbers between `lo` and `hi`"
     raw = (hi - lo)/n
@@ -34,7 +34,7 @@ def number(
     "`v` as text with a proper minus; a dash when there is none"
     return "–" if v is None or math.isnan(v) else format(v, spec).replace("-", "−")
 
-# %% ../../nbs/evidence/figure.ipynb #86bcd6ae
+# %% ../../nbs/evidence/figure.ipynb #c3971207
 _width = 340  # of a panel, in its own units: those of the text
 _line = 44    # height of a row
 _pad = 16
@@ -95,7 +95,7 @@ def _panel(title, rows, zero=False):
         f"<text x='0' y='12' font-weight='600'>{escape(title)}</text>{body}{numbers}</svg>"
     )
 
-# %% ../../nbs/evidence/figure.ipynb #fdd34842
+# %% ../../nbs/evidence/figure.ipynb #f45e4a4c
 def _panels(comparison):
     "Of the values, and of the paired differences: title and (name, numbers) for each row"
     c = comparison
@@ -133,7 +133,7 @@ def table_html(
         f"<tbody>{rows}</tbody></table>"
     )
 
-# %% ../../nbs/evidence/figure.ipynb #2696e5d2
+# %% ../../nbs/evidence/figure.ipynb #be139a9c
 def plot(
     comparison, # what `compare` returns
     axs=None    # two axes to draw on; new ones if `None`

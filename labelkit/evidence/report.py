@@ -67,7 +67,7 @@ def _section(c, title, notes):
         f"{_folded('Every run', _runs(c), 'runs')}</section>"
     )
 
-# %% ../../nbs/evidence/report.ipynb #670bfd6e
+# %% ../../nbs/evidence/report.ipynb #35eedbb4
 _page = """<!doctype html>
 <html lang='en'><head><meta charset='utf-8'>
 <meta name='viewport' content='width=device-width, initial-scale=1'>

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['row_keys', 'is_maker', 'check_row', 'Whole', 'train_row', 'run', 'sendable']
 
-# %% ../../nbs/evidence/runs.ipynb #66c4f154
+# %% ../../nbs/evidence/runs.ipynb #cde1d96f
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 import math, random, time
 
-import torch
 from fastai.basics import (
     Callback,
     CrossEntropyLossFlat,
@@ -29,7 +28,7 @@ from ..errors import LabelKitError
 from .checks import learning_rate, nearest, whole_number
 from .describe import describe_callbacks, describe_data, plain_message
 
-# %% ../../nbs/evidence/runs.ipynb #fa179739
+# %% ../../nbs/evidence/runs.ipynb #7d28ec22
 row_keys = ("cbs", "model", "data", "epochs", "lr", "loss_func")
 
 def is_maker(cbs)->bool:
@@ -74,7 +73,7 @@ def _checked_cbs(said, cbs):
         )
     return _listed(cbs)
 
-# %% ../../nbs/evidence/runs.ipynb #5cfbc674
+# %% ../../nbs/evidence/runs.ipynb #119986b9
 class Whole:
     """A callback as its class and everything in it but its learner: what a run makes its own copy
     of, and what is sent to another process"""
@@ -98,7 +97,7 @@ def _callbacks(cbs, dls):
     else: made = [deepcopy(Whole(o)).made() for o in _listed(cbs)]
     return _listed(made)
 
-# %% ../../nbs/evidence/runs.ipynb #15728809
+# %% ../../nbs/evidence/runs.ipynb #0760ce19
 def _loaders(data, seed):
     """The data of one run: another labeled subset a seed where `data` can make one, else the same
     loaders with their order seeded"""
@@ -144,7 +143,7 @@ def train_row(
         recorded = vars(learn.recorder).get("values", [])  # none where `fit` did not train
         return learn, [values(v) for v in recorded]
 
-# %% ../../nbs/evidence/runs.ipynb #c4048bbc
+# %% ../../nbs/evidence/runs.ipynb #ff0e0b09
 def run(
     name:str,          # of the row
     row:dict,          # from `check_row`
@@ -178,7 +177,7 @@ def run(
         cbs=describe_callbacks(learn.cbs),
     )
 
-# %% ../../nbs/evidence/runs.ipynb #ffa7ca46
+# %% ../../nbs/evidence/runs.ipynb #31412edd
 def sendable(
     row:dict # from `check_row`
 )->dict:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['t_interval', 'paired']
 
-# %% ../../nbs/evidence/statistics.ipynb #4cd3eb26
+# %% ../../nbs/evidence/statistics.ipynb #c8af804e
 import math
 import numpy as np
 
-# %% ../../nbs/evidence/statistics.ipynb #d8f0b910
+# %% ../../nbs/evidence/statistics.ipynb #9d981da0
 def t_interval(
     values,             # numbers, one a seed
     level:float=.95,    # share of experiments whose interval holds the true mean
@@ -23,7 +23,7 @@ def t_interval(
     half = float(t.ppf((1 + level)/2, len(v) - 1)*v.std(ddof=1)/math.sqrt(len(v)))
     return mean, mean - half, mean + half
 
-# %% ../../nbs/evidence/statistics.ipynb #7ad12089
+# %% ../../nbs/evidence/statistics.ipynb #7e54916a
 def paired(
     values:dict[int,float], # by seed
     base:dict[int,float],   # by seed, what they are compared with

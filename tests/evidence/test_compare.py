@@ -87,7 +87,7 @@ def test_rows_of_a_seed_begin_alike_and_seeds_differ(kind):
     assert again.values("b")[1] == c.values("b")[1]
 
 
-def told(c):
+def kept(c):
     "All that a comparison holds but the time it took"
     runs = [r | dict(seconds=0) for r in c.runs]
     return json.dumps([runs, c.rows, c.seeds, c.metric, c.config], sort_keys=True)
@@ -119,7 +119,7 @@ def test_side_by_side_is_the_same_as_in_a_row(kind, tmp_path):
     side = compare(
         rows, KINDS[kind], jobs=2, save=tmp_path/"c.json", **settings | dict(progress=watch)
     )
-    assert told(side) == told(row) == told(Comparison.load(tmp_path/"c.json"))
+    assert kept(side) == kept(row) == kept(Comparison.load(tmp_path/"c.json"))
     assert len({r["train_loss"] for r in row.runs}) > 2
     assert sorted(o[:2] for o in seen) == sorted((n, s) for s in (4, 1) for n in rows)
     assert [o[2:] for o in seen] == [(i + 1, 10) for i in range(10)]
@@ -206,7 +206,7 @@ def test_a_function_with_a_name_is_told_as_well():
 def test_what_fastai_takes_is_saved(settings, tmp_path):
     f = tmp_path/"c.json"
     c = compare({"a": []}, few, **quick | dict(seeds=1) | settings, save=f)
-    assert told(Comparison.load(f)) == told(c)
+    assert kept(Comparison.load(f)) == kept(c)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ def test_ticks_are_few_round_and_inside(lo, hi):
 
 
 def test_numbers():
-    assert [number(o, "+.2f") for o in (.5, -.5, math.nan, None)] == ["+0.50", "−0.50", "–", "–"]
+    got = [number(o, "+.2f") for o in (.5, -.5, math.nan, None)]
+    assert got == ["+0.50", "−0.50", "–", "–"]
 
 
 def test_a_table_says_what_its_cells_are():

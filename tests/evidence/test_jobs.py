@@ -32,10 +32,10 @@ def test_an_error_has_its_place_and_loses_no_result(error):
     def work(i):
         if i == 1: raise error("on purpose")
         return i
-    got = []
-    with pytest.raises(error, match="on purpose") as e:
-        for o in in_processes(work, [(0,), (1,)], 1): got.append(o)
-    assert got == [(0, 0)] and "in work" in e.value.__notes__[0]
+    results = in_processes(work, [(0,), (1,)], 1)
+    assert next(results) == (0, 0)
+    with pytest.raises(error, match="on purpose") as e: next(results)
+    assert "in work" in e.value.__notes__[0]
 
 
 def test_what_cannot_be_sent_is_said_before_anything_runs(tmp_path):

@@ -54,7 +54,9 @@ def same(a, b): return all(torch.equal(p, q) for p,q in zip(a, b, strict=True))
 
 
 def test_a_seed_decides_labeled_samples_weights_and_order():
-    a,again,b = began(0), began(0), began(1)
+    a = began(0)
+    again = began(0)
+    b = began(1)
     assert a.given == again.given and same(a.weights, again.weights) and same(a.first, again.first)
     labeled = lambda o: {i for i,y in enumerate(o.given) if y >= 0}
     assert len(labeled(a)) == len(labeled(b)) == 40 and len(labeled(a) & labeled(b)) < 20
