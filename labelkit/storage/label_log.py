@@ -224,8 +224,10 @@ class LabelLog:
         self.given = torch.tensor([self._to_number(o) for o in rows.values()], dtype=torch.long)
 
     # --- what goes in
-    def _ids(self, ids):
-        "Places in the data, from numbers or keys"
+    def places(self,
+        ids # one sample or several, each once: numbers [k], or keys
+    )->list:
+        "Where samples are in the data. Raises `LabelKitError` for unknown ones"
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
         ids = [ids] if isinstance(ids, (str, PurePath, Integral)) else list(ids)
         out = []
@@ -269,7 +271,7 @@ class LabelLog:
     )->int: # number of the action, `None` when there was no sample
         """Append an edit; when it returns, it is on the disk. Raises `LabelKitError`, and keeps
         nothing, for unknown samples or labels"""
-        ids = self._ids(ids)
+        ids = self.places(ids)
         labels = labels.tolist() if hasattr(labels, "tolist") else labels
         many = lambda v,name: self._each(v, len(ids), name)
         labels = [self._label(o) for o in many(labels, "labels")]
@@ -412,7 +414,7 @@ class LabelLog:
         where = ""
         args = []
         if id is not None:
-            args = self._spelled(self._ids(id)[0])
+            args = self._spelled(self.places(id)[0])
             where = f" WHERE e.sample IN ({', '.join('?'*len(args))})"
         rows = self.file.read(_history + where + " ORDER BY a.action, s.position", *args)
         cols = (

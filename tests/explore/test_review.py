@@ -1,12 +1,16 @@
 """The review without a page: what is flagged, every decision in the log, messages from a page, and
 wrong input"""
-import numpy as np, pandas as pd, pytest, torch
+from unicodedata import normalize
 
-from labelkit.data.loaders import digits, from_arrays
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+
+from labelkit.data.loaders import digits, from_arrays, label_dls
 from labelkit.errors import LabelKitError
 from labelkit.storage.label_log import LabelLog
 from labelkit.storage.ledger import Ledger
-from labelkit.explore.review import Review, flagged_rows, review, severity_of, thumbnails
+from labelkit.storage.log_file import LogFile
+from labelkit.explore.review import Review, flagged_rows, review, severity_of
 
 VOCAB = ["cat", "dog", "fox"]
 FLAGS = pd.DataFrame(
@@ -161,27 +165,6 @@ def test_wrong_arguments(log, r, tmp_path):
         with pytest.raises(LabelKitError, match=said): f()
 
 
-def test_pictures():
-    g = torch.Generator().manual_seed(0)
-    x = torch.rand(4, 3, 100, 50, generator=g)
-    assert (
-        thumbnails(x, [0, 2]).shape == (2, 3, 64, 32)
-        and thumbnails(x.numpy(), [1]).dtype == np.uint8
-    )
-    assert (
-        thumbnails((x[..., :8, :8] * 255).byte(), [3]) == (x[3:, :, :8, :8] * 255).byte().numpy()
-    ).all()
-    from PIL import Image
-    pil = [(Image.new("RGB", (30, 10), (255, 0, 0)), 0), (Image.new("L", (10, 200), 128), 1)]
-    t = thumbnails(pil, [0, 1])
-    assert (
-        t.shape == (2, 3, 64, 64)
-        and t[0, :, 32, 32].tolist() == [255, 0, 0]
-        and t[0, :, 0, 0].tolist() == [0, 0, 0]
-        and t[1, 0, 32, 32] == 128
-    )
-
-
 def test_many_large_pictures_stay_light(tmp_path):
     n = 400
     log = LabelLog(tmp_path/"m.db", [0]*n, VOCAB)
@@ -230,8 +213,120 @@ def test_users_own_loaders(tmp_path):
         loss_func=torch.nn.CrossEntropyLoss(),
     )
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    assert (
-        learn.label_edits.table.targets.argmax(1).tolist()
-        == r.label_log.labels()[learn.label_edits.ids[learn.label_edits.table.place[:24] >= 0]].tolist()
+    cb = learn.label_edits
+    corrected = cb.ids[cb.table.place[:24] >= 0]
+    assert cb.table.targets.argmax(1).tolist() == r.label_log.labels()[corrected].tolist()
+    assert (cb.table.place >= 0).sum() == 3
+
+
+class TestFiles:
+    "Samples that are files: of a list, of a folder, on another computer"
+    @pytest.fixture
+    def files(self, tmp_path):
+        (tmp_path/"img").mkdir()
+        names = ["café 1.png", "b#2.jpg", "c.png", "d.png", "e.png", "f.png"]
+        for i, o in enumerate(names):
+            Image.new("RGB", (20, 10), (40*i, 0, 0)).save(tmp_path/"img"/o)
+        return names
+
+    def test_a_list_in_each_form(self, log, files, tmp_path):
+        paths = [tmp_path/"img"/o for o in files]
+        for data in (
+            paths,
+            [str(o) for o in paths],
+            [o.as_uri() for o in paths],
+            np.array([str(o) for o in paths]),
+            pd.Series([str(o) for o in paths], index=range(6, 0, -1)),
+            [Image.open(o) for o in paths],
+            [(Image.open(o), 0) for o in paths],
+        ):
+            r = review(FLAGS, log, data)
+            assert r.data["shape"] == [3, 64, 64] and r.ids == [5, 0, 3]
+            shown = np.frombuffer(r.arrays["images"]["data"], np.uint8).reshape(3, 3, 64, 64)
+            assert shown[:, 0, 32, 32].tolist() == [200, 0, 120]
+
+    def test_a_damaged_file_among_others(self, log, files, tmp_path):
+        (tmp_path/"img"/files[5]).write_bytes(b"no picture")
+        (tmp_path/"img"/files[0]).unlink()
+        r = review(FLAGS, log, [tmp_path/"img"/o for o in files])
+        assert r.data["shape"] == [3, 64, 64]
+        (m, buffers), = ask(r, kind="images", rows=[0])  # by itself, too
+        assert m["rows"] == [0] and len(buffers[0]) == 3*64*64
+        r.choose(5, None, "no picture")
+        assert log.labels()[5] == -1
+
+    def test_nothing_that_can_be_shown(self, log, files, tmp_path):
+        for data, said in (
+            ([f"{tmp_path}/none/{o}" for o in files], "no picture that can be shown"),
+            ([tmp_path/"img"/o for o in files][:4], "data has 4 pictures, and sample 5"),
+            (["a", "b", "c", "d", "e", "f"], "no picture that can be shown"),
+            ([{"image": 1}]*6, "no picture that can be shown"),
+            (tmp_path/"img", "is no folder of a log with keys"),
+            (np.zeros((6, 4)), "is no picture: pass images"),
+        ):
+            with pytest.raises(LabelKitError, match=said): review(FLAGS, log, data)
+
+    def test_a_folder_and_keys_of_another_computer(self, files, tmp_path):
+        "The log and flags come from a Mac; the disk has one name composed and one decomposed"
+        keys = [f"img/{normalize('NFD', o)}" for o in files]
+        (tmp_path/"img"/files[1]).rename(tmp_path/"img/é.jpg")
+        keys[1] = f"img/{normalize('NFD', 'é.jpg')}"
+        (tmp_path/"img"/files[2]).rename(tmp_path/"img"/normalize("NFD", "ü.png"))
+        keys[2] = "img/ü.png"
+        LabelLog(tmp_path/"k.db", [0, 1, 2, 0, 1, 2], VOCAB, keys=keys).close()
+        flags = FLAGS.drop(columns="id").assign(key=[keys[1], keys[2], keys[0]])
+        r = review(flags, tmp_path/"k.db", str(tmp_path))
+        assert r.rows["id"].tolist() == [0, 2, 1]
+        shown = np.frombuffer(r.arrays["images"]["data"], np.uint8).reshape(3, 3, 64, 64)
+        np.testing.assert_allclose(shown[:, 0, 32, 32].astype(int), [0, 80, 40], atol=3)
+        r.accept(1)
+        there = LabelLog(tmp_path/"k.db", [2, 1, 0], VOCAB, keys=[keys[i] for i in (2, 1, 0)])
+        assert there.labels().tolist() == [2, 1, 0] and len(there.standing()) == 1
+
+    def test_keys_are_not_numbers(self, files, tmp_path):
+        "Numbers mean nothing to a log that knows its samples by key and was opened alone"
+        LabelLog(tmp_path/"k.db", [0, 1, 2, 0, 1, 2], VOCAB, keys=files).close()
+        paths = [tmp_path/"img"/o for o in files]
+        with pytest.raises(LabelKitError, match="give source a column 'key'"):
+            review(FLAGS, tmp_path/"k.db")
+        flags = FLAGS.assign(key=files[:3])
+        with pytest.raises(LabelKitError, match="data has them in an order of its own"):
+            review(flags, tmp_path/"k.db", paths)
+        with pytest.raises(LabelKitError, match="id 'x.png' is none of"):
+            review(flags.assign(key=["x.png", *files[:2]]), tmp_path/"k.db")
+        own = LabelLog(tmp_path/"k.db", [0, 1, 2, 0, 1, 2], VOCAB, keys=files)
+        assert review(FLAGS, own, paths).ids == [5, 0, 3]
+
+    def test_class_names_in_another_form(self, tmp_path):
+        log = LabelLog(tmp_path/"u.db", ["Käse", "Öl"])
+        name = normalize("NFD", "Öl")
+        flags = pd.DataFrame(dict(id=[0], suggested_label=[name], confidence=[.9]))
+        assert flagged_rows(flags, log)["suggested"].tolist() == [1]
+
+    def test_a_log_that_can_only_be_read(self, log, tmp_path, monkeypatch):
+        log.close()
+        monkeypatch.setattr(LogFile, "_may_write", lambda self: False)
+        r = review(FLAGS, LabelLog(tmp_path/"labels.db"))
+        ((m, _),) = ask(r, kind="decide", n="1", what="accept", rows=[0])
+        assert m["kind"] == "failed" and "can only be read" in m["said"] and r.decided == [-3]*3
+
+
+def test_own_loaders_of_files_and_of_text(tmp_path):
+    """fastai's own pictures of files, of which one is damaged, and samples that are no pictures"""
+    from fastai.basics import DataLoader, DataLoaders
+    from fastai.vision.all import ImageDataLoaders, Resize
+    for i in range(8):
+        (tmp_path/"img"/"ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 30), 30*i).save(tmp_path/f"img/{'ab'[i % 2]}/{i}.png")
+    dls = ImageDataLoaders.from_folder(
+        tmp_path/"img", valid_pct=.25, seed=0, item_tfms=Resize(8), bs=2, num_workers=0
     )
-    assert (learn.label_edits.table.place >= 0).sum() == 3
+    dls = label_dls(dls)
+    flags = pd.DataFrame(dict(id=[0, 2], suggested_label=["a", "b"], confidence=[.9, .8]))
+    r = review(flags, tmp_path/"files.db", dls)
+    assert r.data["shape"] == [3, 64, 64]
+    assert r.label_log.given.tolist() == [dls.vocab.o2i[o.parent.name] for o in dls.train_ds.items]
+    items = [(torch.arange(5), torch.tensor(i % 2)) for i in range(4)]
+    text = label_dls(DataLoaders(DataLoader(items, bs=2), DataLoader(items, bs=2)))
+    text.vocab = ["a", "b"]
+    assert review(flags, tmp_path/"text.db", text).data["shape"] is None
