@@ -504,6 +504,28 @@ class TestOwnLoaders:
             items[i].parent.name for i in book.id
         ]
 
+    def test_tables(self):
+        "fastai's tabular learner: categories and numbers, and targets as a column"
+        import pandas as pd
+        from fastai.tabular.all import (
+            CategoryBlock, Categorify, Normalize, TabularDataLoaders, tabular_learner,
+        )
+        rng = np.random.default_rng(0)
+        df = pd.DataFrame(dict(a=rng.random(90), k=list("xy")*45, label=["p", "q"]*45))
+        wrong = [14, 33, 60]
+        df.loc[wrong, "label"] = ["q", "p", "q"]
+        dls = label_dls(TabularDataLoaders.from_df(
+            df, procs=[Categorify, Normalize], cat_names=["k"], cont_names=["a"], y_names="label",
+            y_block=CategoryBlock(), bs=8, valid_idx=list(range(80, 90)), device="cpu",
+        ))
+        torch.manual_seed(0)
+        cbs = [ConfidentRelabel("relabel", folds=2, epochs=15, lr=.05), rec := Records()]
+        learn = fit(tabular_learner(dls, layers=[8], cbs=cbs), 1)
+        issues = learn.confident_relabel.issues()
+        assert sorted(issues.id) == wrong and issues.suggested_label.tolist().count("p") == 2
+        right = torch.arange(80) % 2
+        assert all(torch.equal(s.targets.argmax(1), right[s.ids]) for s in rec.seen)
+
     def test_texts(self):
         "fastai sorts texts by length, and has a vocabulary of words before that of classes"
         import pandas as pd
