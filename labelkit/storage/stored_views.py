@@ -136,7 +136,11 @@ class CropViews(StoredViews):
 class _Replay(RandAugment):
     "RandAugment with numbers that were drawn before"
     drawn = None
-    def draw(self, b, generator): return self.drawn
+    def _dice(self, b, generator):
+        # a value that was stored is one of those its operation can have
+        op,value,centre = self.drawn
+        near = (self._values[op] - value[...,None]).abs().argmin(-1)
+        return op,op*self._values.shape[1] + near,centre
 
 class AugmentViews(CropViews):
     """`CropViews`, then RandAugment and Cutout, for images in [0, 1]
