@@ -10,7 +10,7 @@ import torch
 
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
-from ..data.samples import Samples
+from ..data.samples import Samples, given_labels  # noqa: F401  (asked for here before)
 from ..errors import LabelKitError
 from ..storage.ledger import Ledger
 
