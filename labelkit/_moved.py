@@ -17,6 +17,7 @@ MOVED = {
     "core.labels": "storage.label_log",
     "core.ledger": "storage.ledger",
     "core.models": "models",
+    "core.predict": "data.samples parts.rounds",
     "core.store": "storage.soft_labels storage.builder storage.stored_views",
     "core.views": "data.views",
     "explore.atlas": "atlas",

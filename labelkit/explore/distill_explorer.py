@@ -9,7 +9,7 @@ __all__ = ['distill_view', 'agreement', 'DistillExplorer']
 import numpy as np
 import torch
 from ..errors import LabelKitError, check_range
-from ..core.predict import unlabeled_inputs
+from ..data.samples import Samples
 from ..core.teachers import as_teacher
 from .explorer import Explorer, fixed, pack, to_uint8
 from .mix_explorer import _small
@@ -140,7 +140,8 @@ class DistillExplorer(Explorer):
                 raise LabelKitError(
                     f"{type(cb).__name__} has asked about nothing yet: train with it first"
                 )
-            x = unlabeled_inputs(learn.dls, ids)
+            samples = Samples(learn.dls.unlabeled)
+            (x,*_) = samples.inputs(samples.places(ids))
             v = cb.answers[ids]
             y = getattr(learn.dls, "truth", None)
             if y is not None: y = y[ids.to(y.device)]

@@ -24,7 +24,6 @@ from small import (
     text_loaders,
     texts,
 )
-from labelkit.core.predict import unlabeled_in_order, unlabeled_inputs
 from labelkit.data.ids import WithIds, give_ids, ids_of
 from labelkit.data.loaders import from_arrays, label_dls
 from labelkit.data.samples import (
@@ -203,12 +202,13 @@ def test_each_unlabeled_sample_once(files):
         (own(), number),
         (digits(labeled=40), None),
     ):
-        parts = list(unlabeled_in_order(dls))
+        samples = Samples(dls.unlabeled)
+        parts = [(b.inputs[0], b.ids) for b in samples.batches()]
         ids = torch.cat([o for _,o in parts])
         assert len(ids.unique()) == len(ids) == len(dls.unlabeled.dataset)
         if say: assert torch.equal(torch.cat([x for x,_ in parts])[:, 0].long(), ids)
         chosen = ids[[3, 0]]
-        x = unlabeled_inputs(dls, chosen)
+        (x,*_) = samples.inputs(samples.places(chosen))
         at = [torch.cat([x for x,_ in parts])[ids == i][0] for i in chosen]
         assert torch.equal(x, torch.stack(at))
 

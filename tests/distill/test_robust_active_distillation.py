@@ -14,7 +14,7 @@ from labelkit.core.checkpoint import Checkpoint
 from labelkit.data.loaders import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
-from labelkit.core.predict import unlabeled_inputs, unlabeled_in_order
+from labelkit.data.samples import Samples
 from labelkit.distill.base import soft_kl
 from labelkit.distill.robust_active_distillation import (
     RobustActiveDistillation,
@@ -197,17 +197,17 @@ def test_a_draw_repeats_with_its_generator():
 
 def test_inputs_come_in_the_order_asked_for():
     dls = digits(labeled=40)
-    xs,ids = (torch.cat(o) for o in zip(*unlabeled_in_order(dls)))
+    samples = Samples(dls.unlabeled)
+    (xs,) = samples.inputs()
+    ids = samples.ids
     pick = torch.randperm(len(ids), generator=torch.Generator().manual_seed(3))[:50]
     state = dls.unlabeled.rng.getstate()
     assert (
-        torch.equal(unlabeled_inputs(dls, ids[pick]), xs[pick])
+        torch.equal(samples.inputs(samples.places(ids[pick]))[0], xs[pick])
         and dls.unlabeled.rng.getstate() == state
     )
-    assert len(unlabeled_inputs(dls, ids[:0])) == 0
-    with pytest.raises(LabelKitError, match="pass each once"): unlabeled_inputs(dls, ids[[1, 1]])
-    with pytest.raises(LabelKitError, match="not among the unlabeled ones"):
-        unlabeled_inputs(dls, tensor([10**6]))
+    assert len(samples.inputs(samples.places(ids[:0]))[0]) == 0
+    with pytest.raises(LabelKitError, match="not among the"): samples.places(tensor([10**6]))
 
 
 # The callback
@@ -229,9 +229,10 @@ def test_the_budget_is_kept_exactly(policy):
         4,
     ]
     ids = (cb.queried >= 0).nonzero().flatten()
+    samples = Samples(learn.dls.unlabeled)
     torch.testing.assert_close(
         cb.answers[ids],
-        teacher.model(unlabeled_inputs(learn.dls, ids)).log_softmax(1),
+        teacher.model(samples.inputs(samples.places(ids))[0]).log_softmax(1),
         atol=1e-5,
         rtol=1e-4,
     )

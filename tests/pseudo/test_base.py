@@ -13,7 +13,8 @@ from contract import data, fit, learner, model, same, weights
 from labelkit.core.checkpoint import Checkpoint
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
-from labelkit.core.predict import predict_unlabeled, round_epochs, unlabeled_in_order
+from labelkit.data.samples import Samples, predict_unlabeled
+from labelkit.parts.rounds import round_epochs
 from labelkit.pseudo.base import (
     Guess,
     above_margin,
@@ -265,7 +266,7 @@ def test_rounds_by_hand():
 
 def test_each_unlabeled_sample_once_in_order():
     dls = data()
-    xs,ids = zip(*unlabeled_in_order(dls))
+    xs,ids = zip(*((b.inputs[0], b.ids) for b in Samples(dls.unlabeled).batches()))
     xs = torch.cat(xs)
     ids = torch.cat(ids)
     assert ids.tolist() == (dls.given == -1).nonzero().flatten().tolist()
@@ -320,7 +321,7 @@ def test_loaders_of_one_own():
         loss_func=nn.CrossEntropyLoss(),
         cbs=[SelfTraining(warmup=0.0, rounds=1, threshold=0.0)],
     )
-    xs,ids = zip(*unlabeled_in_order(dls))
+    xs,ids = zip(*((b.inputs[0], b.ids) for b in Samples(dls.unlabeled).batches()))
     assert torch.cat(ids).tolist() == list(range(n, n+11))
     assert (torch.cat(xs)[:,0,0,0]*100).round().tolist() == list(range(11))
     random.setstate(state)
