@@ -134,8 +134,9 @@ class DistillExplorer(Explorer):
                 f"{type(cb).__name__} belongs to no learner yet: train with it first"
             )
         student = as_teacher(learn.model)
-        if (queried := getattr(cb, "queried", None)) is not None:
-            ids = (queried >= 0).nonzero().flatten()[:max_n]
+        if hasattr(type(cb), "queried"):
+            asked = torch.zeros(0) if cb.queried is None else cb.queried >= 0
+            ids = asked.nonzero().flatten()[:max_n]
             if not len(ids):
                 raise LabelKitError(
                     f"{type(cb).__name__} has asked about nothing yet: train with it first"

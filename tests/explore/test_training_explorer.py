@@ -11,7 +11,7 @@ from labelkit.explore.training_explorer import TrainingExplorer, series, share_o
 
 NAN = float("nan")
 # What a technique needs to be shown, and what it says without.
-NEEDS_LOG = {"confidentrelabel": "has no label log, and decisions need one"}
+NEEDS_LOG = {"confident_relabel": "has no label log, and decisions need one"}
 
 
 @pytest.mark.parametrize("slug", SLUGS)
@@ -156,7 +156,7 @@ def test_without_truth_and_without_validation():
     learn.remove_cb(learn.recorder)
     cb_learn = fit(learn)
     assert isinstance(cb.ledger, Ledger)
-    e = TrainingExplorer.from_technique(cb_learn.fix_match)
+    e = TrainingExplorer.from_technique(cb_learn.fixmatch)
     assert (
         not e.metrics
         and "accuracy" not in e.pseudo
