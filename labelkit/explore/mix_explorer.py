@@ -27,8 +27,8 @@ def mix_pair(
     lam:float,                 # in 0..1
     generator:torch.Generator, # for what else is drawn
 )->tuple: # the mix [C, H, W], the mask [H, W], the true share of `x_a`, the plan
-    """One mix of one pair, by the plan that the technique would train with; the mask is the share of
-    `x_a` in each pixel"""
+    """One mix of one pair, by the plan that the technique would train with; the mask is the share
+    of `x_a` in each pixel"""
     device = "cpu" if technique.learn is None else technique.dls.device
     shares = torch.tensor([[lam]*2, [1-lam]*2], dtype=torch.float64)
     x = torch.stack([x_a, x_b]).to(device)

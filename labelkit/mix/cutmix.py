@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..core.technique import technique
-from .base import Mix, Plan, take_partner
+from .base import ImageMix, Plan, take_partner
 
 # %% ../../nbs/mix/cutmix.ipynb #f57eb3ee
 def cut_box(
@@ -97,11 +97,10 @@ class CutPlan(Plan):
     family="mix",
     year=2019,
     paper="https://arxiv.org/abs/1905.04899",
-    needs=("vision",),
     cost="none",
     beats="MixUp, and boxes cut out and left empty",
 )
-class CutMix(Mix):
+class CutMix(ImageMix):
     """Paste a rectangle of a partner; share the label by the area really pasted
 
     λ ~ Beta(alpha, alpha) and one box for each batch, as in the authors' code
@@ -109,9 +108,6 @@ class CutMix(Mix):
     labels, soft labels or regression targets; targets with a value for each pixel are cut along
     with the image. Raises `LabelKitError` for inputs that are not images. Yun et al. 2019,
     https://arxiv.org/abs/1905.04899"""
-    inputs = "images"
-    instead = "use MixUp for other inputs"
-
     def plan_for(self, x, partners, shares, rng):
         n = len(x) if self.per_sample else 1
         size = x.shape[-2:]

@@ -69,14 +69,10 @@ class ManifoldMixUp(MixUp):
         mine = s.own(self)
         mine.layer = name
         if name == "input": return super().mix_inputs(s, plan)
-        def mixed(out):
-            rows = plan.apply(out[s.rows()])
-            return rows if len(rows) == len(out) else torch.cat([rows, out[len(rows):]])
-        mine.change = LayerChange(s, unwrap(self.learn.model).get_submodule(name), name, mixed)
+        layer = unwrap(self.learn.model).get_submodule(name)
+        mine.change = LayerChange(s, layer, name, lambda out: plan.mix_rows(out, s.rows()))
 
-    def after_forward(self, s:Supervision):
-        mine = s.own(self)
-        if hasattr(mine, "change"): mine.change.check()
-        super().after_forward(s)
+    def after_mix(self, s, mine):
+        if mine.layer != "input": mine.change.check()
 
 def _is_input(layer): return isinstance(layer, str) and layer == "input"

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from ..core.technique import technique
-from ..errors import LabelKitError
-from .base import Mix, Plan, check_pair, take_partner
+from .base import ImageMix, Plan, check_pair, take_partner
 from .cutmix import box_masks
 
 # %% ../../nbs/mix/resizemix.ipynb #6524d351
@@ -90,11 +89,10 @@ class PastePlan(Plan):
     family="mix",
     year=2020,
     paper="https://arxiv.org/abs/2012.11101",
-    needs=("vision",),
     cost="none",
     beats="CutMix",
 )
-class ResizeMix(Mix):
+class ResizeMix(ImageMix):
     """Paste a shrunken partner; share the label by its area
 
     Sides of τ ~ U(scope) of the image's, one τ for each batch and one place for each sample, as in
@@ -102,8 +100,6 @@ class ResizeMix(Mix):
     class labels, several labels, soft labels or regression targets; targets with a value for each
     pixel are shrunk along, by nearest pixels. Raises `LabelKitError` for inputs that are not
     images. Qin et al. 2020, https://arxiv.org/abs/2012.11101"""
-    inputs = "images"
-    instead = "use MixUp for other inputs"
     note = "ResizeMix draws the side of B's picture, evenly between .1 and .8: not λ."
 
     def __init__(self,
@@ -111,10 +107,7 @@ class ResizeMix(Mix):
         **kwargs             # `per_sample`, `p`, `until`, `decoupled` of `Mix`
     ):
         super().__init__(1., **kwargs)
-        low,high = check_pair("scope", scope)
-        if low > high:
-            raise LabelKitError(f"scope={scope} begins above its end: pass (smallest, largest)")
-        self.keep(scope=(low, high))
+        self.keep(scope=check_pair("scope", scope, rising=True))
 
     @classmethod
     def parameters(cls): return {k: o for k,o in super().parameters().items() if k != "alpha"}

@@ -138,7 +138,7 @@ def test_who_is_trained_when(variant):
             if not self.training: return
             s = self.learn.supervision.record
             plan = cb.plan
-            given = s.own(cb).given
+            (given,) = s.own(cb).inputs
             mixed = sum(m[:,None]*o for m,o in zip(plan.masks, plan.of(given)))
             ce = soft_target_loss(self.learn.loss_func, cb.teacher.model(mixed), s.targets)
             value = s.auxiliary_losses.get("adautomix.generator")

@@ -72,7 +72,8 @@ class TestDecoupled:
         close(decoupled_terms(z, a, b), want, 1e-5)
 
     def test_three_labels(self):
-        z,a,b,c = torch.randn(9, 6),*(torch.randint(6, (9,)) for _ in range(3))
+        z = torch.randn(9, 6)
+        a,b,c = (torch.randint(6, (9,)) for _ in range(3))
         got = decoupled_terms(z, a, b, c)
         for r in range(9):
             three = {int(o[r]) for o in (a, b, c)}

@@ -14,6 +14,7 @@ from labelkit.mix.smmix import (
     mixed_consistency_loss,
     region_tokens,
     smmix,
+    unmixed,
 )
 from labelkit.models import small_vit
 from mix.mixtools import REFERENCE, Keep, NoStep, close, hot, own_loaders
@@ -51,11 +52,24 @@ class TestSMMix:
             want[:,4*r:4*(r+k),2*c:2*(c+k)] = x[(i+1)%6][:,4*R:4*(R+k),2*C:2*(C+k)]
             assert torch.equal(mixed[i], want) and pasted[i].sum() == k*k
 
+    def test_the_plan_takes_where_is_much_and_puts_where_is_little(self):
+        attention = torch.ones(3, 4, 4)
+        attention[0,0,0] = 9.
+        attention[1,3,3] = 9.
+        attention[2,0,3] = 9.
+        attention[0,2,1] = attention[1,1,0] = attention[2,2,2] = 0.
+        x = torch.arange(3*64.).view(3, 1, 8, 8)
+        plan = RegionPlan([0, tensor([2,0,1])], attention, 1, torch.rand(3, 2), (8, 8))
+        assert [o.nonzero().tolist() for o in plan.pasted] == [[[2,1]], [[1,0]], [[2,2]]]
+        mixed = plan.apply(x)
+        assert torch.equal(mixed[0,0,4:6,2:4], x[2,0,0:2,6:8])
+        assert torch.equal(mixed[1,0,2:4,0:2], x[0,0,0:2,0:2])
+        assert torch.equal(mixed[2,0,4:6,4:6], x[1,0,6:8,6:8])
+        assert (mixed != x).sum() == 12
+        close(plan.shares, tensor([[15/16], [1/16]]).expand(2, 3))
+
     def test_losses_by_hand(self):
         learn = learner([cb := SMMix(switch=1.), keep := Keep()], slug="smmix")
-        logits = []
-        original = cb.unmixed
-        cb.unmixed = lambda x: logits.append(original(x)) or logits[-1]
         tokens = []
         learn.model.norm.register_forward_hook(
             lambda m, a, o: tokens.append(o.detach()) if m.training else None
@@ -63,9 +77,10 @@ class TestSMMix:
         fit(learn, cbs=[NoStep()])
         s = keep.seen[-1]
         lam = float(s.own(cb).plan.shares[0,0])
-        (z,maps) = logits[-1]
+        plan = s.own(cb).plan
+        z = plan.logits
         k = round((16*(1-lam))**.5)
-        least,_ = attended_regions(maps, k)
+        least = plan.least
         region = torch.zeros(16, 4, 4)
         for m,(r,c) in zip(region, least.tolist()): m[r:r+k,c:c+k] = 1
         shift = next(
@@ -100,7 +115,7 @@ class TestSMMix:
         learn.model.train()
         learn.model.norm.eval()  # somebody keeps a part in evaluation mode
         before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-        z,maps = cb.unmixed(torch.rand(4,1,8,8))
+        z,maps = unmixed(learn.model, torch.rand(4,1,8,8), cb.attention)
         assert (
             learn.model.training
             and not learn.model.norm.training
