@@ -29,7 +29,7 @@ from labelkit.relabel.confident_relabel import ConfidentRelabel
 from labelkit.relabel.nested_dropout import NestedDropout
 
 METHODS = {
-    "as given": lambda: [],
+    "as given": list,
     "NestedDropout": lambda: [NestedDropout(sigma=30.)],
     "CoTeaching": lambda: [CoTeaching(noise_rate=.4, ramp=.3)],
     "ConfidentRelabel": lambda: [ConfidentRelabel(folds=3, epochs=4)],

@@ -26,7 +26,7 @@ from labelkit.relabel.label_proportions import LabelProportions
 from labelkit.relabel.proportion_loss import ProportionLoss
 
 METHODS = {
-    "shares as soft labels": lambda: [],
+    "shares as soft labels": list,
     "ProportionLoss": lambda: [ProportionLoss()],
     "LabelProportions": lambda: [LabelProportions()],
     "LabelProportions, sim_lam=10": lambda: [LabelProportions(sim_lam=10.0)],
@@ -35,7 +35,7 @@ METHODS = {
         LabelProportions(),
         ProportionLoss(keep=0.5, weight=0.5),
     ],
-    "every label known": lambda: [],
+    "every label known": list,
 }
 
 
@@ -101,16 +101,8 @@ def main(folder, n=8192, bag_sizes=(8, 32, 128), seeds=2, epochs=12, bs=256):
                 flush=True,
             )
     show = [["method", *(f"bags of {b}" for b in bag_sizes)]]
-    for m in METHODS:
-        show.append(
-            [
-                m,
-                *(
-                    f"{next(r['auc'] for r in rows if r['method'] == m and r['bag_size'] == b):.3f}"
-                    for b in bag_sizes
-                ),
-            ]
-        )
+    auc = {(r["method"], r["bag_size"]): r["auc"] for r in rows}
+    show += [[m, *(f"{auc[m, b]:.3f}" for b in bag_sizes)] for m in METHODS]
     print(table(show))
     save(
         "label_proportions",

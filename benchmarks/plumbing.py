@@ -7,13 +7,13 @@ benchmarks/results/plumbing.json.
 import torch
 
 torch.set_num_threads(1)
-from fastai.basics import Callback, Learner, set_seed  # noqa: E402
-from fastai.callback.all import *  # noqa: E402, F403
-from timing import alternate, save, table, versions  # noqa: E402
+from fastai.basics import Callback, Learner, set_seed
+from fastai.callback.all import *
+from timing import alternate, save, table, versions
 
-from labelkit.data.loaders import digits, from_arrays  # noqa: E402
-from labelkit.models import small_cnn, wide_resnet  # noqa: E402
-from labelkit.core.supervision import LabelCallback, SupervisionCallback  # noqa: E402
+from labelkit.data.loaders import digits, from_arrays
+from labelkit.models import small_cnn, wide_resnet
+from labelkit.core.supervision import LabelCallback, SupervisionCallback
 
 
 class Nothing(LabelCallback):
@@ -24,8 +24,8 @@ class Stop(Callback):
     "End the epoch after `n` batches"
     def __init__(self, n): self.n = n
     def after_batch(self):
-        if self.training and self.iter+1 >= self.n: raise CancelTrainException()  # noqa: F405
-    def before_validate(self): raise CancelValidException()  # noqa: F405
+        if self.training and self.iter+1 >= self.n: raise CancelTrainException()
+    def before_validate(self): raise CancelValidException()
 
 
 def runner(make_dls, make_model, cbs, steps):

@@ -18,20 +18,20 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
 torch.set_num_threads(1)
-from fastai.basics import SGD, Callback, Learner, set_seed  # noqa: E402
-from fastai.callback.all import *  # noqa: E402, F403
-from torch.nn import functional as F  # noqa: E402
-from timing import alternate, save, table, versions  # noqa: E402
+from fastai.basics import SGD, Callback, Learner, set_seed
+from fastai.callback.all import *
+from torch.nn import functional as F
+from timing import alternate, save, table, versions
 
-from labelkit.data.loaders import from_arrays  # noqa: E402
-from labelkit.models import small_cnn  # noqa: E402
-from labelkit.pseudo.base import above_threshold  # noqa: E402
-from labelkit.pseudo.fixmatch import FixMatch  # noqa: E402
-from labelkit.pseudo.flexmatch import FlexMatch  # noqa: E402
+from labelkit.data.loaders import from_arrays
+from labelkit.models import small_cnn
+from labelkit.pseudo.base import above_threshold
+from labelkit.pseudo.fixmatch import FixMatch
+from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.simmatchv2 import (
     Bank,
     SimMatchV2,
@@ -39,7 +39,7 @@ from labelkit.pseudo.simmatchv2 import (
     edges,
     node_edge_loss,
     propagated_labels,
-)  # noqa: E402
+)
 
 B = 64
 U = 448
@@ -81,8 +81,8 @@ class Stop(Callback):
     "End the epoch after `n` batches"
     def __init__(self, n): self.n = n
     def after_batch(self):
-        if self.training and self.iter+1 >= self.n: raise CancelTrainException()  # noqa: F405
-    def before_validate(self): raise CancelValidException()  # noqa: F405
+        if self.training and self.iter+1 >= self.n: raise CancelTrainException()
+    def before_validate(self): raise CancelValidException()
 
 
 def net(width): return small_cnn(c=C, c_in=3, width=width)

@@ -2,7 +2,7 @@
 last epoch.
 
     python benchmarks/which_when.py                  # all settings, about 15 minutes on one core
-    python benchmarks/which_when.py noisy bags       # these only; the others stay in the file as they are
+    python benchmarks/which_when.py noisy bags       # these only; the others stay as they are
 
 Writes benchmarks/results/which_when.json, from which the site makes its page. Each row is trained
 with the same data, initial weights and order of batches as the setting's first row; differences are

@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/"nbs"
 EXECUTED = ROOT/"docs"/"_build"/"executed"
+# kernels from a process that has fastai loaded (scripts/warm.py); 0 starts each anew
+WARM = os.environ.get("LABELKIT_WARM_KERNELS", "1") != "0"
 TIMEOUT = int(os.environ.get("LABELKIT_NOTEBOOK_TIMEOUT", 600))  # seconds for one notebook
 
 
@@ -78,8 +80,10 @@ def execute(
     """Run `path` in a new kernel and keep the executed copy with its widgets' state. A cell's error
     is raised"""
     import nbformat
+    from jupyter_client import AsyncKernelManager
     from nbclient import NotebookClient
     from traitlets.config import Config
+    from warm import manager
     nb = nbformat.read(path, 4)
     start = time.perf_counter()
     keys = dict(
@@ -92,6 +96,7 @@ def execute(
             timeout=TIMEOUT,
             startup_timeout=300,
             kernel_name="python3",
+            kernel_manager_class=manager() if WARM else AsyncKernelManager,
             store_widget_state=True,
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{tmp}/kernel"}}),
             resources={"metadata": {"path": str(path.parent)}},

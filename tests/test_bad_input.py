@@ -195,7 +195,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch):
         path.write_bytes(b"PAR1 half of")
         raise OSError("disk full")
     monkeypatch.setattr(pd.DataFrame, "to_parquet", broken)
-    with pytest.raises(OSError): book().to_parquet(f)
+    with pytest.raises(OSError, match="disk full"): book().to_parquet(f)
     assert f.read_bytes() == before and [o.name for o in tmp_path.iterdir()] == ["ledger.parquet"]
 
 

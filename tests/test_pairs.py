@@ -1,6 +1,6 @@
 """Two random pairs of techniques together, others in every run.
 
-    LABELKIT_PAIRS_SEED=7 pytest tests/test_pairs.py     the pairs of a seed (by default that of the day)
+    LABELKIT_PAIRS_SEED=7 pytest tests/test_pairs.py     the pairs of a seed (by default the day's)
     LABELKIT_PAIRS=all pytest tests/test_pairs.py        every pair
 """
 import datetime

@@ -6,7 +6,6 @@
 __all__ = ['normalize_features', 'Projector']
 
 # %% ../../nbs/parts/heads.ipynb #935993fa
-import torch
 from torch import nn
 from torch.nn import functional as F
 

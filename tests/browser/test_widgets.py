@@ -20,7 +20,8 @@ TOO_WIDE = """() => [...document.querySelectorAll('.lk *:not(svg *)')].filter(e 
     return r.width && r.right > edge + 1 }).map(e => e.className)"""
 UNNAMED = """() => [...document.querySelectorAll(
     '.lk input, .lk select, .lk button, .lk [role=option]')].filter(e =>
-    !(e.labels && e.labels.length || e.textContent.trim() || e.getAttribute('aria-label'))).length"""
+    !(e.labels && e.labels.length || e.textContent.trim() ||
+        e.getAttribute('aria-label'))).length"""
 
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""HARD: the augmentor looks for disagreement, and nobody is trained by a loss that is not theirs."""
+"""HARD: the augmentor looks for disagreement, and nobody is trained by another's loss."""
 import pytest
 import torch
 from fastai.basics import Callback
@@ -99,10 +99,8 @@ def test_scale_and_turn():
 def test_bad_input():
     with pytest.raises(LabelKitError, match="gradient through the teacher"):
         HARD([model(1), model(2)])
-    with pytest.raises(LabelKitError, match="HARD works on images"):
-        rows = data(labeled=None)
-        rows.train_ds.arrays.x = rows.train_ds.arrays.x.flatten(1)
-        net = nn.Linear(64, 10)
-        learn = learner([HARD(nn.Linear(64, 10))], dls=rows)
-        learn.model = net
-        fit(learn)
+    rows = data(labeled=None)
+    rows.train_ds.arrays.x = rows.train_ds.arrays.x.flatten(1)
+    learn = learner([HARD(nn.Linear(64, 10))], dls=rows)
+    learn.model = nn.Linear(64, 10)
+    with pytest.raises(LabelKitError, match="HARD works on images"): fit(learn)

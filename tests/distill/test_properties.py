@@ -23,7 +23,8 @@ def test_one_switch_leaves_the_teacher_unasked(slug):
         cb = build(slug, **off)
         cb.teacher.model.register_forward_hook(lambda *_: asked.append(1))
         assert cb.off
-        plain,with_it = fit(learner(slug=slug)),fit(learner([cb], slug=slug))
+        plain = fit(learner(slug=slug))
+        with_it = fit(learner([cb], slug=slug))
         assert same(weights(plain), weights(with_it))
     assert not asked
 

@@ -202,7 +202,10 @@ def test_module_is_one_valid_module(tmp_path):
     subprocess.run(["node", "--check", str(tmp_path/"m.mjs")], check=True)
 
 def test_distilling_imports_no_widgets():
-    code = "import sys, labelkit.distill.base; print([m for m in ('anywidget', 'ipywidgets', 'labelkit.explore.distill_explorer') if m in sys.modules])"
+    code = (
+        "import sys, labelkit.distill.base; print([m for m in ('anywidget', 'ipywidgets', "
+        "'labelkit.explore.distill_explorer') if m in sys.modules])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True

@@ -124,7 +124,7 @@ class Agreement(Callback):
     def after_loss(self):
         if not self.training: return
         value,_ = self.learn.supervision.record.losses["mean_teacher"]
-        params = [p for p in self.learn.model.parameters()]
+        params = list(self.learn.model.parameters())
         self.grads.append(
             max(g.abs().max().item() for g in torch.autograd.grad(value, params, retain_graph=True))
         )

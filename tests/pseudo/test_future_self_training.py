@@ -26,7 +26,7 @@ def net():
 def tensors(model, opt):
     "Everything that training may change"
     states = opt.state_dict()
-    states = states["state"] if "state" in states else states
+    states = states.get("state", states)
     found = []
     def visit(o):
         if isinstance(o, torch.Tensor): found.append(o.clone())

@@ -1,4 +1,4 @@
-"""InPL and UDA, and that every such technique is a selection, a target and a loss of pseudo.base."""
+"""InPL and UDA, and that each is a selection, a target and a loss of pseudo.base."""
 import json, math
 from types import SimpleNamespace
 

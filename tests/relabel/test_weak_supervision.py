@@ -3,7 +3,7 @@ WeakSupervision on data with and without labels, and its explorer"""
 import itertools, json, pickle, random, shutil, subprocess
 from functools import partial
 
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy
 from torch import nn
 
@@ -224,11 +224,87 @@ class TestFunctions:
             (lambda x: x, "type"),
             (lambda x: x[0].long(), "shape"),
             (lambda x: torch.full((len(x),), -5), "voted -5"),
+            (lambda x: None, "returned nothing"),
+            (lambda x: [1, None, 0], "type torch.float64"),
+            (lambda x: ["spam"]*len(x), "votes of row 0 is 'spam'"),
+            (lambda x: pd.Series([1, 0, 1], index=[2, 0, 1]), "another order"),
+            (lambda x: [[1], [0, 1], []], "cannot be read as numbers"),
+            (lambda x: 1, "shape"),
         ],
     )
     def test_a_bad_function_is_named(self, fn, word):
         with pytest.raises(LabelKitError, match=f"'mine'.*{word}"):
             apply_lfs([LabelingFunction(fn, "mine")], torch.rand(3))
+
+    def test_answers_in_every_container(self):
+        x = torch.rand(3)
+        for answer in (
+            [1, -1, 0],
+            (1, -1, 0),
+            np.array([1, -1, 0], np.int8),
+            pd.Series([1, -1, 0], index=[5, 9, 7]),
+            torch.tensor([1, -1, 0], dtype=torch.int8),
+            [torch.tensor(1), torch.tensor(-1), torch.tensor(0)],
+        ):
+            assert apply_lfs([lambda x: answer], x).flatten().tolist() == [1, -1, 0]
+        assert apply_lfs([lambda x: x > .5], x).flatten().tolist() == (x > .5).long().tolist()
+
+    def test_an_error_inside_a_function_says_which(self):
+        @labeling_function
+        def mine(x): return x.no_such_thing
+        with pytest.raises(AttributeError) as e: apply_lfs([mine], torch.rand(3))
+        assert "in the labeling function 'mine'" in e.value.__notes__
+
+    def test_samples_in_a_table(self):
+        texts = pd.DataFrame(dict(text=["win money", "hello", "money now"]), index=[4, 2, 9])
+        spam = lambda t: [1 if "money" in o else -1 for o in t.text]
+        assert apply_lfs([spam], texts, bs=2).flatten().tolist() == [1, -1, 1]
+
+    def test_tables_of_votes(self):
+        "Tensor, array, list and table are one; what is missing abstains"
+        votes = [[0, 1, -1], [1, 1, 0], [2, -1, 2], [0, 0, 0]]
+        gaps = pd.DataFrame(votes, columns=["a", "b", "c"]).replace(-1, None).astype(float)
+        want = DawidSkene().fit(votes).predict_proba(votes)
+        for other in (
+            torch.tensor(votes),
+            torch.tensor(votes).float(),
+            np.array(votes),
+            pd.DataFrame(votes),
+            gaps,
+            gaps.astype("Int64"),
+            pd.DataFrame(votes, index=["w", "x", "y", "z"]),
+        ):
+            assert torch.equal(DawidSkene().fit(other).predict_proba(other), want)
+            assert lf_analysis(other).coverage.tolist() == lf_analysis(votes).coverage.tolist()
+        assert lf_analysis(gaps).index.tolist() == ["a", "b", "c"]
+        assert lf_analysis(gaps, names="xyz").index.tolist() == ["x", "y", "z"]
+        known = pd.Series([0, None, 2, 0], index=[9, 8, 7, 6])
+        assert lf_analysis(gaps, known).equals(lf_analysis(gaps, [0, -1, 2, 0]))
+
+    @pytest.mark.parametrize(
+        "votes, word",
+        [
+            (pd.DataFrame(dict(a=["spam"])), "votes of row 0 is 'spam'"),
+            (pd.DataFrame(dict(a=[.5])), "pass whole numbers"),
+            (pd.DataFrame(dict(a=[0, 1]), index=[1, 0]), "another order"),
+            ([[0, 1], [1]], "cannot be read"),
+            (None, "votes has shape ()"),
+        ],
+    )
+    def test_what_is_no_table_of_votes(self, votes, word):
+        for f in (MajorityVote().fit, lf_analysis):
+            with pytest.raises(LabelKitError) as e: f(votes)
+            assert word in str(e.value)
+
+    def test_labels_in_every_container(self, data):
+        x,y,rest,_ = data
+        want = apply_lfs(auto_lfs(x, y, rest), rest)
+        column = pd.Series(y.numpy(), index=range(500, 600))
+        for a, b, c in ((x.numpy(), y.tolist(), rest.numpy()), (x, column, None)):
+            if c is None: assert len(auto_lfs(a, b)) == len(auto_lfs(x, y))
+            else: assert torch.equal(apply_lfs(auto_lfs(a, b, c), rest), want)
+        with pytest.raises(LabelKitError, match="y of row 0 is 'cat'"):
+            auto_lfs(x[:2], ["cat", "dog"])
 
     def test_analysis_against_plain_loops(self):
         y = torch.arange(200) % 4
