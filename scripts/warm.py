@@ -29,6 +29,13 @@ def load():
     del builtins.get_ipython
 
 
+def alone()->bool:
+    "May this process be forked? Only its main thread would go along"
+    tasks = Path("/proc/self/task").glob("*/comm")
+    names = [p.read_text().strip() for p in tasks if p.parent.name != str(os.getpid())]
+    return set(names) <= {"jemalloc_bg_thd"}  # pyarrow's memory, which is prepared for forks
+
+
 def become_kernel(
     request:dict, # of `start`
     answers:int   # file descriptor, which is not the kernel's
@@ -60,9 +67,8 @@ def serve():
     say = lambda o: os.write(answers, (json.dumps(o) + "\n").encode())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the kernels
     load()
-    alone = threading.active_count() == 1 and len(os.listdir("/proc/self/task")) == 1
-    say(alone)
-    while alone and (line := sys.stdin.readline()):
+    say(alone())
+    while alone() and (line := sys.stdin.readline()):
         if pid := os.fork(): say(pid)
         else:
             os.setsid()

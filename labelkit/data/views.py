@@ -692,8 +692,8 @@ class Normalized(View):
         if outside <= .25 and math.isfinite(lo) and math.isfinite(hi): return
         raise LabelKitError(
             f"x has values from {lo:.3g} to {hi:.3g} when mean and std are undone, {outside:.0%} "
-            "of them outside [0, 1]: pass the mean and std that x was normalised with, and if x has "
-            "NaNs, look where they come from"
+            "of them outside [0, 1]: pass the mean and std that x was normalised with, and if x "
+            "has NaNs, look where they come from"
         )
 
     def _given(self, x):
