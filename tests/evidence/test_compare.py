@@ -169,7 +169,12 @@ def test_callbacks_and_random_state_are_untouched():
 
 def test_what_was_run_is_told():
     rows = {"small": [], "wide": dict(model=partial(small_cnn, width=8), epochs=2, cbs=CutMix(.5))}
-    c = compare(rows, few, seeds=[7], wd=np.float32(.5), **quick)
+    wds = []
+    def fit(learn, epochs, lr):
+        wds.append(learn.wd)
+        learn.fit(epochs, lr)
+    c = compare(rows, few, seeds=[7], wd=np.float32(.5), fit=fit, **quick)
+    assert wds == [.5, .5] and c.config["fit"] == "fit"
     assert c.config["rows"] == {
         "small": [],
         "wide": ["CutMix(alpha=0.5)", "model=small_cnn(width=8)", "epochs=2"],

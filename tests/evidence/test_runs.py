@@ -92,6 +92,21 @@ def test_what_a_rows_function_does_is_undone():
     assert train_row(a_row(cbs=busy), 0)[1] == first
 
 
+@pytest.mark.parametrize("rows", ["other data", "other models"])
+def test_whatever_drew_before_weights_and_training_draw_the_same(rows):
+    states = []
+    class Watch(Callback):
+        def before_fit(self):
+            weights = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+            states.append((torch.get_rng_state().tolist(), weights.tolist()[:9]))
+    def data(n): return lambda seed: (torch.rand(n), digits(labeled=40, seed=seed))[1]
+    def model(n): return lambda dls: (net(dls), torch.rand(n))[0]
+    for n in (1, 1000):
+        change = dict(data=data(n)) if rows == "other data" else dict(model=model(n))
+        train_row(a_row(cbs=Watch(), **change), 3)
+    assert states[0] == states[1]
+
+
 def test_the_random_state_outside_stays():
     before = torch.get_rng_state()
     train_row(a_row(), 3)
@@ -101,13 +116,17 @@ def test_the_random_state_outside_stays():
 def test_callbacks_are_copied_anew_for_every_run():
     class Counts(Callback):
         fits = 0
-        def before_fit(self): self.fits += 1
-        def after_fit(self): seen.append(self.fits)
+        def __init__(self): self.kept = dict(fits=[])
+        def before_fit(self):
+            self.fits += 1
+            self.kept["fits"].append(1)
+        def after_fit(self): seen.append((self.fits, len(self.kept["fits"])))
     seen = []
     cb = Counts()
     row = a_row(cbs=[cb])
     for seed in (0, 1): train_row(row, seed)
-    assert seen == [1, 1] and cb.fits == 0 and getattr(cb, "learn", None) is None
+    assert seen == [(1, 1)]*2 and cb.fits == 0 and not cb.kept["fits"]
+    assert getattr(cb, "learn", None) is None
 
 
 def test_a_copy_keeps_what_pickles_leave_out():
