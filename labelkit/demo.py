@@ -13,11 +13,16 @@ from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
 from fastai.callback.progress import ProgressCallback
 
 from .data.sets import digits
-from .models import small_cnn
-from .core.technique import find
-from .atlas import load_techniques
+from .distill.knowledge_distillation import KnowledgeDistillation
 from .evidence.compare import Comparison, compare
 from .evidence.report import report
+from .mix.cutmix import CutMix
+from .mix.mixup import MixUp
+from .models import small_cnn
+from .pseudo.fixmatch import FixMatch
+from .pseudo.mean_teacher import MeanTeacher
+from .pseudo.self_training import SelfTraining
+from .relabel.confident_relabel import ConfidentRelabel
 
 # %% ../nbs/demo.ipynb #5b2a0918
 class _NoValidation(Callback):
@@ -39,8 +44,6 @@ def trained(
 # %% ../nbs/demo.ipynb #09ef2697
 def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of `compare`
     "The demo's three comparisons as data"
-    load_techniques()
-    T = lambda name, **kw: find(name).cls(**kw)
     net = partial(small_cnn, width=16)
     slim = partial(small_cnn, width=4)
     return {
@@ -49,11 +52,11 @@ def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of
                  "the most of the forty; pseudo-labeling also learns from the rest.",
             rows={
                 "labels only": [],
-                "MixUp": T("MixUp", alpha=0.4),
-                "CutMix": T("CutMix", p=0.5),
-                "FixMatch": T("FixMatch", threshold=0.8),
-                "MeanTeacher": T("MeanTeacher"),
-                "SelfTraining": T("SelfTraining"),
+                "MixUp": MixUp(alpha=0.4),
+                "CutMix": CutMix(p=0.5),
+                "FixMatch": FixMatch(threshold=0.8),
+                "MeanTeacher": MeanTeacher(),
+                "SelfTraining": SelfTraining(),
             },
             data=digits(labeled=40, bs=16),
             model=net,
@@ -63,7 +66,7 @@ def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of
         "Three labels in ten are wrong": dict(
             note="Every digit has a label, but 30 % were replaced by another class at random. "
                  "Re-labeling finds labels that a model trained without them contradicts.",
-            rows={"as given": [], "ConfidentRelabel": T("ConfidentRelabel")},
+            rows={"as given": [], "ConfidentRelabel": ConfidentRelabel()},
             data=digits(noise_rate=0.3, bs=128),
             model=net,
             epochs=10,
@@ -71,12 +74,12 @@ def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of
         ),
         "A small net with a teacher": dict(
             note="A student of 4 channels learns from the forty labels alone, or from what a "
-                 "teacher of 16 channels, trained on the same forty, says about "
-            "all digits. The teacher's own row is there to compare.",
+                 "teacher of 16 channels, trained on the same forty, says about all digits. The "
+                 "teacher's own row is there to compare.",
             rows={
                 "student alone": [],
-                "KnowledgeDistillation": lambda dls: T(
-                    "KnowledgeDistillation", teacher=trained(dls, net, lr=1e-2), unlabeled=True
+                "KnowledgeDistillation": lambda dls: KnowledgeDistillation(
+                    teacher=trained(dls, net, lr=1e-2), unlabeled=True
                 ),
                 "the teacher": dict(model=net),
             },
