@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from timing import alternate, save, table, versions
 from labelkit.core.losses import dense_targets
-from labelkit.mix.base import blend, sample_lam, take_partner
+from labelkit.core.record import Supervision
+from labelkit.mix.base import blend, take_partner
 from labelkit.mix.cutmix import CutMix
 from labelkit.mix.decoupled import decoupled_loss
 from labelkit.mix.resizemix import ResizeMix
@@ -46,12 +47,12 @@ def ours(x, y, per_sample, cls=CutMix):
     starts from"""
     mix = cls(per_sample=per_sample)
     mix._rng = torch.Generator().manual_seed(0)
+    s = Supervision(x, y, CLASSES)
     def f():
-        lam = sample_lam(1., len(x) if per_sample else 1, mix.rng)
-        partner = int(torch.randint(1, len(x), (1,), generator=mix.rng))
-        mixed, share = mix.mix_inputs(x, partner, lam)
-        t = dense_targets(y, CLASSES, "single")
-        return mixed, blend(t, take_partner(t, partner), share)
+        plan = mix.draw(s)
+        mixed = plan.apply(x)
+        t,_ = plan.mix_targets(dense_targets(y, CLASSES, "single"), s.weights)
+        return mixed, t
     return f
 
 

@@ -6,7 +6,7 @@ as it is. Where it cannot fork (no pidfd, another thread in the process), it sta
 
     python scripts/warm.py    # the process that is forked; it reads requests and answers with a pid
 """
-import atexit, builtins, importlib, json, os, random, select, signal, subprocess, sys, threading
+import atexit, builtins, importlib.util, json, os, random, select, signal, subprocess, sys, threading
 from pathlib import Path
 
 LOADED = """matplotlib.pyplot fastcore.test sklearn.datasets fastai.basics
@@ -18,7 +18,9 @@ _lock = threading.Lock()
 # ---- in the process that is forked
 
 class ZMQInteractiveShell:
-    "Stands in for IPython's: fastai asks for its name while it is imported, to choose its bars"
+    """Stands in for IPython's while libraries are imported: by its name fastai chooses its bars, and
+    by the kernel pandas knows that it is not in a terminal"""
+    kernel = None
 
 
 def load():
@@ -42,20 +44,20 @@ def become_kernel(
 ):
     "What `python -m ipykernel_launcher` does from here on, with random numbers of its own"
     os.close(answers)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     os.environ.clear()
-    # ipykernel ends with the process that forked it
     os.environ.update(request["env"], JPY_PARENT_PID=str(os.getppid()))
     os.chdir(request["cwd"])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     random.seed()
     sys.modules["numpy"].random.seed()
     sys.modules["torch"].seed()
-    sys.argv[:] = request["argv"]
-    app = sys.modules["ipykernel.kernelapp"].IPKernelApp.instance()
+    sys.argv[:] = [importlib.util.find_spec("ipykernel_launcher").origin, *request["argv"]]
+    # it ends with the process that forked it
+    app = sys.modules["ipykernel.kernelapp"].IPKernelApp.instance(parent_handle=os.getppid())
     app.initialize(sys.argv[1:])
-    # pyplot looked for a shell when there was none
-    sys.modules["matplotlib.pyplot"].install_repl_displayhook()
     app.start()
 
 
@@ -147,7 +149,7 @@ def start(
     with _lock:
         if key not in servers: servers[key] = Server(python, env)
         if not servers[key].works: return None
-        return servers[key].fork(dict(argv=cmd[at:], env=dict(env), cwd=str(cwd)))
+        return servers[key].fork(dict(argv=cmd[at+1:], env=dict(env), cwd=str(cwd)))
 
 
 def manager():

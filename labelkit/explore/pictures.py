@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['as_picture', 'thumbnails']
 
-# %% ../../nbs/explore/pictures.ipynb #fcc12e5a
+# %% ../../nbs/explore/pictures.ipynb #df7e1e58
 from functools import cache
 from pathlib import PurePath
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..errors import LabelKitError, is_url, local_path
 from .explorer import to_uint8
 
-# %% ../../nbs/explore/pictures.ipynb #3929b45f
+# %% ../../nbs/explore/pictures.ipynb #3f90b70c
 def as_picture(
     # a file's path or URL, an opened image, or an array or tensor [H, W], [1 or 3, H, W] or
     # [H, W, 1, 3 or 4]
@@ -83,7 +83,7 @@ def _stretched(x):
     x = x.where(x.isfinite(), low)
     return (x-low)/(high-low).clamp_min(1e-6) if low < 0 or high > 1 else x
 
-# %% ../../nbs/explore/pictures.ipynb #865108fa
+# %% ../../nbs/explore/pictures.ipynb #10abef2b
 def thumbnails(
     # [N, 1 or 3, H, W] or [N, H, W, 1, 3 or 4] tensor or array; or a list of files or images; or a
     # data set whose items begin with one
@@ -126,12 +126,12 @@ def _shrunk(x, size):
     return F.interpolate(x, [max(1, round(o*size/longest)) for o in x.shape[-2:]], mode="area")
 
 def _square(x, size):
-    "A picture in the middle of a square, [3, size, size]"
+    "A picture in the middle of a grey square, [3, size, size]"
     h,w = (max(1, round(o*size/max(x.shape[-2:]))) for o in x.shape[-2:])
     x = F.interpolate(x.expand(3, -1, -1)[None], size=(h, w), mode="area")[0]
     left = (size-w)//2
     top = (size-h)//2
-    return F.pad(x, (left, size-w-left, top, size-h-top))
+    return F.pad(x, (left, size-w-left, top, size-h-top), value=.5)
 
 @cache
 def _crossed(size):

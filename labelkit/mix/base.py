@@ -121,6 +121,12 @@ def _beside(w, x):
     "[B] as [B, 1, ...], to be multiplied with `x`"
     return w.to(x.dtype).view(-1, *[1]*(x.ndim-1))
 
+def _weighted_sum(shares, parts):
+    "Σ share·part of [n, B] shares and n tensors [B, ...]"
+    res = _beside(shares[0], parts[0])*parts[0]
+    for w,o in zip(shares[1:], parts[1:]): res = res.addcmul(_beside(w, o), o)
+    return res
+
 class Plan:
     """How the samples of a batch are mixed: drawn once, applied to everything that a sample is
 
@@ -168,19 +174,18 @@ class Plan:
         "Targets by share; samples that weigh differently count by their shares times their weights"
         counts = self.shares*torch.stack(self.of(weights))
         total = counts.sum(0)
-        safe = total.clamp_min(torch.finfo(total.dtype).tiny)
         if maps:
             seen = self.apply_maps(targets*_beside(weights, targets))
-            return seen/_beside(safe, targets),total
-        shares = torch.where(total > 0, counts/safe, self.shares)  # where nobody counts
-        return sum(_beside(w, targets)*o for w,o in zip(shares, self.of(targets))),total
+            return seen/_beside(total.clamp_min(torch.finfo(total.dtype).tiny), targets),total
+        shares = torch.where(total > 0, counts/total, self.shares)  # where nobody counts
+        return _weighted_sum(shares, self.of(targets)),total
 
 class BlendPlan(Plan):
     "Weighted averages of whole tensors"
     def mix(self, x):
         parts = self.of(x)
         if len(parts) == 2: return blend(*parts, self.shares[0])
-        return sum(_beside(w, x)*o for w,o in zip(self.shares, parts))
+        return _weighted_sum(self.shares, parts)
 
     def mix_rows(self, out, rows:slice):
         "`out` [N, ...] of more samples, with those at `rows` mixed"

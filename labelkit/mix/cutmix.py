@@ -35,6 +35,9 @@ def cut_boxes(
     center:torch.Tensor,    # [n, 2] long, (row, column) of the boxes' centres
 )->tuple[torch.Tensor, torch.Tensor]: # boxes [n, 4] long, and the shares [n] that are kept
     "`cut_box` for `n` boxes"
+    if len(lam) == 1:
+        box,kept = cut_box(size, lam.item(), center[0].tolist())
+        return torch.tensor([box]),torch.tensor([kept])
     sides = np.array(size)
     lam = lam.numpy().astype(float)
     center = center.numpy()

@@ -35,6 +35,7 @@ function build(ui) {
   // ---- controls
   const filters = ui.row(ui.choice("severity", "Severity"), ui.choice("given", "Given", v => v === -2 ? "any" : name(v)),
     ui.choice("suggested", "Suggested", v => v === -2 ? "any" : name(v)), ui.choice("show", "Show"), ui.choice("order", "Order"));
+  filters.classList.add("lk-filters");
   filters.setAttribute("role", "group");
   filters.setAttribute("aria-label", "filters");
   const readonly = node("p", { class: "lk-readonly", role: "note" },
@@ -83,7 +84,7 @@ function build(ui) {
     matches = matches.slice(0, 200);
     pick = Math.min(pick, Math.max(0, matches.length - 1));
     list.replaceChildren(...matches.map((i, k) => {
-      const li = node("li", { role: "option", id: `${ui.id}-class-${k}`, "aria-selected": String(k === pick) }, i < 0 ? "no label: leave it out" : classes[i]);
+      const li = node("li", { role: "option", id: `${ui.id}-class-${k}`, "aria-selected": String(k === pick) }, node("bdi", {}, i < 0 ? "no label: leave it out" : classes[i]));
       const key = i < 0 ? "" : shortcut(i);
       if (key && key !== classes[i]) li.append(node("kbd", { "aria-hidden": "true" }, key));
       li.addEventListener("click", () => choose(i));
@@ -126,9 +127,9 @@ function build(ui) {
   const reason = node("input", { type: "text", class: "lk-input", placeholder: "optional", maxlength: "500", autocomplete: "off" });
   const field = node("label", { class: "lk-field" }, `Your reason, ${author}`, reason);
   const scatter = known ? ui.chart("Confidence of the suggested over that of the given label", 235) : null;
-  const side = node("div", { class: "lk-side" }, detail, field);
-  if (scatter) side.append(scatter.element, ui.legend([["lk-fill-b", "to decide"], ["lk-fill-a", "decided"]]));
-  ui.add(node("div", { class: "lk-review" }, cards, side));
+  const grid = node("div", { class: "lk-review" }, cards, node("div", { class: "lk-side" }, detail, field));
+  if (scatter) grid.append(node("div", { class: "lk-scatter" }, scatter.element, ui.legend([["lk-fill-b", "to decide"], ["lk-fill-a", "decided"]])));
+  ui.add(grid);
   const hint = node("p", { class: "lk-hint" });
   const digits = classes.some((/** @type {string} */ c) => /^\d$/.test(c)) ? "0–9" : `1–${Math.min(9, classes.length)}`;
   for (const [k, text] of [["←↑↓→", "move"], ["a", "accept"], ["r", "keep given"], [digits, "that class"], ["c", "search a class"], ["space", "mark several"],
@@ -171,7 +172,9 @@ function build(ui) {
   function card(r) {
     const e = node("div", { class: "lk-card", role: "option", "data-row": r, "data-lm-suppress-shortcuts": "true", title: rows.reason[r] });
     if (shape) { const c = node("canvas", { "aria-hidden": "true" }); e.append(c); paint(c, r); }
-    e.append(node("div", { class: "lk-labels" }, `${name(rows.given[r])} → ${name(rows.suggested[r])}`),
+    // names of any script, each in its own direction and on its own line
+    e.append(node("div", { class: "lk-given" }, node("bdi", {}, name(rows.given[r]))),
+      node("div", { class: "lk-labels" }, "→", node("bdi", {}, name(rows.suggested[r]))),
       node("div", { class: "lk-numbers" }, `${number(rows.quality[r])} → ${number(rows.confidence[r])}`),
       node("div", {}, blocks(rows.severity[r]), levels[rows.severity[r]]), node("div", { class: "lk-done" }));
     e.addEventListener("click", (/** @type {MouseEvent} */ m) => {
@@ -211,7 +214,7 @@ function build(ui) {
     const fact = (what, label, share, cls) => {
       const bar = node("span", { class: cls });
       bar.style.width = `${100 * Math.max(0, share)}%`;
-      return node("div", {}, node("div", { class: "lk-what" }, what), node("div", { class: "lk-fact" }, name(label), node("span", {}, number(share))), node("div", { class: "lk-meter", "aria-hidden": "true" }, bar));
+      return node("div", {}, node("div", { class: "lk-what" }, what), node("div", { class: "lk-fact" }, node("bdi", {}, name(label)), node("span", {}, number(share))), node("div", { class: "lk-meter", "aria-hidden": "true" }, bar));
     };
     facts.replaceChildren(fact("given", rows.given[r], rows.quality[r], "lk-bar-b"), fact("suggested", rows.suggested[r], rows.confidence[r], "lk-bar-a"),
       node("div", {}, node("span", { class: "lk-what" }, "severity "), blocks(rows.severity[r]), levels[rows.severity[r]]),

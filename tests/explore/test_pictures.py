@@ -189,7 +189,7 @@ class TestThumbnails:
         pil = [(Image.new("RGB", (30, 10), (255, 0, 0)), 0), (Image.new("L", (10, 200), 128), 1)]
         t = thumbnails(pil, [0, 1])
         assert t.shape == (2, 3, 64, 64)
-        assert t[0, :, 32, 32].tolist() == [255, 0, 0] and t[0, :, 0, 0].tolist() == [0, 0, 0]
+        assert t[0, :, 32, 32].tolist() == [255, 0, 0] and t[0, :, 0, 0].tolist() == [128]*3
         assert t[1, :, 32, 32].tolist() == [128]*3
         mixed = [RGB, BYTES, torch.rand(1, 9, 9), RAMP > .5]
         assert thumbnails(mixed, range(4)).shape == (4, 3, 64, 64)
