@@ -6,7 +6,8 @@ as it is. Where it cannot fork (no pidfd, another thread in the process), it sta
 
     python scripts/warm.py    # the process that is forked; it reads requests and answers with a pid
 """
-import atexit, builtins, importlib.util, json, os, random, select, signal, subprocess, sys, threading
+import atexit, builtins, importlib.util, json, os, random, select, signal, subprocess, sys
+import threading
 from pathlib import Path
 
 LOADED = """matplotlib.pyplot fastcore.test sklearn.datasets fastai.basics
@@ -18,8 +19,8 @@ _lock = threading.Lock()
 # ---- in the process that is forked
 
 class ZMQInteractiveShell:
-    """Stands in for IPython's while libraries are imported: by its name fastai chooses its bars, and
-    by the kernel pandas knows that it is not in a terminal"""
+    """Stands in for IPython's while libraries are imported: by its name fastai chooses its bars,
+    and by the kernel pandas knows that it is not in a terminal"""
     kernel = None
 
 

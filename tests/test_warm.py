@@ -105,8 +105,8 @@ def test_random_numbers_of_their_own(forked):
 def test_one_kernel_leaves_nothing_to_the_next(forked):
     first = ["import os, sys\nos.environ['LEFT'] = '1'\nsys.modules['left'] = sys"]
     run(forked, [*first, "import torch\ntorch.set_default_dtype(torch.float64)"])
-    said, = run(forked, ["import os, sys, torch\n"
-                         "'LEFT' in os.environ, 'left' in sys.modules, torch.get_default_dtype()"])
+    said, = run(forked, [("import os, sys, torch\n"
+                         "'LEFT' in os.environ, 'left' in sys.modules, torch.get_default_dtype()")])
     assert said[0].data["text/plain"] == "(False, False, torch.float32)"
 
 

@@ -746,7 +746,7 @@ def default_views(
     """The weak and the strong view for the images of `dls`. Raises `LabelKitError` for an unknown
     hint, or if the inputs are not images"""
     hints = {**(getattr(dls, "view_hints", None) or {}), **hints}
-    known = [k for k in inspect.signature(Strong).parameters]
+    known = list(inspect.signature(Strong).parameters)
     if wrong := [k for k in hints if k not in known]:
         raise LabelKitError(f"view hint {wrong[0]!r} is unknown: use {', '.join(known)}")
     c, h, w = _image_shape(dls)
