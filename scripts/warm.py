@@ -6,13 +6,14 @@ as it is. Where it cannot fork (no pidfd, another thread in the process), it sta
 
     python scripts/warm.py    # the process that is forked; it reads requests and answers with a pid
 """
-import atexit, builtins, importlib.util, json, os, random, select, signal, subprocess, sys
-import threading
+import atexit, builtins, contextlib, importlib.util, json, os, random, select, signal
+import subprocess, sys, threading
 from pathlib import Path
 
 LOADED = """matplotlib.pyplot fastcore.test sklearn.datasets fastai.basics
     fastai.callback.all""".split()
 BACKEND = "module://matplotlib_inline.backend_inline"  # what ipykernel sets
+_set = {}                      # what libraries put into the environment when they were loaded
 _lock = threading.Lock()
 
 
@@ -28,7 +29,9 @@ def load():
     "Import what lessons import, as in a notebook"
     os.environ["MPLBACKEND"] = BACKEND  # matplotlib reads it once
     builtins.get_ipython = ZMQInteractiveShell
+    before = dict(os.environ)
     for name in ("ipykernel.kernelapp", *LOADED): importlib.import_module(name)
+    _set.update((k, v) for k, v in os.environ.items() if k not in before)
     del builtins.get_ipython
 
 
@@ -49,7 +52,7 @@ def become_kernel(
     os.dup2(nothing, 0)
     os.close(nothing)
     os.environ.clear()
-    os.environ.update(request["env"], JPY_PARENT_PID=str(os.getppid()))
+    os.environ.update(_set | request["env"], JPY_PARENT_PID=str(os.getppid()))
     os.chdir(request["cwd"])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     random.seed()
@@ -118,7 +121,8 @@ class Server:
         self.works = self.process.stdout.readline() == "true\n"
 
     def end(self):
-        self.process.stdin.close()
+        # a server that has ended already leaves a request unread
+        with contextlib.suppress(BrokenPipeError): self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 

@@ -202,7 +202,7 @@ def test_a_categorical_has_an_order():
         ([0, 1], "aa", "vocab has 'a' twice"),
         ([["cat"], ["cat", "dog"]], None, "cannot be read"),
         (np.array([["cat", "dog"]]), None, "one name for each sample"),
-        ([1j, 2], None, "complex"),
+        ([1j, 2], None, "y of row 0 is 1j: pass numbers"),
     ],
 )
 def test_labels_that_are_refused(y, vocab, said):
