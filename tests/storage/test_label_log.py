@@ -242,6 +242,14 @@ class TestOtherData:
         with pytest.raises(LabelKitError, match="keys has 'a' twice"):
             LabelLog(path, y[:2], VOCAB, keys=["a", "a"])
 
+    def test_opened_alone_with_classes_that_are_called_otherwise_now(self, log, path):
+        log.edit(0, "fox")
+        alone = LabelLog(path, classes=dict(fox="vixen", dog=None))
+        assert alone.vocab == ["cat", "vixen"]
+        assert alone.given.tolist() == [0, -1, 1, 0, -1, 1, -1, 0] and alone.labels()[0] == 1
+        with pytest.raises(LabelKitError, match="classes names 'wolf', which is no class"):
+            LabelLog(path, classes=dict(wolf="fox"))
+
     def test_opened_alone(self, log, path):
         log.edit(0, "fox")
         alone = LabelLog(path)
