@@ -1,5 +1,5 @@
 "The file of a label log where nothing may be written, and under paths of every kind"
-import os, subprocess, sys, tempfile, threading
+import os, sqlite3, subprocess, sys, tempfile, threading
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,16 @@ class TestCopyInMemory:
         log.edit(2, "dog")  # not closed: it is in the write-ahead file
         assert count() == 4
 
+    @pytest.mark.parametrize("said", ["locking protocol", "disk I/O error", "readonly database"])
+    def test_a_disk_on_which_writers_cannot_agree(self, tmp_path, monkeypatch, said):
+        "A log that was made elsewhere can be read there; a new one cannot be made"
+        with make(tmp_path/"l.db") as log: log.edit(0, "dog")
+        def refuse(self, db): raise sqlite3.OperationalError(said)
+        monkeypatch.setattr(LogFile, "_write_ahead", refuse)
+        log = LabelLog(tmp_path/"l.db")
+        assert log.read_only and log.labels().tolist() == [1, 1, 0]
+        with pytest.raises(LabelKitError, match="cannot be written"): make(tmp_path/"new.db")
+
     def test_samples_that_are_new_are_not_added(self, tmp_path, monkeypatch):
         "A longer list of files with the log of a shorter one"
         keys = ["a", "b", "c"]
@@ -83,7 +93,6 @@ class TestCopyInMemory:
         assert len(LabelLog(tmp_path/"l.db")) == 3
 
     def test_damaged_and_foreign_files(self, tmp_path, monkeypatch):
-        import sqlite3
         monkeypatch.setattr(LogFile, "_may_write", lambda self: False)
         (tmp_path/"text").write_text("no database, "*50)
         with pytest.raises(LabelKitError, match="is no label log, or a damaged one"):
