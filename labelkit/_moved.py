@@ -5,13 +5,12 @@ import warnings
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 
 # old name -> where its contents are now
 MOVED = {
     "core.corrupt": "data.settings",
-    "core.data": "data.sets data.arrays data.loaders data.samples",
+    "core.data": "data.sets data.arrays data.containers data.loaders data.samples",
     "core.distributed": "processes",
     "core.errors": "errors",
     "core.labels": "storage.label_log",
@@ -21,8 +20,8 @@ MOVED = {
     "core.store": "storage.soft_labels storage.builder storage.stored_views",
     "core.views": "data.views",
     "explore.atlas": "atlas",
-    "explore.cli": "cli",
-    "explore.compare": "evidence.compare",
+    "explore.cli": "cli config",
+    "explore.compare": "evidence.compare evidence.runs evidence.describe",
     "explore.demo": "demo",
     "explore.report": "evidence.report",
 }
@@ -52,7 +51,7 @@ class Moved(MetaPathFinder, Loader):
         return ModuleSpec(name, self) if name in PLACES else None
 
     def create_module(self, spec):
-        new = [import_module(o) for o in PLACES[spec.name] if find_spec(o)]
+        new = [import_module(o) for o in PLACES[spec.name]]
         return Several(spec.name, new)
 
     def exec_module(self, module):
