@@ -121,11 +121,10 @@ def _beside(w, x):
     "[B] as [B, 1, ...], to be multiplied with `x`"
     return w.to(x.dtype).view(-1, *[1]*(x.ndim-1))
 
-def _weighted_sum(shares, parts):
-    "Σ share·part of [n, B] shares and n tensors [B, ...]"
-    res = _beside(shares[0], parts[0])*parts[0]
-    for w,o in zip(shares[1:], parts[1:]): res = res.addcmul(_beside(w, o), o)
-    return res
+def _blend_all(parts, shares):
+    "Σ share·part of n tensors [B, ...] and [n, B] shares that sum to 1"
+    if len(parts) == 2: return blend(*parts, shares[0])
+    return sum(_beside(w, o)*o for w,o in zip(shares, parts))
 
 class Plan:
     """How the samples of a batch are mixed: drawn once, applied to everything that a sample is
@@ -168,24 +167,28 @@ class Plan:
 
     def mix_targets(self,
         targets:torch.Tensor, # [B, C], [B, C, H, W] or values
-        weights:torch.Tensor, # [B], what each sample counts
         maps:bool=False,      # whether they have a value for each pixel
+    )->torch.Tensor: # [B, ...]
+        "Targets by share; those of pixels as the images"
+        return self.apply_maps(targets) if maps else _blend_all(self.of(targets), self.shares)
+
+    def mix_weighted(self,
+        targets:torch.Tensor, # likewise
+        weights:torch.Tensor, # [B], what each sample counts
+        maps:bool=False,      # likewise
     )->tuple[torch.Tensor, torch.Tensor]: # targets and weights of the mixes
-        "Targets by share; samples that weigh differently count by their shares times their weights"
+        "The same for samples that weigh differently: each counts by its share times its weight"
         counts = self.shares*torch.stack(self.of(weights))
         total = counts.sum(0)
         if maps:
             seen = self.apply_maps(targets*_beside(weights, targets))
             return seen/_beside(total.clamp_min(torch.finfo(total.dtype).tiny), targets),total
         shares = torch.where(total > 0, counts/total, self.shares)  # where nobody counts
-        return _weighted_sum(shares, self.of(targets)),total
+        return _blend_all(self.of(targets), shares),total
 
 class BlendPlan(Plan):
     "Weighted averages of whole tensors"
-    def mix(self, x):
-        parts = self.of(x)
-        if len(parts) == 2: return blend(*parts, self.shares[0])
-        return _weighted_sum(self.shares, parts)
+    def mix(self, x): return _blend_all(self.of(x), self.shares)
 
     def mix_rows(self, out, rows:slice):
         "`out` [N, ...] of more samples, with those at `rows` mixed"
@@ -331,7 +334,8 @@ class Mix(LabelCallback):
         mine.plan = plan = self.draw(s)
         maps = s.kind == "segmentation" or _are_maps(s.targets, s.x)
         self.mix_inputs(s, plan)
-        s.targets,s.weights = plan.mix_targets(s.targets, s.weights, maps)
+        if s.edited: s.targets,s.weights = plan.mix_weighted(s.targets, s.weights, maps)
+        else: s.targets = plan.mix_targets(s.targets, maps)  # all count the same
 
     def after_forward(self, s:Supervision):
         mine = s.own(self)

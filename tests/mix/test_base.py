@@ -58,9 +58,11 @@ class TestPlans:
         if seed % 2: partners[1] = torch.randperm(n, generator=g)
         plan = plan_of(kind, x, partners, g)
         mixed = plan.apply(x)
-        targets,weights = plan.mix_targets(torch.eye(n), torch.ones(n))
+        targets = plan.mix_targets(torch.eye(n))
         close(mixed.mean((2, 3)), targets, 1e-5)
         close(targets.sum(1), torch.ones(n))
+        again,weights = plan.mix_weighted(torch.eye(n), torch.ones(n))
+        close(again, targets)
         close(weights, torch.ones(n))
         assert torch.equal(x, before), "the images themselves were changed"
         assert plan.shares.shape == (len(plan.partners), n) and plan.shares.dtype == torch.float32
@@ -77,22 +79,22 @@ class TestPlans:
         w = torch.rand(5, generator=g)*3
         w[1] = 0.
         t = torch.rand(5, 4, generator=g).softmax(1)
-        targets,weights = plan.mix_targets(t, w)
+        targets,weights = plan.mix_weighted(t, w)
         counts = torch.stack([s*o for s,o in zip(plan.shares, plan.of(w))])
         close(weights, counts.sum(0), 1e-5)
         want = sum(c[:,None]*o for c,o in zip(counts, plan.of(t)))
         close(targets*weights[:,None], want, 1e-5)
         # of maps each pixel has the weight of whom it is from
         maps = torch.eye(5)[:,:,None,None].expand(5, 5, 8, 9)
-        mixed,weights = plan.mix_targets(maps, w, maps=True)
+        mixed,weights = plan.mix_weighted(maps, w, maps=True)
         close(mixed*weights[:,None,None,None], plan.apply(maps)*w[None,:,None,None], 1e-5)
 
     def test_who_is_pruned_lends_pixels_and_no_label(self):
         plan = BlendPlan([0, 1], tensor([[.6,.6],[.4,.4]]))
-        targets,weights = plan.mix_targets(torch.eye(2), tensor([1.,0.]))
+        targets,weights = plan.mix_weighted(torch.eye(2), tensor([1.,0.]))
         close(targets, tensor([[1.,0.],[1.,0.]]))
         close(weights, tensor([.6,.4]))
-        targets,weights = plan.mix_targets(torch.eye(2), torch.zeros(2))
+        targets,weights = plan.mix_weighted(torch.eye(2), torch.zeros(2))
         close(targets, tensor([[.6,.4],[.4,.6]]))
         assert not weights.any()
 

@@ -83,6 +83,20 @@ class TestManifold:
         assert float(plan.shares[0,0]) not in (0., 1.)
         close(pred, F.linear(second, net.head.weight, net.head.bias), 1e-5)
 
+    def test_the_layers_before_learn(self):
+        "The gradient goes on below the layer that is mixed, by the partners' paths as well"
+        cb = ManifoldMixUp(layers=["body.2"])
+        got = {}
+        class Gradients(Callback):
+            order = 7
+            def after_loss(self):
+                if not self.training or got: return
+                weight = self.learn.model.body[0][0].weight
+                (grad,) = torch.autograd.grad(self.learn.loss_grad, weight, retain_graph=True)
+                got.update(grad=grad)
+        fit(learner([cb]), cbs=[Gradients()])
+        assert got["grad"].abs().sum() > 0
+
     def test_tokens_are_mixed_behind_their_embedding(self):
         x = torch.randint(0, 9, (12, 5))
         y = torch.arange(12) % 3
