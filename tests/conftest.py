@@ -1,5 +1,5 @@
-"""Shared by all tests: one thread, drawings without a screen, the project's scripts on the path, a
-fixed seed."""
+"""Shared by all tests: one thread, drawings without a screen, this checkout on the path, a fixed
+seed."""
 import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -12,6 +12,10 @@ import pytest
 from chosen import choose, graph, told
 
 ROOT = Path(__file__).resolve().parent.parent
+# also in the processes that tests start, and where the environment belongs to another checkout
+sys.path.insert(0, str(ROOT))
+_path = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_path))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,15 @@ def imported(statement, cwd):
     return {m.split(".")[0] for m in json.loads(res.stdout.splitlines()[-1])}
 
 
+def test_it_is_this_checkout(root, tmp_path):
+    "Here, and in a process somewhere else"
+    import labelkit
+    code = "import labelkit; print(labelkit.__file__)"
+    cmd = [sys.executable, "-c", code]
+    there = subprocess.run(cmd, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    assert there.strip() == labelkit.__file__ == str(root/"labelkit"/"__init__.py")
+
+
 HEAVY = set("torchvision cleanlab plotly pyarrow anywidget ipywidgets sphinx timm zarr".split())
 
 
