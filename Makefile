@@ -5,7 +5,7 @@
 # make bench   labelkit beside other libraries and beside plain fastai
 # make setup   only the environment (.venv); every target above builds it when it is missing
 # make export  write labelkit/ and README.md from the notebooks, and clean the notebooks
-# make hooks   at every commit of this clone: notebooks clean and exported, style
+# make hooks   at every commit of this clone: notebooks clean and exported, style; types at a push
 # make clean   remove what was built; the environment stays
 #
 # PYTHON=python3.12 make …  takes another Python.   JOBS=4 make test  takes another number of processes.
