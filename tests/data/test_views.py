@@ -1,6 +1,7 @@
 """Views: each operation against torchvision, parameters per sample, reproducibility, types,
 wrappers, and what they refuse."""
-import math, pickle
+import json, math, pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -314,7 +315,183 @@ def test_a_new_operation():
     assert torch.allclose(RandAugment(n=1, magnitude=30, ops=[gamma])(x, gen()), x**3)
 
 
+def one_by_one(r, x, op, value, centre):
+    "RandAugment as its definition says it: each sample alone, geometry in one matrix, then colours"
+    out = []
+    for i in range(len(x)):
+        z = x[i:i+1]
+        rounds = [(r._ops[op[k,i]], value[k,i:i+1], centre[k,i:i+1])
+                  for k in range(len(op)) if op[k,i] < len(r._ops)]
+        moves = [o.f(v, *x.shape[-2:]) for o,v,_ in rounds if o.kind == "geometry"]
+        if moves:
+            matrix = moves[0]
+            for m in moves[1:]: matrix = matrix@m
+            z = warp(z, matrix, r.fill)
+        for o,v,c in rounds:
+            if o.kind == "colour": z = o.f(z, v)
+            if o.kind == "box": z = o.f(z, v, c, r.fill)
+        out.append(z)
+    return torch.cat(out)
+
+@pytest.mark.parametrize("shape", [(40,3,12,15), (40,1,14,14), (1,1,3,3)], ids=str)
+@pytest.mark.parametrize("random_magnitude", [False, True])
+@pytest.mark.parametrize("n,p", [(1, 1.), (2, 1.), (3, .6)])
+def test_batches_are_samples_one_by_one(n, p, random_magnitude, shape):
+    r = RandAugment(n, 22, list(view_ops), random_magnitude, p, fill=.3)
+    x = torch.rand(shape, generator=gen(9))
+    drawn = r.draw(len(x), gen(4))
+    want = one_by_one(r, x, *drawn)
+    assert torch.allclose(r(x, gen(4)), want, atol=1e-5)
+    assert torch.allclose(r.make(x, *drawn), want, atol=1e-5)
+    # values that no table holds
+    op,value,centre = drawn
+    assert torch.allclose(r.make(x, op, value*.9, centre), one_by_one(r, x, op, value*.9, centre),
+                          atol=1e-5)
+
+def test_draws_in_their_order():
+    "Operations, magnitudes, directions, centres, and what is left out, one after the other"
+    r = RandAugment(2, 20, ["rotate","posterize","identity"], True, .7)
+    op,value,centre = r.draw(50, gen(8))
+    g = gen(8)
+    o = torch.randint(3, (2,50), generator=g)
+    m = torch.randint(1, 21, (2,50), generator=g)
+    way = torch.where(torch.rand(2, 50, generator=g) < .5, -1, 1)
+    c = torch.rand(2, 50, 2, generator=g)
+    left = torch.rand(2, 50, generator=g) >= .7
+    assert torch.equal(centre, c) and torch.equal(op, o.masked_fill(left, 3))
+    for k,want in {0: way*m/30*30., 1: 8-m/30*4., 2: torch.zeros(2, 50)}.items():
+        here = op == k
+        assert here.any() and torch.allclose(value[here], want[here])
+
+def test_images_of_another_size_have_other_matrices():
+    "A shift is a share of the side: the table of one size is not taken for another"
+    r = RandAugment(1, 30, ["translate_x"], fill=0.)
+    for w in (10, 20, 10):
+        x = torch.ones(30, 1, 10, w)
+        lost = (1-r(x, gen(1))).sum((1,2,3))
+        assert torch.allclose(lost, torch.full((30,), 10*w*.3), atol=1e-3)
+
+@pytest.mark.parametrize("side", [8, 13, 32])
+@pytest.mark.parametrize("size", [0., .1, .25, .5, .77, 1.])
+def test_cutout_is_the_operation(size, side):
+    x = torch.rand(60, 2, side, side+3)
+    y = Cutout(size, .2)(x, gen(6))
+    centre = torch.rand(60, 2, generator=gen(6))
+    assert torch.equal(y, op_cutout(x, torch.full((60,), size), centre, .2))
+
+
+# ---- the values of the first version
+
+def views_to_compare():
+    small = dict(ops=SMALL_OPS, random_magnitude=True, fill=0., cutout=.25, flip=False)
+    return {
+        "weak": Weak(),
+        "weak, pad 2, no flip": Weak(pad=2, flip=False),
+        "weak, fill": Weak(fill=.3),
+        "cutout": Cutout(.3),
+        "randaugment": RandAugment(),
+        "randaugment, all": RandAugment(3, 25, ops=list(view_ops)),
+        "randaugment, some left out": RandAugment(2, 30, random_magnitude=True, p=.5),
+        "strong": Strong(),
+        "strong, small": Strong(3, 30, **small),
+        "normalized": Normalized(Strong(), [.2], [.7]),
+    }
+
+def pictures(c, h, w):
+    "Eight smooth pictures that no generator is needed for"
+    i = torch.arange(8.).view(8,1,1,1)
+    k = torch.arange(float(c)).view(1,c,1,1)
+    y = torch.linspace(0, 3, h).view(1,1,h,1)
+    x = torch.linspace(0, 3, w).view(1,1,1,w)
+    return .5 + .5*torch.sin(y*(1+i/3) + x*(2-i/5) + k)
+
+@pytest.mark.parametrize("shape", [(1,14,14), (3,20,24)], ids=str)
+@pytest.mark.parametrize("name", list(views_to_compare()))
+def test_views_are_what_they_were(name, shape):
+    "The same generator gives the same views as when the reference was written"
+    path = Path(__file__).parents[1]/"reference"/"views.json"
+    want = json.loads(path.read_text())[f"{name} {list(shape)}"]
+    view = views_to_compare()[name]
+    x = pictures(*shape)
+    if name == "normalized": x = (x-.2)/.7
+    g = gen(5)
+    y = torch.stack([view(x, g) for _ in range(2)])
+    assert int(torch.randint(2**31, (), generator=g)) == want["next"]
+    assert y.mean((2,3,4)).flatten().tolist() == pytest.approx(want["means"], abs=2e-4)
+    pixels = y[...,shape[1]//2,::5].flatten()[::7][:24].tolist()
+    # a level may be rounded to its neighbour elsewhere: one byte, and seldom
+    off = [abs(a-b) for a,b in zip(pixels, want["pixels"])]
+    assert max(off) < 1/100 and sum(o > 1e-4 for o in off) <= 1
+
+
+# ---- the range is looked at once
+
+class Counted(Strong):
+    looked = 0
+    def check_range(self, x):
+        type(self).looked += 1
+        super().check_range(x)
+
+def test_the_range_is_looked_at_once():
+    v = Counted()
+    v.__class__.looked = 0
+    x = torch.rand(4,3,16,16)
+    for _ in range(3): v(x, gen())
+    assert v.looked == 1
+    v(x[:2]*5, gen())  # trusted now, whatever comes
+    assert v.looked == 1
+    v(torch.rand(4,3,20,16), gen())
+    v(x.double(), gen())
+    assert v.looked == 3  # other kinds of images
+    with pytest.raises(LabelKitError, match="from 0"): v.fresh()(x*5, gen())
+    with pytest.raises(LabelKitError, match="from 0"): v(x*5, gen())  # and not trusted after that
+    v(x, gen())
+    assert v.looked == 6
+
+def test_an_empty_batch_earns_no_trust():
+    v = Strong()
+    v(torch.zeros(0,3,16,16), gen())
+    with pytest.raises(LabelKitError, match="from"): v(torch.rand(2,3,16,16)*9, gen())
+
+def test_limits_hold_for_every_size():
+    v = Weak(pad=6)
+    v(torch.rand(1,1,8,8), gen())
+    with pytest.raises(LabelKitError, match="5x8"): v(torch.rand(1,1,5,8), gen())
+
+def test_generators_are_asked_for_at_every_call():
+    v = Strong()
+    v(torch.rand(2,1,8,8), gen())
+    with pytest.raises(LabelKitError, match="generator=None"): v(torch.rand(2,1,8,8), None)
+
+
 # ---- wrappers
+
+def test_noise_in_normalised_images():
+    "Noise is cut off before a view of [0, 1], and left alone by one that only moves pixels"
+    args = ([.5,.4,.3], [.2,.25,.3])
+    m,s = (torch.tensor(o).view(1,3,1,1) for o in args)
+    x = (torch.rand(8,3,16,16)-m)/s
+    x[:,:,4:9,4:9] = 4*torch.randn(8, 3, 5, 5, generator=gen())
+    y = Normalized(Strong(), *args)(x, gen(1))*s+m
+    assert torch.allclose(y, Strong()((x*s+m).clamp(0, 1), gen(1)), atol=1e-5)
+    y = Normalized(Weak(), *args)(x, gen(1))
+    assert torch.allclose(y, Weak()(x, gen(1)), atol=1e-5)
+    with pytest.raises(LabelKitError, match="% of them outside"):
+        Normalized(Strong(), *args)(x*9, gen(1))
+    x[0,0,0,0] = math.nan
+    with pytest.raises(LabelKitError, match="nan"): Normalized(Strong(), *args)(x, gen(1))
+
+def test_a_function_in_front_may_bring_images_into_range():
+    x = torch.randn(4,1,16,16)
+    clamped = Chain(lambda x: x.clamp(0, 1), Strong())
+    assert not clamped.unit and Chain(Weak(), Strong()).unit
+    y = clamped(x, gen(2))
+    assert torch.equal(y, Strong()(x.clamp(0, 1), gen(2)))
+
+def test_functions_are_checked_inside_other_views():
+    x = torch.rand(4,1,16,16)
+    for v in (Chain(Weak(), lambda x: x[:1]), Normalized(lambda x: x[:1], [0.], [1.])):
+        with pytest.raises(LabelKitError, match="one entry per sample"): v(x, gen())
 
 def test_normalized():
     x = torch.rand(8,3,16,16)
