@@ -5,7 +5,20 @@ import pytest, torch
 from torch import nn
 
 from labelkit.errors import LabelKitError
-from labelkit.models import InputNorm, mlp, small_cnn, small_vit, wide_resnet
+from labelkit.models import (
+    InputNorm,
+    body_layers,
+    head_of,
+    layer_name,
+    layer_outputs,
+    map_layer,
+    mean_places,
+    mlp,
+    small_cnn,
+    small_vit,
+    wide_resnet,
+    with_features,
+)
 
 
 def fake_dls(c=10, shape=(16, 1, 8, 8), stats=None):
@@ -183,3 +196,218 @@ def test_small_cnn_learns_the_digits():
             opt.step()
             opt.zero_grad()
     assert (m.eval()(x[va]).argmax(1) == y[va]).float().mean() > .95
+
+
+# ---- the order in memory
+
+LAST = torch.channels_last
+
+def convs(m): return [o.weight for o in m.modules() if isinstance(o, nn.Conv2d)]
+def in_order(m): return all(w.is_contiguous(memory_format=LAST) for w in convs(m))
+
+
+convnets = dict(small_cnn=lambda: small_cnn(c=5, c_in=3, width=8),
+                wide_resnet=lambda: wide_resnet(c=5, c_in=3, depth=10, width=1))
+
+
+def plain(m):
+    "The same network with its weights channel by channel"
+    return copy.deepcopy(m).to(memory_format=torch.contiguous_format)
+
+
+@pytest.mark.parametrize("name", convnets)
+class TestChannelsLast:
+    def test_weights_stay_in_order(self, name):
+        m = convnets[name]()
+        assert in_order(m) and not in_order(plain(m))
+        m.load_state_dict(plain(m).state_dict())
+        assert in_order(m)
+        for other in (copy.deepcopy(m), pickle.loads(pickle.dumps(m)), m.to("cpu"), m.double()):
+            assert in_order(other)
+
+    def test_results_are_those_of_the_other_order(self, name):
+        torch.manual_seed(0)
+        m = convnets[name]()
+        other = plain(m)
+        x = torch.rand(16, 3, 16, 16)
+        y = torch.arange(16) % 5
+        a,b = (o(x) for o in (m, other))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        for z in (a, b): nn.functional.cross_entropy(z, y).backward()
+        for p,q in zip(m.parameters(), other.parameters()):
+            assert (p.grad-q.grad).abs().max() <= 1e-4*max(1e-2, float(q.grad.abs().max()))
+        torch.testing.assert_close(m.eval()(x), other.eval()(x), rtol=1e-4, atol=1e-5)
+
+    def test_an_averaged_copy_and_compiling(self, name):
+        from labelkit.core.teachers import EMA
+        m = convnets[name]().eval()
+        teacher = EMA(m, .5)
+        teacher.update(m)
+        x = torch.rand(2, 3, 16, 16)
+        assert in_order(teacher.model) and torch.allclose(teacher(x), m(x), atol=1e-6)
+        compiled = torch.compile(m, backend="eager")
+        assert torch.allclose(compiled(x), m(x), atol=1e-6)
+        assert torch.equal(with_features(compiled, x)[1], m.features(x))
+
+    def test_two_runs_are_one(self, name):
+        def run():
+            torch.manual_seed(1)
+            m = convnets[name]()
+            opt = torch.optim.SGD(m.parameters(), .1, momentum=.9)
+            y = torch.arange(8) % 5
+            for _ in range(3):
+                nn.functional.cross_entropy(m(torch.rand(8, 3, 16, 16)), y).backward()
+                opt.step()
+                opt.zero_grad()
+            return torch.cat([p.flatten() for p in m.parameters()])
+        assert torch.equal(run(), run())
+
+
+def test_few_channels_stay_as_they_are():
+    assert not in_order(small_cnn(c=2, c_in=3, width=4))
+    assert in_order(small_cnn(c=2, c_in=3, width=8))
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, LAST])
+def test_the_mean_s_gradient_lies_as_its_input(memory):
+    x = torch.rand(3, 8, 4, 5).contiguous(memory_format=memory).requires_grad_()
+    grads = []
+    z = x*1
+    z.register_hook(grads.append)
+    mean = mean_places(z)
+    torch.testing.assert_close(mean, x.mean((2, 3)))
+    weight = torch.rand(3, 8)
+    (mean*weight).sum().backward()
+    assert grads[0].is_contiguous(memory_format=memory)
+    torch.testing.assert_close(x.grad, (weight/20)[:,:,None,None].expand_as(x))
+
+
+# ---- inputs of every kind
+
+@pytest.mark.parametrize("name", makers)
+def test_other_inputs_work_or_are_refused_in_words(name):
+    m = makers[name]().eval()
+    x = torch.rand(2, 3, 16, 16)
+    want = m(x)
+    for other in (x.double(), x.half(), x.bfloat16()):
+        assert m(other).dtype == torch.float32
+        torch.testing.assert_close(m(other), want, atol=.1, rtol=.1)
+    torch.testing.assert_close(m.double()(x), want.double(), atol=1e-4, rtol=1e-4)
+    m.float()
+    for other,match in (
+        ((x*255).byte(), "bytes: pass x.float"),
+        (dict(image=x), "one tensor, got dict"),
+        ([x], "one tensor, got list"),
+        (x.numpy(), "one tensor, got ndarray"),
+        (x.to(torch.complex64), "real numbers"),
+    ):
+        with pytest.raises(LabelKitError, match=match): m(other)
+
+
+def test_whole_numbers_of_a_table():
+    m = mlp(c=3, c_in=4, stats=([2.]*4, [3.]*4)).eval()
+    x = torch.randint(0, 9, (5, 4))
+    assert torch.equal(m(x), m(x.float())) and torch.equal(m(x.byte()), m(x.float()))
+
+
+def test_images_in_bytes_with_the_statistics_of_bytes():
+    m = small_cnn(c=3, stats=([33.], [78.]), width=4).eval()
+    x = torch.randint(0, 256, (2, 1, 8, 8)).byte()
+    assert torch.equal(m(x), m(x.float()))
+
+
+def test_a_model_pickled_under_the_old_name():
+    import labelkit.models
+    assert labelkit.models.Normalize is InputNorm
+    assert "Normalize" not in labelkit.models.__all__
+    with pytest.raises(AttributeError, match="Normalise"):
+        getattr(labelkit.models, "Normalise")  # noqa: B009
+
+
+# ---- layers by name
+
+class Two(nn.Module):
+    "A layer that runs twice, and a head that is not the last to be registered"
+    def __init__(self):
+        super().__init__()
+        self.norm = InputNorm([0.], [1.])
+        self.stem = nn.Conv2d(1, 4, 3, 1, 1)
+        self.twice = nn.Conv2d(4, 4, 3, 1, 1)
+        self.flat = nn.Flatten()
+        self.head = nn.Linear(4, 2)
+        self.unused = nn.Identity()
+    def forward(self, x):
+        x = self.twice(self.twice(self.stem(self.norm(x))))
+        return self.head(self.flat(x.mean((2, 3))))
+
+
+def test_body_layers():
+    assert body_layers(small_cnn(c=2, c_in=1, width=4)) == ["body.0", "body.1", "body.2"]
+    assert body_layers(Two()) == ["stem", "twice"]
+    net = nn.Sequential(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)))
+    assert body_layers(net) == ["0.0", "0.1"]
+    assert body_layers(nn.DataParallel(Two())) == ["stem", "twice"]
+    assert body_layers(torch.compile(Two(), backend="eager")) == ["stem", "twice"]
+    vit = small_vit(c=2, c_in=1, size=8, dim=8, depth=2, heads=2)
+    assert body_layers(vit) == ["patches", "blocks.0", "blocks.1", "norm"]
+    with pytest.raises(LabelKitError, match="no linear layer"): body_layers(nn.Conv2d(1, 2, 3))
+
+
+def test_layer_name():
+    net = Two()
+    assert layer_name(net, "twice") == layer_name(net, net.twice) == "twice"
+    assert layer_name(nn.DataParallel(net), net.head) == "head"
+    assert layer_name(net, "input", also=("input",)) == "input"
+    for wrong in ("input", "", "body", 3, None, nn.Linear(2, 2)):
+        with pytest.raises(LabelKitError, match="has no layer .*: choose from stem, twice"):
+            layer_name(net, wrong)
+    with pytest.raises(LabelKitError, match="choose from input, stem"):
+        layer_name(net, "body", also=("input",))
+    tied = nn.Sequential(a := nn.Linear(2, 2), nn.ReLU(), a)
+    assert layer_name(tied, "2") == "2" and layer_name(tied, a) == "0"
+
+
+def test_layer_outputs():
+    net = Two().eval()
+    x = torch.rand(3, 1, 6, 6)
+    with torch.no_grad():
+        once = net.twice(net.stem(x))
+        want = dict(stem=net.stem(x), twice=net.twice(once))
+    with layer_outputs(net) as outs:
+        assert outs == {}
+        net(torch.rand(1, 1, 6, 6))
+        net(x)
+        kept = dict(outs)
+    net(x*0)
+    assert list(kept) == ["stem", "twice"]  # in the order in which they ran
+    for k,o in want.items(): assert torch.equal(kept[k], o) and torch.equal(outs[k], kept[k])
+    with layer_outputs(net, [net.head, "stem", "unused"]) as outs: net(x)
+    assert list(outs) == ["stem", "head"] and outs["head"].requires_grad
+    with pytest.raises(LabelKitError, match="no layer 'body'"), layer_outputs(net, ["body"]): pass
+    with pytest.raises(RuntimeError), layer_outputs(net, ["stem"]): net(torch.rand(1, 2, 6, 6))
+    assert not any(o._forward_hooks for o in net.modules())
+
+
+def test_map_layer():
+    x = torch.rand(3, 1, 6, 6)
+    assert map_layer(Two().eval(), x) == "twice"
+    for name,m in convnets.items():
+        m = m().eval()
+        name = map_layer(m, torch.rand(2, 3, 16, 16)) if name == "small_cnn" else "body"
+        assert name == "body"
+    with pytest.raises(LabelKitError, match="no layer whose mean"):
+        map_layer(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2)), x)
+    with pytest.raises(LabelKitError, match="no layer whose mean"):
+        map_layer(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), x)
+
+
+def test_several_inputs_have_features():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3)
+        def forward(self, a, b): return self.head(a+b)
+    a = torch.rand(4, 2)
+    logits, features = with_features(net := Sum(), a, 2*a)
+    assert torch.equal(features, a+2*a) and torch.equal(logits, net(a, 2*a))
+    assert head_of(net) is net.head
