@@ -22,6 +22,7 @@ from fastai.callback.all import *
 
 from labelkit.all import *
 from labelkit.evidence.runs import train_row
+from labelkit.mix.metrix import contrastive_loss, recall_at_1
 from timing import RESULTS, save, versions
 
 net = partial(small_cnn, width=16)
