@@ -151,6 +151,14 @@ def test_who_is_trained_when(variant):
         else: assert value is None
 
 
+def test_a_learning_rate_search_is_no_turn(tmp_path):
+    learn = learner([cb := AdAutoMix()], path=tmp_path)
+    fit(learn)
+    turns = cb.batches
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=5, show_plot=False)
+    assert cb.batches == turns == 4
+
+
 def test_decay_follows_the_training_along_a_cosine():
     learn = learner([cb := AdAutoMix(ema_decay=(.2, .8))])
     seen = []
@@ -187,6 +195,9 @@ def test_generator_loss_by_hand_and_its_signs():
     # cosines 1 and 0, then 0 and 1: .75 and .25, on average .5
     close(generator_loss(z, parts, share, tensor(2.), .3), tensor(-.3*2 + .7*.5))
     close(generator_loss(z, parts, share, tensor(2.), .3, sign=-1.), tensor(-.3*2 - .7*.5))
+    # by share, not evenly: cosines 1 and 0 in both samples
+    z = tensor([[3.,0.],[5.,0.]])
+    close(generator_loss(z, parts, share, tensor(0.), .3), tensor(.7*.25))
     z = torch.randn(4, 3, requires_grad=True)
     ce = F.cross_entropy(z, tensor([0,1,2,0]))
     (g,) = torch.autograd.grad(

@@ -55,6 +55,14 @@ def test_pixels_of_the_partner():
         assert torch.equal(mixed, want)
 
 
+def test_one_box_a_batch_or_one_a_sample():
+    x = torch.rand(9, 1, 8, 8)
+    shares = tensor([[.5],[.5]]).expand(2, 9)
+    for per_sample in (False, True):
+        plan = CutMix(per_sample=per_sample).plan_for(x, [0, 1], shares, gen())
+        assert len(plan.boxes) == (9 if per_sample else 1)
+
+
 def test_no_alpha_no_mix():
     assert torch.equal(sample_lam(0, 3, gen()), torch.ones(3))
     x = torch.rand(3, 1, 8, 8)
