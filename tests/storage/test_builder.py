@@ -1,6 +1,6 @@
 """Building a soft-label store: killed and resumed to the same bytes, damage repaired, other data,
 teachers and settings refused"""
-import json, os, random, subprocess, sys, tempfile, textwrap
+import json, os, random, shutil, subprocess, sys, tempfile, textwrap
 from pathlib import Path
 
 import pytest, torch
@@ -8,7 +8,7 @@ from fastai.basics import DataLoader, DataLoaders
 
 from stores import build, content, images, model
 from places import told
-from labelkit.data.loaders import label_dls
+from labelkit.data.loaders import from_arrays, label_dls
 from labelkit.errors import LabelKitError
 from labelkit.storage.builder import build_store
 from labelkit.storage.soft_labels import LabelStore
@@ -45,6 +45,19 @@ class TestData:
         got = build(tmp_path/"s", dls).read([3, 17])
         assert torch.equal(got.values, build(tmp_path/"t", x).read([3, 17]).values)
 
+    def test_ids_with_gaps_in_any_order(self, tmp_path):
+        "The labeled samples of a data set keep the numbers that they have among all of them"
+        x = images(60)
+        y = torch.where(torch.arange(60) % 3 == 1, torch.arange(60) % 10, -1)
+        dls = from_arrays(x, y, x[:9], torch.arange(9), vocab=range(10))
+        store = build(tmp_path/"s", dls, dtype="float32", chunk=7)
+        assert sorted(store.ids.tolist()) == [*range(1, 60, 3)]
+        ids = torch.tensor([58, 1, 31, 4])
+        got = store.read(ids, torch.tensor([2, 0, 1, 2]))
+        with torch.no_grad(): want = model().eval()(store.views.make(x[ids], got.params))
+        torch.testing.assert_close(got.values, want.softmax(1).topk(4).values)
+        with pytest.raises(LabelKitError, match="sample 2 is not in the store"): store.read([1, 2])
+
     def test_several_inputs(self, tmp_path):
         items = [(torch.rand(3), torch.rand(2), torch.tensor(i % 2)) for i in range(6)]
         own = DataLoaders(DataLoader(items, bs=2, n_inp=2), DataLoader(items, bs=2, n_inp=2))
@@ -58,6 +71,21 @@ class TestData:
         for name, other in (("half", x.half()), ("double", x.double()), ("brain", x.bfloat16())):
             got = build(tmp_path/name, other).read(torch.arange(20)).values
             torch.testing.assert_close(got, a.read(torch.arange(20)).values, rtol=.02, atol=.02)
+
+
+class TestRandomNumbers:
+    def test_no_two_views_are_one(self, tmp_path):
+        "Not of a sample, not of two samples, not of two chunks, not of two seeds"
+        params = lambda store: torch.cat([store.read(range(120), v).params for v in range(3)])
+        a = params(build(tmp_path/"a"))
+        b = params(build(tmp_path/"b", seed=1))
+        assert len(torch.cat([a, b]).unique(dim=0)) == 720
+
+    def test_global_random_numbers_stay(self, tmp_path):
+        net = model()
+        state = torch.get_rng_state(),random.getstate()
+        build(tmp_path/"s", teacher=net)
+        assert torch.equal(torch.get_rng_state(), state[0]) and random.getstate() == state[1]
 
 
 class TestTeachers:
@@ -234,6 +262,16 @@ class TestResume:
         assert [n for n,_ in done] == sorted(n for n,_ in done), "what was finished was lost"
         build(tmp_path/"killed", chunk=8, bs=4)
         assert content(tmp_path/"killed") == content(tmp_path/"whole")
+
+    def test_killed_before_the_ids_were_written(self, tmp_path):
+        import zarr
+        build(tmp_path/"whole")
+        shutil.copytree(tmp_path/"whole", tmp_path/"s")
+        group = zarr.open_group(tmp_path/"s", mode="a")
+        group["ids"][:] = -1
+        group["checks"][2] = 0
+        build(tmp_path/"s")
+        assert content(tmp_path/"s") == content(tmp_path/"whole")
 
     def test_a_bar_for_every_batch(self, tmp_path, capsys):
         build(tmp_path/"s", progress=True)

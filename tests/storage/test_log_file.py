@@ -59,6 +59,46 @@ def test_read_only():
         for name in ("closed", "open", "folder"): (d/name).chmod(0o755)
 
 
+class TestPromises:
+    def test_an_edit_is_on_the_disk_when_it_returns(self, tmp_path):
+        with make(tmp_path/"l.db") as log:
+            setting = lambda name: log.file.read(f"PRAGMA {name}")[0][0]
+            assert setting("synchronous") == 2 and setting("journal_mode") == "wal"
+
+    def test_an_edit_is_of_a_sample_that_the_log_has(self, tmp_path):
+        with make(tmp_path/"l.db") as log:
+            row = (1, 99, "cat", 0, "first", "", "now")
+            def edit():
+                with log.file.write() as db:
+                    db.execute("INSERT INTO actions VALUES (1, 'edit', 'first', 'now', NULL)")
+                    db.execute("INSERT INTO edits VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            with pytest.raises(LabelKitError, match="FOREIGN KEY"): edit()
+            assert log.file.read("SELECT count(*) FROM actions") == [(0,)]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+    def test_a_fork_opens_its_own_connection(self, tmp_path):
+        log = make(tmp_path/"l.db")
+        mine = log.file.db
+        if pid := os.fork(): assert os.waitpid(pid, 0)[1] == 0
+        else:
+            try:
+                log.edit(0, "dog")
+                os._exit(log.file.db is mine)
+            finally: os._exit(2)
+        assert log.labels().tolist() == [1, 1, 0] and log.file.db is mine
+
+    def test_two_that_add_the_same_samples_at_once(self, tmp_path):
+        "One looks, the other adds, the first adds as well: each sample is there once"
+        make(tmp_path/"l.db", keys=["a", "b", "c"]).close()
+        class Slow(LabelLog):
+            def _compare(self, about):
+                new = super()._compare(about)
+                LabelLog(tmp_path/"l.db", [0, 1], VOCAB, keys=["a", "new"]).close()
+                return new
+        Slow(tmp_path/"l.db", [1, 0], VOCAB, keys=["new", "a"])
+        assert sorted(LabelLog(tmp_path/"l.db").keys) == ["a", "b", "c", "new"]
+
+
 class Guest(LogFile):
     def _may_write(self): return False
 

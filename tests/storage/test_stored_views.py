@@ -50,6 +50,17 @@ class TestViews:
         again = StoredViews.from_spec(json.loads(json.dumps(views.spec)))
         assert torch.equal(again.make(x, torch.from_numpy(p.numpy().astype(np.float32))), whole)
 
+    @pytest.mark.parametrize("views", [CropViews(), AugmentViews(n=3, cutout=.5)], ids=str)
+    def test_numbers_depend_on_the_generator_alone(self, views):
+        state = torch.get_rng_state()
+        a = views.draw(50, (1, 8, 8), gen(7))
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.rand(3)
+        assert torch.equal(views.draw(50, (1, 8, 8), gen(7)), a)
+        assert a.shape == (50, views.width) and a.dtype == torch.float32
+        other = views.draw(50, (1, 8, 8), gen(8))
+        assert not (a == other).all(0).any(), "a number that is never drawn"
+
     def test_half_are_flipped(self):
         flips = CropViews().draw(2000, (1,8,8), gen())[:,4]
         assert (
