@@ -23,6 +23,12 @@ def test_one_form(word):
     with pytest.raises(LabelKitError, match="twice"): sample_keys([word, decomposed(word)], 2)
 
 
+@pytest.mark.parametrize("a,b", [("fi", "ﬁ"), ("1", "①"), ("m2", "m²"), ("A", "Ａ"), ("ß", "ss")])
+def test_other_letters_are_other_names(a, b):
+    "Only the form is brought into one, not the letters"
+    assert class_names([a, b]) == [a, b] and nfc(decomposed(b)) == b
+
+
 def test_keys_of_paths_and_numbers():
     keys = [PurePosixPath("a/b.png"), PureWindowsPath(r"a\c.png"), 7, np.int64(8), np.str_("x")]
     assert sample_keys(keys, 5) == ["a/b.png", "a/c.png", "7", "8", "x"]
