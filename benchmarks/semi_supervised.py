@@ -259,15 +259,19 @@ def sim_banks(labeled, size=4096, d=128, k=128, t=.1):
     """What SimMatchV2 does with its banks in a step: propagation, edges of both views with their
     losses and gradient, writing"""
     unit = lambda n: F.normalize(torch.randn(n, d))
-    l = Bank(torch.arange(labeled), 10_000, d, C)
-    u = Bank(torch.arange(labeled, 10_000), 10_000, d, C, size)
+    widths = dict(features=d, labels=C)
+    ids = torch.arange(10_000)
+    l = Bank(ids[:labeled], 10_000, widths)
+    u = Bank(ids[labeled:], 10_000, widths, size)
     l.write(
-        torch.arange(labeled), unit(labeled), F.one_hot(torch.randint(C, (labeled,)), C).float()
+        ids[:labeled],
+        features=unit(labeled),
+        labels=F.one_hot(torch.randint(C, (labeled,)), C).float(),
     )
     u.write(
-        torch.arange(labeled, 10_000),
-        unit(10_000 - labeled),
-        torch.rand(10_000 - labeled, C).softmax(1),
+        ids[labeled:],
+        features=unit(10_000-labeled),
+        labels=torch.rand(10_000-labeled, C).softmax(1),
     )
     weak = unit(U)
     strong = unit(U).requires_grad_()
@@ -279,14 +283,12 @@ def sim_banks(labeled, size=4096, d=128, k=128, t=.1):
 
     def run():
         with torch.no_grad():
-            propagated_labels(weak, probs, l.features, l.labels, k, t, .1, l.known)
-            e = edges(weak, u.features, t, u.known)
-        s = edges(strong, u.features.clone(), t, u.known)
-        torch.autograd.grad(
-            edge_edge_loss(s, e) + node_edge_loss(s, u.labels.clone(), probs), strong
-        )
-        l.write(ids, x, labels)
-        u.write(uids, weak, probs)
+            propagated_labels(weak, probs, l["features"], l["labels"], k, t, .1, l.known)
+            e = edges(weak, u["features"], t, u.known)
+        s = edges(strong, u["features"], t, u.known)
+        torch.autograd.grad(edge_edge_loss(s, e) + node_edge_loss(s, u["labels"], probs), strong)
+        l.write(ids, features=x, labels=labels)
+        u.write(uids, features=weak, labels=probs)
     return run
 
 
