@@ -12,7 +12,14 @@ from labelkit.explore.mix_explorer import mix_pair
 from labelkit.models import small_cnn
 from labelkit.core.losses import soft_target_loss
 from labelkit.core.supervision import LabelCallback
-from labelkit.mix.adautomix import AdAutoMix, MaskGenerator, generator_loss, mix_by_masks
+from labelkit.core.teachers import Frozen
+from labelkit.mix.adautomix import (
+    AdAutoMix,
+    MaskGenerator,
+    generator_layer,
+    generator_loss,
+    mix_by_masks,
+)
 from labelkit.mix.base import take_partner
 
 tensor = torch.tensor
@@ -224,6 +231,33 @@ def test_generator_masks():
     mixed,share = mix_by_masks(x, [0,1,tensor([3,2,1,0])], masks)
     close(mixed, masks[0][:,None]*x + masks[1][:,None]*x.roll(-1, 0) + masks[2][:,None]*x.flip(0))
     close(share, masks.mean((2,3)))
+
+
+def test_attention_is_paid_to_the_others():
+    "By hand: each asks with its own query for the keys of the others, and reads its own values"
+    torch.manual_seed(0)
+    net = MaskGenerator(4)
+    torch.nn.init.normal_(net.value.weight)
+    f = torch.randn(3, 1, 4, 2, 2)
+    lam = tensor([[.5],[.3],[.2]])
+    with torch.no_grad():
+        x = torch.cat([f[:,0], lam[...,None,None].expand(3, 1, 2, 2)], 1)
+        q,k,v = (conv(x).flatten(2) for conv in (net.query, net.key, net.value))
+        logits = []
+        for i in range(3):
+            others = sum(k[j] for j in range(3) if j != i)
+            attention = (q[i].T @ others/q.shape[1]**.5).softmax(-1)
+            logits.append((attention @ v[i].T)[:,0].view(2, 2) + lam[i].log())
+        want = torch.stack(logits).softmax(0)[:,None]
+        close(net(f, lam, (2,2)), want)
+
+
+def test_where_the_generator_looks():
+    net = Frozen(small_cnn(c=10, c_in=1, width=4))
+    x = torch.rand(2,1,8,8)
+    assert generator_layer(net, x) == ("body.1", 8)
+    assert generator_layer(net, x, "body.0") == ("body.0", 4)
+    assert generator_layer(net, x, net.model.body[2]) == ("body.2", 16)
 
 
 def test_the_opponent_makes_it_harder():

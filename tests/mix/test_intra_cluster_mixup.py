@@ -162,6 +162,12 @@ class TestCallback:
 
 
 class TestRefused:
+    def test_a_sample_that_is_no_number(self):
+        dls = digits(bs=64)
+        dls.train_ds.arrays.x[7] = float("nan")
+        with pytest.raises(LabelKitError, match=r"inputs of samples \[7\] are not finite"):
+            fit(IntraClusterMixUp(n_clusters=3), dls)
+
     @pytest.mark.parametrize(
         "kwargs,text",
         [

@@ -89,6 +89,29 @@ def test_whom_the_losses_train(joint):
     }
 
 
+def test_pairs_of_features_and_labels_belong_together():
+    "The losses of a fit are those of `laso_losses` for one shift of features and labels alike"
+    cb = LaSO()
+    checked = []
+    class Again(Callback):
+        order = 7
+        def after_loss(self):
+            if not self.training: return
+            s = self.learn.supervision.record
+            f = s.features().detach()
+            y = F.one_hot(s.y, 10).float()
+            head = self.learn.model.head
+            all_ = [
+                laso_losses(cb.operations.module, head, f, f.roll(-k, 0), y, y.roll(-k, 0))
+                for k in range(1, len(y))
+            ]
+            have = [v.item() for v,_ in s.auxiliary_losses.values()]
+            near = [all(abs(a-b.item()) < 1e-5 for a,b in zip(have, o)) for o in all_]
+            checked.append(sum(near))
+    fit(learner([cb, Again()]))
+    assert checked == [1]*len(checked) and len(checked) == 4
+
+
 def test_what_is_combined_is_a_pair_and_its_order():
     "Differences are of the first without the second, also in `combine`"
     learn = fit(learner([cb := LaSO()]))

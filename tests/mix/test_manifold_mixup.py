@@ -105,7 +105,7 @@ class TestManifold:
             net = nn.Sequential(nn.EmbeddingBag(9, 8), nn.ReLU(), nn.Linear(8, 3))
             cbs = [ManifoldMixUp(**kwargs), keep := Keep()]
             learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), cbs=cbs)
-            return fit(learn).manifold_mixup,keep.seen
+            return fit(learn, 10).manifold_mixup,keep.seen
         cb,seen = fit_with()
         assert all(s.own(cb).layer in ("0", "1") and not s.x.is_floating_point() for s in seen)
         assert any((s.targets.max(1).values < .999).any() for s in seen)

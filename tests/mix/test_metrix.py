@@ -16,9 +16,11 @@ from labelkit.mix.metrix import (
     draw_triples,
     mean_nonzero,
     metrix_loss,
+    middle_layer,
     recall_at_1,
     utilization,
 )
+from labelkit.models import small_cnn
 from mix.mixtools import Keep, own_loaders
 
 
@@ -67,7 +69,7 @@ def test_triples_have_what_they_need():
 @pytest.mark.parametrize("level", ["input", "feature", "embedding"])
 def test_mixes_are_what_they_say(level):
     "Recompute the loss of the first batch from the model's own pieces"
-    cb = Metrix(level=level)
+    cb = Metrix(level=level, neg_margin=1.2)
     kept = {}
     class Keep(Callback):
         order = 6
@@ -88,7 +90,7 @@ def test_mixes_are_what_they_say(level):
             d = (z[mine.anchor] - mixed).norm(dim=1)
             kept.update(
                 have=s.losses["metrix"][0],
-                want=metrix_loss(d, lam),
+                want=metrix_loss(d, lam, neg_margin=1.2),
                 hooks=len(model.body._forward_hooks) + len(model.body[1]._forward_hooks),
             )
 
@@ -184,6 +186,14 @@ def test_a_sample_is_not_its_own_neighbour():
     # by hand: the nearest to 0 and to 1 are each other, of different classes; to 2 it is 1
     z = tensor([[1.,0.],[.9,.1],[.5,.5]])
     assert recall_at_1(z, tensor([0,1,1])) == pytest.approx(1/3)
+
+
+def test_the_middle_of_the_body():
+    net = small_cnn(c=10, c_in=1)
+    assert middle_layer(net) == "body.1" and middle_layer(net, net.body[2]) == "body.2"
+    wide = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(6)))
+    assert middle_layer(wide) == "2"
+    with pytest.raises(LabelKitError, match="finds no middle layer"): middle_layer(wide[:2])
 
 
 def test_utilization_asks_for_the_queries_neighbours():
