@@ -9,7 +9,12 @@ from fastai.callback.training import ShortEpochCallback
 from labelkit.data.loaders import digits, label_dls
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
-from labelkit.mix.intra_cluster_mixup import IntraClusterMixUp, cluster_partner, k_means
+from labelkit.mix.intra_cluster_mixup import (
+    IntraClusterMixUp,
+    cluster_partner,
+    find_clusters,
+    k_means,
+)
 from labelkit.relabel.complementary_labels import ComplementaryLabels, scl_loss
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -166,7 +171,7 @@ class TestRefused:
         dls = digits(bs=64)
         dls.train_ds.arrays.x[7] = float("nan")
         with pytest.raises(LabelKitError, match=r"inputs of samples \[7\] are not finite"):
-            fit(IntraClusterMixUp(n_clusters=3), dls)
+            find_clusters(dls, 3, gen())
 
     @pytest.mark.parametrize(
         "kwargs,text",
