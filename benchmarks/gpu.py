@@ -307,7 +307,8 @@ def main(argv=None):
     if a.device == "cpu": env |= dict(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
     import torch
     if a.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no GPU here: --tiny --device cpu shows that the script runs")
+        print("no GPU here, nothing is measured: --tiny --device cpu shows that the script runs")
+        return
     result = dict(
         device=torch.cuda.get_device_name() if a.device == "cuda" else "none",
         versions=dict(torch=torch.__version__, cuda=torch.version.cuda),
