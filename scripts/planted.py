@@ -38,8 +38,8 @@ DEFECTS = [
     (
         "validation loss changed",
         "labelkit/core/supervision.py",
-        "order,run_valid = 5,False",
-        "order,run_valid = 5,True",
+        "run_valid = False\n    record = _ids",
+        "run_valid = True\n    record = _ids",
         "tests/test_contract.py -k cutmix",
     ),
     (
@@ -54,13 +54,13 @@ DEFECTS = [
         "labelkit/pseudo/base.py",
         "return (logits/temperature).softmax(1)",
         "return logits.softmax(1)",
-        "tests/test_pseudo.py tests/pseudo/test_inpl_uda.py",
+        "tests/pseudo/test_base.py tests/pseudo/test_inpl_uda.py",
     ),
     (
         "state lost on resume",
         "labelkit/pseudo/flexmatch.py",
-        '("ledger", "selected", "class_threshold")',
-        '("ledger",)',
+        "self.selected = torch.full(",
+        "self._selected_of = torch.full(",
         "tests/test_contract.py tests/pseudo/test_flexmatch.py -k flexmatch",
     ),
     (
