@@ -5,6 +5,7 @@ models, `compare`."""
 
 from labelkit.core.auxiliary import Auxiliary
 from labelkit.core.checkpoint import Checkpoint
+from labelkit.core.claim import Claim
 from labelkit.core.losses import dense_targets, soft_target_loss
 from labelkit.core.record import Supervision
 from labelkit.core.supervision import LabelCallback, LossPart
@@ -24,6 +25,7 @@ from labelkit.distill.mealv2 import MEALv2
 from labelkit.distill.robust_active_distillation import RobustActiveDistillation
 from labelkit.distill.weak_to_strong import WeakToStrong
 from labelkit.errors import LabelKitError
+from labelkit.evidence.claims import proof
 from labelkit.evidence.compare import Comparison, compare
 from labelkit.evidence.report import report
 from labelkit.mix.adautomix import AdAutoMix
@@ -68,19 +70,19 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching', 'Comparison',
-           'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel', 'CropViews', 'CutMix',
-           'DatasetReinforcement', 'DawidSkene', 'Distill', 'EMA', 'Ensemble', 'FixMatch',
-           'FlexMatch', 'FutureSelfTraining', 'Guess', 'HARD', 'IOMatch', 'InPL',
-           'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits',
-           'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart',
-           'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix',
-           'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'ReLabel', 'Relabel',
+__all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim', 'CoTeaching',
+           'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
+           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'Distill', 'EMA',
+           'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'Guess', 'HARD', 'IOMatch',
+           'InPL', 'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
+           'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'ReLabel', 'Relabel',
            'ResizeMix', 'RobustActiveDistillation', 'SMMix', 'SelfTraining', 'SimMatchV2',
            'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong',
            'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
            'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'predict_unlabeled',
-           'registry', 'reinforce', 'report', 'shard', 'small_cnn', 'small_vit', 'soft_target_loss',
-           'stl10', 'svhn', 'technique', 'wide_resnet']
+           'proof', 'registry', 'reinforce', 'report', 'shard', 'small_cnn', 'small_vit',
+           'soft_target_loss', 'stl10', 'svhn', 'technique', 'wide_resnet']

@@ -11,8 +11,10 @@ __all__ = ['FAMILIES', 'STAGES', 'TARGETS', 'CLASSES', 'registry', 'Card', 'to_s
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib import import_module
 import html, inspect, re
 
+from .claim import Claim
 from ..errors import LabelKitError, check_range
 
 # %% ../../nbs/core/technique.ipynb #a08260e5
@@ -55,6 +57,7 @@ class Card:
     # what it takes a given label for: "class", that of the sample; "" when it does not look
     reads:str = ""
     clashes:dict = field(default_factory=dict) # slug of a technique it cannot stand beside -> why
+    claims:tuple[Claim,...] = ()  # what it is better at than what; `labelkit prove` tries them
 
     @property
     def name(self)->str:
@@ -75,6 +78,10 @@ class Card:
         made = self.makes(dls, folder) if self.makes else {}
         return self.quick | made | (self.example if active else {})
 
+    def proofs(self)->list:
+        "What is known about its claims: a `Proof` for each"
+        return import_module("labelkit.evidence.claims").proofs_of(self)
+
     def _repr_html_(self):
         rows = dict(
             family=self.family,
@@ -83,6 +90,8 @@ class Card:
             cost=html.escape(self.cost),
         )
         if self.beats: rows["compared with"] = html.escape(self.beats)
+        for p in self.proofs():
+            rows["long claim" if p.claim.long else "claim"] = html.escape(p.sentence())
         cells = "".join(
             f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>"
             for k, v in rows.items()

@@ -259,7 +259,7 @@ def _run_one(rows, metric, fit, learner_kw, name, seed):
 
 def _keep(comparison, runs, common, rows):
     "Put `runs` into `comparison`: their numbers, and in words what was run"
-    words = ("data", "cbs")
+    words = ("data", "cbs", "steps", "kept")
     comparison.runs = [{k: v for k,v in r.items() if k not in words} for r in runs]
     comparison.config["data"] = _origin(common["data"]) + runs[0]["data"]
     said = {}

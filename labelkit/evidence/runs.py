@@ -145,36 +145,42 @@ def train_row(
 
 # %% ../../nbs/evidence/runs.ipynb #ff0e0b09
 def run(
-    name:str,          # of the row
-    row:dict,          # from `check_row`
-    seed:int,          # decides data, weights and order
-    metric=accuracy,   # one fastai metric
-    fit:Callable=None, # function of (learn, epochs, lr); `None` for `fit_one_cycle`
-    **learner_kw       # more for `Learner`
-)->dict: # row, seed, metric, seconds, train_loss, valid_loss, curve; data and cbs in words
+    name:str,            # of the row
+    row:dict,            # from `check_row`
+    seed:int,            # decides data, weights and order
+    metric=accuracy,     # one fastai metric
+    fit:Callable=None,   # function of (learn, epochs, lr); `None` for `fit_one_cycle`
+    score:Callable=None, # a function of the trained learner whose number stands for the metric's
+    keep:Callable=None,  # a function of the trained learner; what it returns is kept
+    **learner_kw         # more for `Learner`
+)->dict: # row, seed, metric, seconds, train_loss, valid_loss, curve, kept; data and cbs in words
     "Train one row with one seed. Whatever fails is a `LabelKitError` that names row and seed"
     start = time.perf_counter()
     try:
         learn,epochs = train_row(row, seed, metric, fit, **learner_kw)
         key = mk_metric(metric).name
-        if not epochs or key not in epochs[-1]:
+        if not score and (not epochs or key not in epochs[-1]):
             raise LabelKitError(
                 f"the fit ended without a value of {key}: was it cancelled before validation?"
             )
+        last = epochs[-1] if epochs else {}
+        value = float(score(learn)) if score else last[key]
+        kept = keep(learn) if keep else None
     except Exception as e:
         kind = "" if isinstance(e, LabelKitError) else f"{type(e).__name__}: "
         raise LabelKitError(f"row {name!r}, seed {seed}: {kind}{plain_message(e)}") from e
-    last = epochs[-1]
     return dict(
         row=name,
         seed=seed,
-        metric=last[key],
+        metric=value,
         seconds=time.perf_counter() - start,
         train_loss=last.get("train_loss", math.nan),
         valid_loss=last.get("valid_loss", math.nan),
         curve=[e.get(key, math.nan) for e in epochs],
         data=describe_data(learn.dls),
         cbs=describe_callbacks(learn.cbs),
+        steps=learn.train_iter if hasattr(learn, "train_iter") else 0,
+        kept=kept,
     )
 
 # %% ../../nbs/evidence/runs.ipynb #31412edd
