@@ -349,6 +349,9 @@ class LabelCallback(Settings, Callback):
     def setup(self):
         """Make what needs the learner (a teacher, a table by id); called before the first batch
         with a learner"""
+    def before_steps(self):
+        """Before the steps of each epoch of training: look at all samples, say. Not called in a
+        learning-rate search"""
     def before_forward(self, s:Supervision): "Change the record before the forward pass"
     def after_forward(self, s:Supervision): "Use the outputs: add losses, keep statistics"
     def after_update(self):
@@ -441,6 +444,8 @@ class LabelCallback(Settings, Callback):
     def before_train(self):
         self.check_needs()
         self._ensure_ready()
+        # before the supervision begins: an interruption finds the learner as it was
+        if not self.searching: self.before_steps()
         if not hasattr(self.learn, "supervision"): self.learn.add_cb(SupervisionCallback())
         self.learn.supervision.start()
 
