@@ -10,6 +10,7 @@ bytes, which the result says.
     python benchmarks/semi_supervised.py
 """
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -25,7 +26,7 @@ torch.set_num_threads(1)
 from fastai.basics import SGD, Callback, Learner, set_seed
 from fastai.callback.all import *
 from torch.nn import functional as F
-from timing import alternate, save, table, versions
+from timing import RESULTS, alternate, save, table, versions
 
 from labelkit.data.loaders import from_arrays
 from labelkit.models import small_cnn
@@ -292,29 +293,44 @@ def sim_banks(labeled, size=4096, d=128, k=128, t=.1):
     return run
 
 
-def main(rounds=5, steps=2, widths=(32, 16)):
+def bookkeeping(rounds, step, width):
+    "Milliseconds of the bookkeeping, and its share of the `step`s of techniques, by name"
+    fns = {"FlexMatch": flex_books()}
+    for n in (40, 4000): fns[f"SimMatchV2, {n} labels"] = sim_banks(n)
+    return [
+        dict(width=width, case=k, ms=1000*v, step_ms=step[k], share=1000*v/step[k])
+        for k,v in alternate(fns, rounds).items()
+    ]
+
+
+def with_books(x, y, steps, width):
+    "Steps of the techniques that keep books"
+    return {
+        "FlexMatch": ours(FlexMatch(), x, y, steps, width),
+        **{
+            f"SimMatchV2, {n} labels": ours(SimMatchV2(), x, y, steps, width, n)
+            for n in (40, 4000)
+        },
+    }
+
+
+def main(rounds=5, steps=2, widths=(32, 16), shares_only=False):
     x,y,source = images()
     ends = []
     shares = []
     missing = None
     for width in widths:
         torch.manual_seed(0)
-        fns = {
-            "labelkit": ours(FixMatch(), x, y, steps, width),
-            "plain loop over PIL images": plain_loop(x, y, steps, width),
-        }
-        if missing is None:
-            try: fns["semilearn"] = semilearn_steps(x, y, steps, width)
-            except Exception as e: missing = f"did not run: {type(e).__name__}: {e}"[:300]
-        fns |= {
-            "FlexMatch": ours(FlexMatch(), x, y, steps, width),
-            **{
-                f"SimMatchV2, {n} labels": ours(SimMatchV2(), x, y, steps, width, n)
-                for n in (40, 4000)
-            },
-        }
-        spent = alternate(fns, rounds)
-        step = {k: 1000*v/steps for k,v in spent.items()}
+        fns = with_books(x, y, steps, width)
+        if not shares_only:
+            fns = {
+                "labelkit": ours(FixMatch(), x, y, steps, width),
+                "plain loop over PIL images": plain_loop(x, y, steps, width),
+            } | fns
+            if missing is None:
+                try: fns["semilearn"] = semilearn_steps(x, y, steps, width)
+                except Exception as e: missing = f"did not run: {type(e).__name__}: {e}"[:300]
+        step = {k: 1000*v/steps for k,v in alternate(fns, rounds).items()}
         ends += [
             dict(
                 width=width,
@@ -325,35 +341,22 @@ def main(rounds=5, steps=2, widths=(32, 16)):
             for k in ("labelkit", "plain loop over PIL images", "semilearn")
             if k in step
         ]
-        parts = {
-            k: 1000 * v
-            for k, v in alternate(
-                {
-                    "FlexMatch": flex_books(),
-                    **{f"SimMatchV2, {n} labels": sim_banks(n) for n in (40, 4000)},
-                },
-                rounds,
-            ).items()
-        }
-        shares += [
-            dict(width=width, case=k, ms=v, step_ms=step[k], share=v / step[k])
-            for k, v in parts.items()
-        ]
+        shares += bookkeeping(rounds, step, width)
     return ends,shares,dict(images=source, semilearn=missing or "ran in the same process")
 
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description="Steps of FixMatch, FlexMatch and SimMatchV2")
     p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--shares", action="store_true",
+                   help="time the bookkeeping alone, and leave the rest of the results as it is")
     a = p.parse_args()
-    ends,shares,notes = main(a.rounds)
+    ends,shares,notes = main(a.rounds, shares_only=a.shares)
     print(notes)
-    print(
-        table(
-            [("FixMatch step", "width", "images/s", "times labelkit's")]
-            + [(o["case"], o["width"], o["images_per_second"], f"{o['ratio']:.2f}") for o in ends]
-        )
-    )
+    rows = [
+        (o["case"], o["width"], o["images_per_second"], f"{o['ratio']:.2f}") for o in ends
+    ]
+    if ends: print(table([("FixMatch step", "width", "images/s", "times labelkit's")] + rows))
     print(
         table(
             [("bookkeeping", "width", "ms", "step ms", "share")]
@@ -369,16 +372,18 @@ if __name__ == "__main__":
             ]
         )
     )
-    save(
-        "semi_supervised",
-        dict(
-            what="64 labeled + 448 unlabeled 32×32×3 images, from bytes to the optimiser's step; "
-                 "one thread, processor time",
-            rounds=a.rounds,
-            fixmatch_step=ends,
-            shares=shares,
-            target="shares under 0.10 with small_cnn as it comes (32 channels)",
-            **notes,
-            versions=versions("labelkit", "torch", "torchvision", "fastai", "semilearn", "pillow"),
-        ),
+    books = dict(
+        shares=shares,
+        target="shares under 0.10 with small_cnn as it comes (32 channels)",
+        shares_rounds=a.rounds,
+        shares_versions=versions("labelkit", "torch", "fastai"),
     )
+    steps = json.loads((RESULTS/"semi_supervised.json").read_text()) if a.shares else dict(
+        what="64 labeled + 448 unlabeled 32×32×3 images, from bytes to the optimiser's step; "
+             "one thread, processor time",
+        rounds=a.rounds,
+        fixmatch_step=ends,
+        **notes,
+        versions=versions("labelkit", "torch", "torchvision", "fastai", "semilearn", "pillow"),
+    )
+    save("semi_supervised", steps | books)

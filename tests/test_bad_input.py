@@ -171,6 +171,13 @@ def test_truncated_files(tmp_path):
         fit(learner([MixUp()]), cbs=[Checkpoint(f)])
 
 
+def test_a_checkpoint_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fit(learner([MixUp()]), cbs=[Checkpoint("~/fits/fit.pt")])
+    assert Checkpoint(f"file://{tmp_path}/fits/fit.pt").path.is_file()
+    with pytest.raises(LabelKitError, match="is a URL"): Checkpoint("s3://bucket/fit.pt")
+
+
 def test_unwritable_folder_leaves_nothing(tmp_path):
     (tmp_path/"file").write_text("in the way")
     out = tmp_path/"file"/"sub"

@@ -14,7 +14,7 @@ import torch
 from fastcore.foundation import L
 from fastai.callback.core import Callback, CancelEpochException
 
-from ..errors import LabelKitError, atomic_path, check_range
+from ..errors import LabelKitError, atomic_path, check_range, local_path
 
 # %% ../../nbs/core/checkpoint.ipynb #43162fb4
 def get_random_states()->dict:
@@ -53,11 +53,11 @@ class Checkpoint(Callback):
     order = -100
 
     def __init__(self,
-        path,            # the file
+        path:str|Path,   # the file, in any spelling that `local_path` knows
         every:int=1,     # epochs between two checkpoints
         resume:bool=True # go on from `path` when it is there; otherwise begin anew
     ):
-        self.path = Path(path)
+        self.path = local_path(path)
         self.every = int(check_range("every", every, 1))
         self.resume = resume
 

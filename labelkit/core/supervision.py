@@ -16,7 +16,7 @@ from zlib import crc32
 import pickle
 
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, event
 from fastai.data.transforms import get_c
 from fastai.learner import Metric
 from fastcore.basics import class2attr
@@ -74,18 +74,32 @@ def _logits(out):
     return out.float() if out.is_floating_point() else out
 
 # %% ../../nbs/core/supervision.ipynb #205281df
+# the events of every batch; the others come rarely, and fastai itself acts in some of them
+_EACH_BATCH = frozenset(
+    o for o in dir(event) if o.endswith(("_batch", "_pred", "_loss", "_backward", "_step"))
+)
+
+def _hears(cb, event_name):
+    """Whether a callback has something to do in an event. fastai would ask the callback, the
+    learner and the model for it, in each batch"""
+    if event_name not in _EACH_BATCH: return True
+    return hasattr(type(cb), event_name) or event_name in vars(cb)
+
 class SupervisionCallback(Callback):
     "Make the record of each training batch, let the techniques edit it, and turn it into the loss"
     order = 5
     run_valid = False
     record = _ids = _xb = _unlabeled = None
-    _acting = ()
+    _techniques = _acting = ()  # of the batch: those at work, and those that act in it
     _batches = 0
     _sums = None
     _handles = ()
 
     # name of a loss -> its mean in each epoch, NaN where it was not computed
     def __init__(self): self.parts = {}
+
+    def __call__(self, event_name):
+        if _hears(self, event_name): return super().__call__(event_name)
 
     @property
     def techniques(self)->list:
@@ -122,10 +136,10 @@ class SupervisionCallback(Callback):
         self._restore()
 
     def before_batch(self):
-        techniques = self.techniques
-        self.record = s = self._make_record() if techniques else None
+        self._techniques = self.techniques
+        self.record = s = self._make_record() if self._techniques else None
         if s is None: return
-        self._acting = [cb for cb in techniques if cb.draws()]
+        self._acting = [cb for cb in self._techniques if cb.draws()]
         try:
             for cb in self._acting: cb.check(s)
             for cb in self._acting: cb.before_forward(s)
@@ -134,15 +148,18 @@ class SupervisionCallback(Callback):
             self._check_inputs(s)
             raise
         self._hook(s)
-        self._xb = self.xb
+        self._xb = self.learn.xb
         self.learn.xb = self._joint(s)
 
     def _make_record(self):
-        if len(self.yb) != 1:
-            raise LabelKitError(f"batches have {len(self.yb)} targets: techniques need exactly one")
-        inputs = tuple(map(_plain, self.xb))
-        y = _plain(self.yb[0])
-        kind = target_kind(y, self.loss_func)
+        # what a callback does not have itself is asked of the learner: the long way round
+        learn = self.learn
+        if len(learn.yb) != 1:
+            found = len(learn.yb)
+            raise LabelKitError(f"batches have {found} targets: techniques need exactly one")
+        inputs = tuple(map(_plain, learn.xb))
+        y = _plain(learn.yb[0])
+        kind = target_kind(y, learn.loss_func)
         if kind == "segmentation" and y.ndim == 2 and y.shape[1] == 1:  # a table's one column
             y = y[:,0]
             kind = "single"
@@ -205,18 +222,19 @@ class SupervisionCallback(Callback):
     def after_loss(self):
         s = self.record
         if s is None: return
-        loss = self._labeled_loss(s) if s.edited else self.learn.loss_grad
+        # small operations take ten times as long on fastai's own tensors
+        loss = self._labeled_loss(s) if s.edited else _plain(self.learn.loss_grad)
         added = s.losses | s.auxiliary_losses
         parts = {"labeled": loss} | {k: v for k,(v,_) in added.items()}
-        scaled = s.labeled_weight != 1
-        if scaled: loss = s.labeled_weight*loss
+        if s.labeled_weight != 1: loss = s.labeled_weight*loss
         for v,w in s.losses.values(): loss = loss + w*v
-        if s.edited or s.losses or scaled:
-            self.learn.loss_grad = loss
-            self.learn.loss = loss.clone()
-        for v,w in s.auxiliary_losses.values(): self.learn.loss_grad = self.learn.loss_grad + w*v
-        if not self.learn.loss_grad.detach().isfinite().all(): self._not_finite(s)
-        for k,v in parts.items(): self._sums[k] = self._sums.get(k, 0) + v.detach().mean()
+        self.learn.loss = loss.clone()
+        for v,w in s.auxiliary_losses.values(): loss = loss + w*v
+        self.learn.loss_grad = loss
+        if not loss.detach().isfinite().all(): self._not_finite(s)
+        for k,v in parts.items():
+            mean = v.detach().mean() if v.ndim else v.detach()
+            self._sums[k] = self._sums.get(k, 0) + mean
         self._batches += 1
 
     def _labeled_loss(self, s):
@@ -249,13 +267,15 @@ class SupervisionCallback(Callback):
         )
 
     def _auxiliaries(self):
-        return [aux for cb in self.techniques for aux in cb.auxiliaries.values()]
+        return [aux for cb in self._techniques for aux in cb.auxiliaries.values()]
 
     def after_step(self):
         for aux in self._auxiliaries(): aux.step(self.learn)
-        skipped = getattr(getattr(self.learn, "mixed_precision", None), "skipped", False)
-        if self.record is None or skipped or hasattr(self.learn, "lr_finder"): return
-        for cb in self.techniques: cb.after_update()
+        # where the learner keeps its callbacks; it would ask the model for those it does not have
+        there = vars(self.learn)
+        skipped = getattr(there.get("mixed_precision"), "skipped", False)
+        if self.record is None or skipped or "lr_finder" in there: return
+        for cb in self._techniques: cb.after_update()
 
     def after_batch(self): self._restore()
     def after_train(self):
@@ -267,10 +287,12 @@ class SupervisionCallback(Callback):
             mean = float(self._sums[k])/self._batches if k in self._sums else nan
             self.parts.setdefault(k, [nan]*done).append(mean)
         self._batches = 0
-    def after_fit(self): self.record = self._unlabeled = None
+    def after_fit(self):
+        self.record = self._unlabeled = None
+        self._techniques = self._acting = ()
 
     def __getstate__(self):
-        passing = ("record", "_ids", "_xb", "_unlabeled", "_sums", "_handles", "_acting", "_alone")
+        passing = "record _ids _xb _unlabeled _sums _handles _techniques _acting _alone".split()
         return {k: v for k,v in vars(self).items() if k not in passing}
 
 # %% ../../nbs/core/supervision.ipynb #2ef3f675
@@ -327,6 +349,9 @@ class LabelCallback(Settings, Callback):
     def setup(self):
         """Make what needs the learner (a teacher, a table by id); called before the first batch
         with a learner"""
+    def before_steps(self):
+        """Before the steps of each epoch of training: look at all samples, say. Not called in a
+        learning-rate search"""
     def before_forward(self, s:Supervision): "Change the record before the forward pass"
     def after_forward(self, s:Supervision): "Use the outputs: add losses, keep statistics"
     def after_update(self):
@@ -414,11 +439,13 @@ class LabelCallback(Settings, Callback):
 
     # --- its life with a learner
     def __call__(self, event_name):
-        if not self.off: return super().__call__(event_name)
+        if not self.off and _hears(self, event_name): return super().__call__(event_name)
 
     def before_train(self):
         self.check_needs()
         self._ensure_ready()
+        # before the supervision begins: an interruption finds the learner as it was
+        if not self.searching: self.before_steps()
         if not hasattr(self.learn, "supervision"): self.learn.add_cb(SupervisionCallback())
         self.learn.supervision.start()
 
@@ -439,7 +466,7 @@ class LabelCallback(Settings, Callback):
     def searching(self)->bool:
         """Whether a learning-rate search is running, in which nothing may be learned about the
         labels"""
-        return hasattr(self.learn, "lr_finder")
+        return "lr_finder" in vars(self.learn)
 
     # "module:Class" of what shows the technique; by default its losses
     explorer = "labelkit.explore.training_explorer:TrainingExplorer"

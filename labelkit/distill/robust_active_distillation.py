@@ -18,7 +18,7 @@ from ..core.technique import technique
 from ..data.samples import Samples, predict_unlabeled
 from .base import Distill, soft_kl
 from ..errors import LabelKitError, check_range
-from ..parts.rounds import round_epochs
+from ..parts.rounds import Rounds
 from ..storage.ledger import Ledger
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b928f495
@@ -220,6 +220,7 @@ class RobustActiveDistillation(Distill):
                 f"budget={self.budget} is more than the {n} unlabeled samples: ask about at most "
                 "so many"
             )
+        self.schedule = Rounds(self.rounds, self.warmup)
         self.queried = torch.full((self.dls.n_ids,), -1, device=device)
         self.answers = torch.zeros(self.dls.n_ids, n_classes(self.learn), device=device)
         by = self.policy if isinstance(self.policy, str) else "own policy"
@@ -228,15 +229,11 @@ class RobustActiveDistillation(Distill):
     @property
     def n_asked(self)->int: return int((self.queried >= 0).sum())
 
-    def before_train(self):
-        # an interruption in a round finds the learner as it was
-        self.check_needs()
-        self._ensure_ready()
-        due = round_epochs(self.learn.n_epoch, self.warmup, self.rounds)
-        left = [o for o in due if o >= self.learn.epoch]
-        if not self.searching and self.learn.epoch in left:
-            self.question(ceil((self.n_budget-self.n_asked)/len(left)))
-        super().before_train()
+    def before_steps(self):
+        left = self.schedule.left(self.learn)
+        if self.learn.epoch not in left: return
+        self.question(ceil((self.n_budget-self.n_asked)/len(left)))
+        self.schedule.finish()
 
     def question(self,
         k:int # how many questions

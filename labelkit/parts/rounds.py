@@ -29,7 +29,7 @@ def round_epochs(
 class Rounds:
     """Which epochs of a fit begin with a round, and how many rounds there have been
 
-    A technique makes it in `setup`, asks `due` in `before_train`, and calls `finish` when a round
+    A technique makes it in `setup`, asks `due` in `before_steps`, and calls `finish` when a round
     has ended well. Each fit has its own rounds. Raises `LabelKitError` for a warm-up outside 0..1,
     fewer than 0 rounds, or less than an epoch between two."""
     def __init__(self,

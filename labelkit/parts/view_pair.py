@@ -21,7 +21,8 @@ class ViewPair:
         dls,     # the loaders whose `view_hints` decide
         rng:torch.Generator, # the technique's random numbers
     ):
-        self.given = [None if o is None else as_view(o) for o in (weak, strong)]
+        # a view that has seen other data before looks at the range of these anew
+        self.given = [None if o is None else as_view(o).fresh() for o in (weak, strong)]
         self.dls = dls
         self.rng = rng
 
@@ -33,6 +34,7 @@ class ViewPair:
     def weak(self, x:torch.Tensor)->torch.Tensor: return self._view(0)(x, self.rng)
     def strong(self, x:torch.Tensor)->torch.Tensor: return self._view(1)(x, self.rng)
 
+    @cached_property
     def still(self):
         """The pair for labels a pixel: the weak view is the image itself. The strong one, unless
         it was given, changes its colours and moves nothing"""

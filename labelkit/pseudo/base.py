@@ -191,7 +191,7 @@ class PseudoLabel(LabelCallback):
     def before_forward(self, s:Supervision):
         self.show_labeled(s)
         mine = s.own(self)
-        views = self._views.still() if s.kind == "segmentation" else self._views
+        views = self._views.still if s.kind == "segmentation" else self._views
         mine.weak = views.weak(s.unlabeled)
         if self.teacher is None: s.forward(f"{self.name}.weak", mine.weak, grad=self.weak_grad)
         mine.strong = views.strong(s.unlabeled)
@@ -260,7 +260,8 @@ class WeakViews(LabelCallback):
         super().__init__(**kwargs)
         self.keep(weak=weak)
 
-    def setup(self): self._view = as_view(self.weak) if self.weak else default_views(self.dls)[0]
+    def setup(self):
+        self._view = as_view(self.weak).fresh() if self.weak else default_views(self.dls)[0]
     def before_forward(self, s:Supervision): s.x = self._view(s.x, self.rng)
 
 # %% ../../nbs/pseudo/base.ipynb #7dabbb30

@@ -50,7 +50,9 @@ class FlexMatch(PseudoLabel):
         self._set_thresholds()
 
     def _set_thresholds(self):
-        counts = torch.bincount(self.selected+1, minlength=n_classes(self.learn)+1)[1:]
+        counts = self.selected.new_zeros(n_classes(self.learn)+1)
+        # `bincount` would wait for a GPU to learn its own length
+        counts = counts.scatter_add(0, self.selected+1, torch.ones_like(self.selected))[1:]
         unused = len(self.dls.unlabeled.dataset) - counts.sum() if self.warmup else 0
         self.class_threshold = class_thresholds(counts, self.threshold, unused, self.mapping)
 

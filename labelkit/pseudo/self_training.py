@@ -14,7 +14,7 @@ from ..core.supervision import n_classes
 from ..core.technique import CLASSES, technique
 from ..data.samples import predict_unlabeled
 from ..errors import check_range
-from ..parts.rounds import round_epochs
+from ..parts.rounds import Rounds
 from labelkit.pseudo.base import (
     PseudoLabel,
     above_margin,
@@ -47,7 +47,7 @@ class SelfTraining(PseudoLabel):
     """In rounds, pseudo-label the unlabeled samples that are predicted surest, and train on them
     until the next round
 
-    At the beginning of each round's epoch (`round_epochs`) all unlabeled samples are predicted
+    At the beginning of each round's epoch (`Rounds`) all unlabeled samples are predicted
     without augmentation and selected by `select`; from then on consistency_loss to the stored
     pseudo-labels is added with `weight`. Needs unlabeled samples with ids. Survey: Amini et al.
     2022, https://arxiv.org/abs/2202.12040; first: Scudder 1965,
@@ -86,6 +86,7 @@ class SelfTraining(PseudoLabel):
         super().setup()
         n = self.dls.n_ids
         device = self.dls.device or "cpu"
+        self.schedule = Rounds(self.rounds, self.warmup, self.every)
         self.pseudo_label = torch.full((n,), -1, device=device)
         if not self.hard: self.soft_label = torch.zeros(n, n_classes(self.learn), device=device)
 
@@ -95,13 +96,10 @@ class SelfTraining(PseudoLabel):
         if self.per_class: return top_k_per_class(probs, max(k//probs.shape[1], 1))
         return top_k(probs, k)
 
-    def before_train(self):
-        # an interruption in a round finds the learner as it was
-        self.check_needs()
-        self._ensure_ready()
-        due = round_epochs(self.learn.n_epoch, self.warmup, self.rounds, self.every)
-        if self.learn.epoch in due and not self.searching: self.relabel()
-        super().before_train()
+    def before_steps(self):
+        if not self.schedule.due(self.learn): return
+        self.relabel()
+        self.schedule.finish()
 
     def relabel(self):
         "A round: predict everything, and replace the pseudo-labels"

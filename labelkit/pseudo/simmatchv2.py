@@ -40,18 +40,26 @@ def propagated_labels(
     `k` nearest labeled samples
 
     Zheng et al. 2023, https://arxiv.org/abs/2308.06692"""
-    absent = (
-        bank.new_zeros(len(bank))
-        if known is None
-        else bank.new_zeros(len(bank)).masked_fill_(~known, _far)
-    )
-    sim = features@bank.T/temperature
+    absent = _absent(bank, known)
     k = min(k, len(bank))
-    own, others = (_walk_all if len(bank) == k else _walk_nearest)(
-        sim, bank, absent, k, temperature, alpha
-    )
-    res = own[:,None]*probs + others@labels
+    walk = _walk_all if k == len(bank) else _walk_nearest
+    # a few samples at a time: the edges among their neighbours then stay in a processor's cache
+    few = 64 if walk is _walk_nearest and not bank.is_cuda else max(1, len(features))
+    res = []
+    for f,p in zip(features.split(few), probs.split(few)):
+        sim = _similar(f, bank, temperature, absent)
+        own,others = walk(sim, bank, absent, k, temperature, alpha)
+        res.append(own[:,None]*p + others@labels)
+    res = torch.cat(res)
     return res/res.sum(1, keepdim=True)  # is 1 already, unless there was no neighbour
+
+def _absent(bank, known):
+    "[L] what is added to similarities, so that nothing leads to an empty row of the bank"
+    zeros = bank.new_zeros(len(bank))
+    return zeros if known is None else zeros.masked_fill_(~known, _far)
+
+def _similar(features, bank, temperature, absent):
+    return torch.addmm(absent, features, bank.T, alpha=1/temperature)
 
 def _walk(first, back, total, times, alpha):
     """Sum of ever longer walks from the sample: how often it is at home [U], and at each neighbour
@@ -72,11 +80,11 @@ def _walk_all(sim, bank, absent, k, t, alpha):
     between = (between-top[:,None]).exp()  # [L, L], and [U, L] from labeled ones to the sample
     back = (sim-top).exp()
     total = (between.sum(1) + back).clamp_min(torch.finfo(sim.dtype).tiny)
-    return _walk((sim+absent).softmax(1)*(absent == 0), back, total, lambda out: out@between, alpha)
+    return _walk(sim.softmax(1)*(absent == 0), back, total, lambda out: out@between, alpha)
 
 def _walk_nearest(sim, bank, absent, k, t, alpha):
     "Each sample has neighbours of its own, with the edges between them"
-    near,at = (sim+absent).topk(k, dim=1, sorted=False)  # [U, k]
+    near,at = sim.topk(k, dim=1, sorted=False)  # [U, k]
     rows = bank[at]
     missing = absent[at]
     back = near-missing
@@ -107,8 +115,7 @@ def edges(
     known:torch.Tensor=None, # [N] bool: rows of the bank that hold something
 )->torch.Tensor: # [U, N] logarithms of edges that add up to 1
     "log softmax(features·bank/temperature)"
-    sim = features@bank.T/temperature
-    return (sim if known is None else sim.masked_fill(~known, _far)).log_softmax(1)
+    return _similar(features, bank, temperature, _absent(bank, known)).log_softmax(1)
 
 def edge_edge_loss(
     strong:torch.Tensor, # [U, N] log-edges of the strong view
@@ -201,9 +208,8 @@ class SimMatchV2(PseudoLabel):
 
     def predict(self, s:Supervision):
         mine = s.own(self)
-        with torch.autocast(s.pred.device.type, enabled=False):
-            logits,f = self.teacher(mine.weak, features=True)
-            f = self.teacher_projector(f)
+        logits,f = self.teacher(mine.weak, features=True)
+        f = self.teacher_projector(f)
         n = len(s.x)
         mine.labeled = f[:n]
         mine.features = f[n:]
@@ -228,17 +234,21 @@ class SimMatchV2(PseudoLabel):
         return self.node_weight*consistency_loss(strong, many(target), many(mask))
 
     def after_forward(self, s:Supervision):
-        super().after_forward(s)
+        # a low temperature wants all digits of the similarities
+        with torch.autocast(s.pred.device.type, enabled=False):
+            super().after_forward(s)
+            self._add_edge_losses(s)
+
+    def _add_edge_losses(self, s):
         u = self.unlabeled
         mine = s.own(self)
-        with torch.autocast(s.pred.device.type, enabled=False):
-            weak = edges(mine.features, u["features"], self.temperature, u.known)
-            features = self.projector(s.features(f"{self.name}.strong"))
-            strong = edges(features, u["features"], self.temperature, u.known)
-            many = lambda t: t.repeat(self.views, 1)
-            begun = u.known.any()  # in the first batch there is nobody to be similar to
-            agree = edge_edge_loss(strong, many(weak))*begun
-            arrive = node_edge_loss(strong, u["labels"], many(mine.probs))*begun
+        weak = edges(mine.features, u["features"], self.temperature, u.known)
+        features = self.projector(s.features(f"{self.name}.strong"))
+        strong = edges(features, u["features"], self.temperature, u.known)
+        many = lambda t: t.repeat(self.views, 1)
+        begun = u.known.any()  # in the first batch there is nobody to be similar to
+        agree = edge_edge_loss(strong, many(weak))*begun
+        arrive = node_edge_loss(strong, u["labels"], many(mine.probs))*begun
         s.add_loss(f"{self.name}.edge_edge", agree, self.weight*self.edge_weight)
         s.add_loss(f"{self.name}.node_edge", arrive, self.weight*self.edge_weight)
 

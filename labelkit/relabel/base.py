@@ -126,13 +126,10 @@ class Relabel(LabelCallback):
         several rounds"""
         return not self.found
 
-    def before_train(self):
-        self.check_needs()
-        self._ensure_ready()
-        if self.due and not self.searching:
-            self.find()
-            self.found = True
-        super().before_train()  # not before, as an interrupted search leaves nothing to clean up
+    def before_steps(self):
+        if not self.due: return
+        self.find()
+        self.found = True
 
     def before_forward(self, s:Supervision): self.table.apply(s)
 

@@ -90,27 +90,33 @@ class Ledger:
             suggested_label=suggested_label,
             confidence=confidence,
             accepted=accepted,
-            epoch=torch.full_like(ids, epoch),
-            reason=torch.as_tensor(reason, device=device).expand(len(ids)),
+            epoch=epoch,
+            reason=reason,
             **more,
         )
-        for k,v in new.items(): self.columns[k][ids] = v.to(self._columns[k])
-        kind = torch.full_like(ids, 2)
+        for k,v in new.items():
+            column = self.columns[k]
+            v = torch.as_tensor(v) if isinstance(v, (list, tuple)) else v
+            # of an id that comes twice, the last row counts (on a GPU, one of them)
+            if getattr(v, "ndim", 0): column.index_copy_(0, ids, v.to(column))
+            else: column.index_fill_(0, ids, v)
+        kind = 2
         if self.truth is not None:
-            truth = self.truth[ids]
-            kind = torch.where(truth >= 0, (suggested_label != truth).long(), kind)
-        bin_ = (confidence*self.bins).long().clamp(0, self.bins-1)
-        flat = (kind*2 + accepted.long())*self.bins + bin_
-        self._now.view(-1).index_add_(0, flat, torch.ones_like(confidence))
-        self._threshold = (
-            None if class_threshold is None else class_threshold.detach().float().cpu()
-        )
+            truth = self.truth.index_select(0, ids)
+            kind = torch.where(truth >= 0, suggested_label != truth, kind)
+        place = (confidence*self.bins).long().clamp_(0, self.bins-1)
+        place.add_(accepted, alpha=self.bins).add_(kind, alpha=2*self.bins)
+        self._now.view(-1).index_add_(0, place, torch.ones_like(confidence))
+        # it stays on its device until the epoch ends: fetching it would wait for a GPU in each step
+        t = class_threshold
+        self._threshold = None if t is None else t.detach().float().clone()
 
     _threshold = None
+    def _last_threshold(self): return None if self._threshold is None else self._threshold.cpu()
     def _close(self, epoch):
         if self.epochs:
             self._done.append(self._now.cpu())
-            self.class_threshold.append(self._threshold)
+            self.class_threshold.append(self._last_threshold())
             self._now = self._empty(self._now.device)
         self.epochs.append(epoch)
 
@@ -125,7 +131,7 @@ class Ledger:
         and `accepted_correct` [E], `class_threshold`"""
         h = self._counts()
         by_bin = h.sum(2).numpy()
-        t = [*self.class_threshold, self._threshold]
+        t = [*self.class_threshold, self._last_threshold()]
         return dict(
             epochs=list(self.epochs),
             bins=torch.linspace(0, 1, self.bins + 1).numpy(),
@@ -182,7 +188,7 @@ class Ledger:
             done=[o.clone() for o in self._done],
             now=self._now.clone(),
             class_threshold=list(self.class_threshold),
-            threshold=self._threshold,
+            threshold=self._last_threshold(),
         )
 
     def load_state_dict(self, s:dict):

@@ -7,6 +7,7 @@ from torch import tensor
 from torch.nn import functional as F
 
 from contract import data
+from labelkit.data.views import RandAugment
 from labelkit.errors import LabelKitError
 from labelkit.parts.banks import Bank, Queue
 from labelkit.parts.contrast import info_nce, nt_xent
@@ -83,7 +84,7 @@ def test_views_wait_for_the_data():
     pair = ViewPair(lambda x: x+1, None, None, rng)  # a table: no default view is looked for
     assert torch.equal(pair.weak(x), x+1)
     images = data()
-    still = ViewPair(None, None, images, rng).still()
+    still = ViewPair(None, None, images, rng).still
     flat = torch.full((2,1,8,8), .25)
     flat[:,:,:,4:] = .75
     assert torch.equal(still.weak(flat), flat)
@@ -92,6 +93,15 @@ def test_views_wait_for_the_data():
         # sharpness blends neighbours, and so the two columns at the edge
         for part in (out[:,:,:,:3], out[:,:,:,5:]):
             assert torch.equal(part, part[:,:,:1,:1].expand_as(part)), "a pixel has moved"
+
+
+def test_a_view_used_again_looks_at_the_range_of_other_data():
+    rng = torch.Generator().manual_seed(0)
+    view = RandAugment()
+    x = torch.rand(2, 1, 8, 8)
+    ViewPair(view, None, None, rng).weak(x)
+    again = ViewPair(view, None, None, rng)
+    with pytest.raises(LabelKitError, match="x has values from"): again.weak(3*x + 1)
 
 
 def test_info_nce_by_hand_and_without_symmetry():

@@ -98,6 +98,18 @@ def test_propagation_is_the_inverse(n, k, alpha, t):
     )
 
 
+@pytest.mark.parametrize("n", [1, 64, 150])
+@pytest.mark.parametrize("k", [3, 20])
+def test_propagation_of_many_samples_is_that_of_each(n, k):
+    f = unit(n, 4)
+    bank = unit(20, 4, seed=1)
+    p = torch.rand(n, 3).softmax(1)
+    labels = F.one_hot(torch.arange(20) % 3, 3).float()
+    got = propagated_labels(f, p, bank, labels, k, .1, .3)
+    each = [propagated_labels(f[i:i+1], p[i:i+1], bank, labels, k, .1, .3) for i in range(n)]
+    torch.testing.assert_close(got, torch.cat([p[:0], *each]))
+
+
 @pytest.mark.parametrize("k", [3, 8])
 @pytest.mark.parametrize("t", [.01, .1])
 def test_rows_that_hold_nothing_are_left_out(k, t):

@@ -55,6 +55,27 @@ class TestSamples:
             [2, 0, 4, "", True],
         ]
 
+    def test_an_id_that_comes_twice(self):
+        "The last row stays in the table, and both are counted"
+        book = Ledger(3, truth=T([0, 1, 2]), reasons=("", "far"))
+        accepted = [False, True, True]
+        record(book, [1, 1, 0], [1, 2, 0], [.3, .8, .9], accepted, 0, reason=T([1, 0, 1]))
+        columns = ["id", "suggested_label", "accepted", "reason"]
+        assert book.frame()[columns].values.tolist() == [[0, 0, True, "far"], [1, 2, True, ""]]
+        h = book.history()
+        assert h["correct"].sum() == 2 and h["wrong"].sum() == 1 and h["accepted"].tolist() == [2]
+
+    @pytest.mark.parametrize("reason", [1, T(1), [1, 1], T([1, 1])])
+    def test_a_reason_for_all_or_for_each(self, reason):
+        book = Ledger(2, reasons=("", "far"))
+        record(book, [0, 1], [0, 0], [.3, .8], [False, True], 0, reason=reason)
+        assert book.frame().reason.tolist() == ["far", "far"]
+
+    def test_a_batch_of_none(self):
+        book = Ledger(2, truth=T([0, 1]))
+        book.record(T([]).long(), T([]).long(), T([]), T([]).bool(), 0)
+        assert not len(book.frame()) and book.summary().seen.tolist() == [0]
+
     def test_columns_of_a_technique(self):
         book = Ledger(4, columns=dict(quality=torch.float, size=torch.long))
         record(book, [3], [0], [1.], [True], 0, quality=T([.25]), size=T([7]))
@@ -92,6 +113,8 @@ class TestEpochs:
             t = T([.1*epoch, 1.])
             record(book, [0], [0], [.5], [True], epoch, class_threshold=t)
         np.testing.assert_allclose(book.history()["class_threshold"][:, 0], [0, .1, .2], atol=1e-7)
+        t.fill_(7)  # the technique goes on with its own tensor
+        assert book.history()["class_threshold"][2, 0] == pytest.approx(.2)
         record(book, [0], [0], [.5], [True], 3)
         assert book.history()["class_threshold"] is None
 
