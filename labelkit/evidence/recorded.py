@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['record', 'Recorded', 'save_record', 'recorded']
 
-# %% ../../nbs/evidence/recorded.ipynb #85363f8e
+# %% ../../nbs/evidence/recorded.ipynb #03086378
 from importlib import resources
 from pathlib import Path
 import json, math
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import LabelKitError, atomic_path
 
-# %% ../../nbs/evidence/recorded.ipynb #9dd93143
+# %% ../../nbs/evidence/recorded.ipynb #71593ec8
 _max_epochs = 20 # of the ledger; the curves keep all
 
 def _plain(v):
@@ -54,7 +54,7 @@ def record(
         out["ledger"] = dict(history=_thin(ledger.history()), vocab=vocab, threshold=threshold)
     return _plain(out)
 
-# %% ../../nbs/evidence/recorded.ipynb #004172e7
+# %% ../../nbs/evidence/recorded.ipynb #1c8308f3
 class Recorded:
     "A recorded training: `.explore()` opens its explorer, `.training` are its curves"
     def __init__(self,
