@@ -5,6 +5,7 @@ models, `compare`."""
 
 from labelkit.core.auxiliary import Auxiliary
 from labelkit.core.checkpoint import Checkpoint
+from labelkit.core.fit import quiet, trained
 from labelkit.core.losses import dense_targets, soft_target_loss
 from labelkit.core.record import Supervision
 from labelkit.core.supervision import LabelCallback, LossPart
@@ -82,5 +83,5 @@ __all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'predict_unlabeled',
-           'registry', 'reinforce', 'report', 'shard', 'small_cnn', 'small_vit', 'soft_target_loss',
-           'stl10', 'svhn', 'technique', 'wide_resnet']
+           'quiet', 'registry', 'reinforce', 'report', 'shard', 'small_cnn', 'small_vit',
+           'soft_target_loss', 'stl10', 'svhn', 'technique', 'trained', 'wide_resnet']
