@@ -13,7 +13,10 @@ from labelkit.core.teachers import EMA, Ensemble, Teacher, as_teacher
 from labelkit.core.technique import registry, technique
 from labelkit.data.loaders import from_arrays, label_dls
 from labelkit.data.samples import given_labels, predict_unlabeled
-from labelkit.data.sets import cifar10, cifar100, digits, fashion_mnist, mnist, stl10, svhn
+from labelkit.data.sets import (
+    cifar10, cifar100, digits, fashion_mnist, mnist, mnist_5k, moons, photos, planted, sentences,
+    shifted, stl10, svhn, table,
+)
 from labelkit.data.settings import add_noise, annotators, bags, long_tail
 from labelkit.data.views import default_views
 from labelkit.distill.base import Distill
@@ -82,6 +85,7 @@ __all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
            'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
-           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'predict_unlabeled',
-           'quiet', 'registry', 'reinforce', 'report', 'shard', 'small_cnn', 'small_vit',
-           'soft_target_loss', 'stl10', 'svhn', 'technique', 'trained', 'wide_resnet']
+           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
+           'photos', 'planted', 'predict_unlabeled', 'quiet', 'registry', 'reinforce', 'report',
+           'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
+           'svhn', 'table', 'technique', 'trained', 'wide_resnet']

@@ -398,7 +398,7 @@ def _name(text):
 def _training_options(add):
     names = ", ".join
     add("data", _name, "NAME", f"{names(data_names)} (default: digits)")
-    add("root", _name, "DIR", "folder of torchvision's data sets")
+    add("root", _name, "DIR", "folder of torchvision's data sets (default: $LABELKIT_DATA)")
     add("download", None, None, "fetch the data set when it is not in --root")
     add("n", _whole(), "N", "use only so many training samples (torchvision's sets)")
     add("labeled", _whole(), "N", "samples that keep their label (default: all)")

@@ -138,6 +138,7 @@ def test_show(capsys):
 )
 def test_wrong_words(capsys, monkeypatch, words, says):
     monkeypatch.setattr(cli, "_trained", lambda config: pytest.fail("trained"))
+    monkeypatch.delenv("LABELKIT_DATA", raising=False)
     assert says in fails(capsys, *words)
 
 

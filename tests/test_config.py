@@ -11,6 +11,7 @@ from labelkit.config import (
     as_row,
     check_config,
     check_sets,
+    data_here,
     data_names,
     data_settings,
     defaults,
@@ -66,8 +67,8 @@ def test_every_key_is_needed_or_known(key):
 def test_every_setting_of_data_is_known_and_checked(name):
     known = data_settings(name)
     assert {"labeled", "noise_rate", "bs", "bag_size", "known"} <= set(known)
-    assert ("n" in known, "root" in known) == ((name != "digits"),)*2
-    place = dict(name=name) | (dict(root="/nowhere") if name != "digits" else {})
+    assert ("n" in known, "root" in known) == (name not in data_here,)*2
+    place = dict(name=name) | ({} if name in data_here else dict(root="/nowhere"))
     for k,p in known.items():
         for word in misspelled(k) - set(known):
             refused(BASE | dict(data=place | {word: 1}), f"setting {word!r} is unknown")
@@ -161,7 +162,33 @@ def test_every_technique_can_be_typed_and_saved(slug):
     ],
     ids=str,
 )
-def test_what_is_refused(change, says): refused(BASE | change, says)
+def test_what_is_refused(change, says, monkeypatch):
+    monkeypatch.delenv("LABELKIT_DATA", raising=False)
+    refused(BASE | change, says)
+
+
+@pytest.fixture
+def images(monkeypatch):
+    "In the place of torchvision's sets: 40 images of 2 classes"
+    asked = []
+    def load(name, root, train, download):
+        asked.append((name, root, train, download))
+        return torch.rand(40, 1, 8, 8), torch.arange(40) % 2, ["a", "b"]
+    monkeypatch.setattr(sets, "_load_set", load)
+    return asked
+
+
+def test_a_folder_of_the_environment(images, monkeypatch):
+    monkeypatch.setenv("LABELKIT_DATA", "/there")
+    d = check_config(BASE | dict(data=dict(name="mnist", labeled=10)))["data"]
+    assert "root" not in d and make_data(d, 0).n_ids == 40 and not images[0][3]
+
+
+def test_settings_reach_what_comes_with_packages():
+    d = check_config(BASE | dict(data=dict(name="mnist_5k", size=7, valid=100)))["data"]
+    assert make_data(d, 0).train_ds.arrays.x.shape == (4900, 1, 7, 7)
+    d = check_config(BASE | dict(data=dict(name="photos", size=64)))["data"]
+    assert make_data(d, 0).c == 2
 
 
 @pytest.mark.parametrize("config", [None, [], 3, "config", {}], ids=str)
@@ -275,18 +302,7 @@ def test_settings_reach_their_techniques():
     assert [repr(cb) for cb in cbs] == ["FixMatch(threshold=0.8)", "CutMix(alpha=0.5)"]
 
 
-@pytest.fixture
-def images(monkeypatch):
-    "In the place of torchvision's sets: 40 images of 2 classes"
-    asked = []
-    def load(name, root, train, download):
-        asked.append((name, root, train, download))
-        return torch.rand(40, 1, 8, 8), torch.arange(40) % 2, ["a", "b"]
-    monkeypatch.setattr(sets, "_load_set", load)
-    return asked
-
-
-@pytest.mark.parametrize("name", data_names[1:])
+@pytest.mark.parametrize("name", data_names[len(data_here):])
 def test_settings_reach_the_data(name, images):
     d = dict(name=name, root="/there", download=True, n=30, labeled=10, bs=5, ratio=2)
     dls = make_data(check_config(BASE | dict(data=d))["data"], 3)
