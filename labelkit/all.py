@@ -32,6 +32,7 @@ from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
 from labelkit.evidence.compare import Comparison, compare
 from labelkit.evidence.report import report
+from labelkit.evidence.scoreboard import scoreboard
 from labelkit.mix.adautomix import AdAutoMix
 from labelkit.mix.base import Mix
 from labelkit.mix.cutmix import CutMix
@@ -89,5 +90,5 @@ __all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim', 'CoT
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
            'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
-           'report', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss',
-           'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
+           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']

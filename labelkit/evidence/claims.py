@@ -7,7 +7,7 @@ read them."""
 __all__ = ['claim_row', 'row_key', 'row_code', 'claims_folder', 'Proof', 'proofs_of', 'proof',
            'prove']
 
-# %% ../../nbs/evidence/claims.ipynb #de64f01d
+# %% ../../nbs/evidence/claims.ipynb #9e7db54a
 from collections.abc import Callable
 from functools import partial
 from html import escape
@@ -32,7 +32,7 @@ from .runs import check_row, run, sendable
 from .statistics import t_interval
 from ..models import small_cnn
 
-# %% ../../nbs/evidence/claims.ipynb #306a4f03
+# %% ../../nbs/evidence/claims.ipynb #db68bbaa
 def _seeded(data, seed): return data(seed=seed)
 
 def claim_row(
@@ -71,7 +71,7 @@ def row_code(
     shared = [claim.data, claim.model or small_cnn, claim.loss_func, claim.fit, claim.metric]
     return code_hash([*shared, claim.score, claim.rows[name], claim.learner])
 
-# %% ../../nbs/evidence/claims.ipynb #d66368f0
+# %% ../../nbs/evidence/claims.ipynb #84c75f6f
 def claims_folder()->Path:
     "Where the package keeps the results of its claims"
     return Path(str(resources.files("labelkit")))/"assets"/"claims"
@@ -96,7 +96,7 @@ def _kept(value):
     if not isinstance(value, float): return value
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
-# %% ../../nbs/evidence/claims.ipynb #bc28d635
+# %% ../../nbs/evidence/claims.ipynb #9d9a07c3
 _words = dict(
     shown="Shown",
     against="Against",
@@ -165,6 +165,7 @@ class Proof:
             family=self.card.family,
             claim=self.claim.name,
             says=self.claim.says,
+            lack=self.claim.lack,
             status=self.status,
             baseline=self.claim.over,
             metric=self.claim.unit,
@@ -229,7 +230,7 @@ def proof(
     name = getattr(technique, "__name__", technique)
     raise LabelKitError(f"{name} makes no {'long ' if long else ''}claim")
 
-# %% ../../nbs/evidence/claims.ipynb #75d36ccd
+# %% ../../nbs/evidence/claims.ipynb #ac1f2ecb
 def _trial(claim, rows, device, slug, name, seed):
     if device is not None: default_device(device == "cuda")
     kept = partial(record, slug=slug) if name == claim.row and seed == 0 else None
