@@ -199,8 +199,8 @@ def atlas_table(
             "",
             f"{sum(o['exists'] for o in these)} of {len(these)}",
             "",
-            "| | Technique | Tier | What it is |",
-            "|---|---|---|---|",
+            "| | Technique | Tier | What it is | Claim |",
+            "|---|---|---|---|---|",
         ]
         for o in these:
             name = plain(o["technique"] or o["name"])
@@ -209,7 +209,7 @@ def atlas_table(
             if str(o["paper"]).startswith("https://"): name += f" ([{o['year']}]({o['paper']}))"
             out.append(
                 f"| {'●' if o['exists'] else '○'} | {name} | {plain(o['tier'])} | "
-                f"{plain(o['ships'])} |"
+                f"{plain(o['ships'])} | {o['claim']} |"
             )
         out.append("")
     return "\n".join(out)
