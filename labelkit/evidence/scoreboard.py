@@ -6,7 +6,7 @@ written by hand."""
 # %% auto #0
 __all__ = ['Scoreboard', 'scoreboard']
 
-# %% ../../nbs/evidence/scoreboard.ipynb #ebbd92d0
+# %% ../../nbs/evidence/scoreboard.ipynb #19b01408
 from collections import Counter
 from html import escape
 from importlib import import_module
@@ -17,7 +17,7 @@ from ..errors import LabelKitError
 from .claims import Proof, proofs_of
 from .figure import number
 
-# %% ../../nbs/evidence/scoreboard.ipynb #186d7b78
+# %% ../../nbs/evidence/scoreboard.ipynb #b9b5bd22
 _colors = {"shown": "#12936f", "against": "#d1495b"}
 
 def _bar(low, mean, high, status):
@@ -77,7 +77,31 @@ class Scoreboard:
             f"<tbody>{rows}</tbody></table></div>"
         )
 
+    def small(self,
+        links:dict=None # slug of a technique -> address of its lesson
+    )->str:
+        "In a few lines: the names by family, each with a mark for its answer"
+        families = dict.fromkeys(p.card.family for p in self.proofs)
+        lines = []
+        for family in families:
+            these = [p for p in self.proofs if p.card.family == family]
+            names = " ".join(_chip(p, (links or {}).get(p.card.slug)) for p in these)
+            lines.append(f"<p class='lk-chips'><small>{escape(family)}</small> {names}</p>")
+        return f"{''.join(lines)}<p><small>{escape(self.summary)}</small></p>"
+
     def _repr_html_(self): return f"<p>{escape(self.summary)}</p>{self.html()}"
+
+_marks = {"shown": "●", "not shown": "○", "against": "▼", "missing": "·"}
+
+def _chip(p, link):
+    name = escape(p.card.name)
+    if link: name = f"<a href='{escape(link)}'>{name}</a>"
+    color = _colors.get(p.status, "inherit")
+    return (
+        f"<span title='{escape(p.sentence())}' style='white-space:nowrap;margin-right:.6em'>"
+        f"<span style='color:{color}' aria-label='{p.status}'>{_marks[p.status]}</span> {name}"
+        "</span>"
+    )
 
 def _row(p, link):
     name = escape(p.card.name)
@@ -91,7 +115,7 @@ def _row(p, link):
         middle = f"<td>{said}</td><td>{_bar(p.low, p.difference, p.high, p.status)}</td>"
     return f"<tr><td>{told}</td><td>{escape(p.claim.over)}</td>{middle}<td>{answer}</td></tr>"
 
-# %% ../../nbs/evidence/scoreboard.ipynb #ca31c244
+# %% ../../nbs/evidence/scoreboard.ipynb #bc51ed5a
 _order = ("shown", "not shown", "against", "missing")
 
 def scoreboard(
