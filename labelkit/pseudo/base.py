@@ -15,10 +15,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.record import Supervision
+from ..core.record import Supervision, as_inputs
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, TARGETS
-from ..data.views import as_view, default_views
+from ..data.views import as_view
 from ..errors import LabelKitError
 from ..parts.view_pair import ViewPair
 from ..processes import gather_rows
@@ -150,6 +150,8 @@ class Guess:
     def labeled(self)->torch.Tensor: return self.s.pred.detach()   # [B, C, ...] of labeled samples
 
 # %% ../../nbs/pseudo/base.ipynb #0b0bbba3
+def _show_weak(s, views): s.inputs = as_inputs(views.weak(s.inputs))
+
 class PseudoLabel(LabelCallback):
     """Weak and strong views of the unlabeled samples, and a ledger of what was made of them; a
     technique overrides `believe`, and perhaps more"""
@@ -166,7 +168,8 @@ class PseudoLabel(LabelCallback):
 
     def __init__(self,
         weight:float=1.,            # of the unlabeled loss; 0 turns the technique off
-        # easy view: a view, or any function of images (and a generator); by the data if `None`
+        # easy view: a view, or any function of images (and a generator); by the data if `None`.
+        # Where the model takes several inputs, a function gets a tuple of all and returns one
         weak=None,
         strong=None,                # hard view, likewise
         augment_labeled:bool=True,  # show the labeled samples in their weak view too
@@ -186,20 +189,20 @@ class PseudoLabel(LabelCallback):
 
     def show_labeled(self, s:Supervision):
         "The labeled samples in their weak view, unless each pixel has a label"
-        if self.augment_labeled and s.kind != "segmentation": s.x = self._views.weak(s.x)
+        if self.augment_labeled and s.kind != "segmentation": _show_weak(s, self._views)
 
     def before_forward(self, s:Supervision):
         self.show_labeled(s)
         mine = s.own(self)
         views = self._views.still if s.kind == "segmentation" else self._views
-        mine.weak = views.weak(s.unlabeled)
+        mine.weak = views.weak(s.unlabeled_inputs)
         if self.teacher is None: s.forward(f"{self.name}.weak", mine.weak, grad=self.weak_grad)
-        mine.strong = views.strong(s.unlabeled)
+        mine.strong = views.strong(s.unlabeled_inputs)
         s.forward(f"{self.name}.strong", mine.strong)
 
     def predict(self, s:Supervision)->torch.Tensor: # [U, C, ...] without gradient
         "Logits of the weak view"
-        if self.teacher is not None: return self.teacher(s.own(self).weak)
+        if self.teacher is not None: return self.teacher(*as_inputs(s.own(self).weak))
         return s.outputs[f"{self.name}.weak"].detach()
 
     def observe(self, g:Guess): "Learn about the guesses before anything is believed"
@@ -260,9 +263,8 @@ class WeakViews(LabelCallback):
         super().__init__(**kwargs)
         self.keep(weak=weak)
 
-    def setup(self):
-        self._view = as_view(self.weak).fresh() if self.weak else default_views(self.dls)[0]
-    def before_forward(self, s:Supervision): s.x = self._view(s.x, self.rng)
+    def setup(self): self._views = ViewPair(self.weak, None, self.dls, self.rng)
+    def before_forward(self, s:Supervision): _show_weak(s, self._views)
 
 # %% ../../nbs/pseudo/base.ipynb #7dabbb30
 def ramp_up(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from ..core.record import Supervision
+from ..core.record import Supervision, as_inputs
 from ..core.teachers import EMA
 from ..core.technique import CLASSES, technique
 from ..errors import LabelKitError
@@ -73,13 +73,14 @@ class MeanTeacher(PseudoLabel):
         self.teacher = EMA(self.learn.model, self.ema_decay, batch_stats=self.batch_stats)
 
     def before_forward(self, s:Supervision):
-        x = s.unlabeled if self.unlabeled_only else torch.cat([s.x, s.unlabeled])
+        x = s.unlabeled_inputs
+        if not self.unlabeled_only: x = tuple(map(torch.cat, zip(s.inputs, x)))
         self.show_labeled(s)
         s.forward(self.name, self._views.strong(x))
         s.own(self).weak = self._views.weak(x)
 
     def after_forward(self, s:Supervision):
-        logits = self.teacher(s.own(self).weak)
+        logits = self.teacher(*as_inputs(s.own(self).weak))
         t = self.learn.pct_train/self.ramp if self.ramp else 1.
         loss = agreement_loss(s.outputs[self.name], logits, self.loss)
         s.add_loss(self.name, loss, self.weight*ramp_up(t))
