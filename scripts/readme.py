@@ -8,14 +8,14 @@ from site_pages import directives
 def readme(
     nb:dict # the index notebook
 )->str:
-    "Its cells as Markdown; hidden ones are left out and links point into nbs/"
+    "Its cells as Markdown; what only shows an output is left out and links point into nbs/"
     out = []
     for c in nb["cells"]:
         text = source(c)
         if c["cell_type"] == "code":
             marks = directives(text)
-            if any(m.split()[0] in ("hide", "default_exp") for m in marks if m) or not text.strip():
-                continue
+            words = {m.split()[0].rstrip(":") for m in marks if m}
+            if words & {"hide", "default_exp", "echo"} or not text.strip(): continue
             body = "\n".join(text.splitlines()[len(marks):]).strip()
             out.append(f"```python\n{body}\n```")
         else:

@@ -476,6 +476,11 @@ class LabelCallback(Settings, Callback):
         module,cls = self.explorer.split(":")
         return getattr(import_module(module), cls).from_technique(self, **kwargs)
 
+    @classmethod
+    def recorded(cls):
+        "The training with which its claim was tried, kept thin: `recorded().explore()` shows it"
+        return import_module("labelkit.evidence.recorded").recorded(cls)
+
     # --- its state
     @property
     def auxiliaries(self)->dict:

@@ -164,10 +164,3 @@ def _add_unlabeled(dls, items, ratio, first_id):
     u.inputs_only = True
     dls.loaders = [dl for dl in dls.loaders if dl is not getattr(dls, "unlabeled", None)] + [u]
     dls.unlabeled = u
-
-# %% ../../nbs/data/loaders.ipynb #f131217f
-def __getattr__(name):
-    # the built-in sets were here, and are asked for here until every module asks `data.sets`
-    from labelkit.data import sets
-    if name.startswith("_") or not hasattr(sets, name): raise AttributeError(name)
-    return getattr(sets, name)

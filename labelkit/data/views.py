@@ -510,6 +510,7 @@ class RandAugment(View):
         centre:torch.Tensor, # `[n, b, 2]`
     )->torch.Tensor: # new images
         "The views that were drawn, now or once before"
+        op, value, centre = (o.contiguous() for o in (op, value, centre))
         return self._make(x, op, value, centre, self._matrix(op, value, *x.shape[-2:]))
 
     def _make(self, x, op, value, centre, matrix):

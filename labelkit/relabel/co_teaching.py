@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..core.losses import soft_target_loss
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
@@ -122,7 +121,7 @@ class CoTeaching(LabelCallback):
         for_it,for_me = (small_loss(_losses(o, s.targets), self.rate) for o in logits)
         note_kept(self.ledger, s, (s.pred, pred), for_me, self.learn.epoch)
         share = 1/for_me.sum() if self.variant == "official" else 1.
-        loss = soft_target_loss(self.learn.loss_func, pred, s.targets, s.weights*for_it)
+        loss = s.loss_of(self.learn.loss_func, pred, s.targets, s.weights*for_it)
         s.add_loss(f"{self.name}.peer", loss, share*s.labeled_weight, auxiliary=True)
         s.weigh(for_me.float())
         s.labeled_weight = share*s.labeled_weight

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from ..errors import LabelKitError, local_path
-from .base import Relabel, class_vocab
+from ..data.containers import class_vocab
+from .base import Relabel
 from ..storage.label_log import LabelLog
 from ..storage.label_names import nfc
 
