@@ -6,6 +6,7 @@ models, `compare`."""
 from labelkit.core.auxiliary import Auxiliary
 from labelkit.core.checkpoint import Checkpoint
 from labelkit.core.claim import Claim
+from labelkit.core.fit import quiet, trained
 from labelkit.core.losses import dense_targets, soft_target_loss
 from labelkit.core.record import Supervision
 from labelkit.core.supervision import LabelCallback, LossPart
@@ -87,6 +88,6 @@ __all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim', 'CoT
            'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
-           'photos', 'planted', 'predict_unlabeled', 'proof', 'registry', 'reinforce', 'report',
-           'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
-           'svhn', 'table', 'technique', 'wide_resnet']
+           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
+           'report', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss',
+           'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']

@@ -125,6 +125,7 @@ parts/index
 storage/index
 explore/index
 evidence/index
+lesson/index
 ```
 
 ```{toctree}
