@@ -27,7 +27,9 @@ from .relabel.confident_relabel import ConfidentRelabel
 _net = partial(small_cnn, width=16)
 _slim = partial(small_cnn, width=8)
 
-def _asked(dls): return KnowledgeDistillation(trained(mnist_5k(), _net, epochs=3, lr=1e-2), unlabeled=True)
+def _asked(dls):
+    teacher = trained(mnist_5k(), _net, epochs=3, lr=1e-2)
+    return KnowledgeDistillation(teacher, unlabeled=True)
 
 def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of `compare`
     "The demo's four comparisons as data"
