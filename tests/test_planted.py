@@ -1,4 +1,4 @@
-"Every defect of `scripts/planted.py` still finds where it is planted, and the tests that should notice"
+"Every defect of `scripts/planted.py` still finds its place, and the tests that should notice"
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -19,6 +19,6 @@ def test_a_defect_finds_its_place(name, file, old, new, tests):
     text = (ROOT/file).read_text(encoding="utf-8")
     assert text.count(old) == 1, f"{file} has it {text.count(old)} times: the first is planted"
     assert old != new
-    files = [o for o in tests.split(" -k ")[0].split()]
+    files = tests.split(" -k ")[0].split()
     assert files and all((ROOT/o).is_file() for o in files)
     compile(text.replace(old, new), file, "exec")
