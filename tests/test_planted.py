@@ -1,4 +1,4 @@
-"Every defect of `scripts/planted.py` finds where it is planted, and the tests that should notice"
+"Every defect of `scripts/planted.py` still finds its place, and the tests that should notice"
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 

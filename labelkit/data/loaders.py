@@ -127,6 +127,10 @@ def _loaders(s, bs, ratio, val_bs, seed, drop_last, view_hints, device):
     dls.stats = _stats(s.x) if s.x.ndim == 4 else None
     return dls.to(device)
 
+def _note_ratio(dls, ratio):
+    dls.unlabeled.ratio = ratio
+    dls.unlabeled.bs_beside = dls.train.bs
+
 def _stats(x):
     f = x.float()/(255 if x.dtype==torch.uint8 else 1)
     return f.mean((0,2,3)).tolist(), f.std((0,2,3)).clamp_min(1e-3).tolist()
@@ -166,10 +170,6 @@ def _add_unlabeled(dls, items, ratio, first_id):
     dls.loaders = [dl for dl in dls.loaders if dl is not getattr(dls, "unlabeled", None)] + [u]
     dls.unlabeled = u
     _note_ratio(dls, ratio)
-
-def _note_ratio(dls, ratio):
-    dls.unlabeled.ratio = ratio
-    dls.unlabeled.bs_beside = dls.train.bs
 
 def unlabeled_loader(
     dls # of labelkit, or prepared by `label_dls`, with unlabeled samples
