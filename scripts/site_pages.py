@@ -38,6 +38,7 @@ def prepare(
         c = dict(c, metadata=dict(c["metadata"]))
         if c["cell_type"] == "markdown":
             c["source"] = source(c).replace("](../CONTRIBUTING.md)", "](contributing.md)")
+            c["source"] = c["source"].replace("](../docs/", "](")  # pictures lie beside the pages
         if c["cell_type"] == "code":
             marks = directives(source(c))
             words = {w for m in marks for w in m.split()[:1]}

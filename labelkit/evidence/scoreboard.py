@@ -6,7 +6,7 @@ written by hand."""
 # %% auto #0
 __all__ = ['Scoreboard', 'scoreboard']
 
-# %% ../../nbs/evidence/scoreboard.ipynb #19b01408
+# %% ../../nbs/evidence/scoreboard.ipynb #d65284f3
 from collections import Counter
 from html import escape
 from importlib import import_module
@@ -17,7 +17,7 @@ from ..errors import LabelKitError
 from .claims import Proof, proofs_of
 from .figure import number
 
-# %% ../../nbs/evidence/scoreboard.ipynb #b9b5bd22
+# %% ../../nbs/evidence/scoreboard.ipynb #6b00265b
 _colors = {"shown": "#12936f", "against": "#d1495b"}
 
 def _bar(low, mean, high, status):
@@ -87,7 +87,8 @@ class Scoreboard:
             these = [p for p in self.proofs if p.card.family == family]
             names = " ".join(_chip(p, (links or {}).get(p.card.slug)) for p in these)
             lines.append(f"<p class='lk-chips'><small>{escape(family)}</small> {names}</p>")
-        return f"{''.join(lines)}<p><small>{escape(self.summary)}</small></p>"
+        told = " ".join(f"{_marks[k]} {n} {k}," for k,n in self.counts.items()).rstrip(",")
+        return f"{''.join(lines)}<p><small>{len(self)} claims: {told}.</small></p>"
 
     def _repr_html_(self): return f"<p>{escape(self.summary)}</p>{self.html()}"
 
@@ -115,7 +116,7 @@ def _row(p, link):
         middle = f"<td>{said}</td><td>{_bar(p.low, p.difference, p.high, p.status)}</td>"
     return f"<tr><td>{told}</td><td>{escape(p.claim.over)}</td>{middle}<td>{answer}</td></tr>"
 
-# %% ../../nbs/evidence/scoreboard.ipynb #bc51ed5a
+# %% ../../nbs/evidence/scoreboard.ipynb #3ee89875
 _order = ("shown", "not shown", "against", "missing")
 
 def scoreboard(
