@@ -117,6 +117,7 @@ MENU = """
 how_it_works
 which_when
 scoreboard
+augment/index
 mix/index
 pseudo/index
 relabel/index
@@ -143,7 +144,11 @@ changelog
 """
 
 FAMILIES = dict(
-    mix="Mixing", pseudo="Pseudo-labeling", relabel="Re-labeling", distill="Distillation"
+    augment="Augmentation",
+    mix="Mixing",
+    pseudo="Pseudo-labeling",
+    relabel="Re-labeling",
+    distill="Distillation",
 )
 
 
