@@ -49,10 +49,12 @@ def test_quiet_puts_the_bar_back_after_an_error(capsys):
     dls = moons(n=60)
     learn = Learner(dls, mlp(dls))
     bars = [type(o).__name__ for o in learn.cbs]
-    with pytest.raises(ZeroDivisionError), quiet(learn) as mine:
-        assert mine is learn
-        learn.fit(1)
-        raise ZeroDivisionError
+    def fails():
+        with quiet(learn) as mine:
+            assert mine is learn
+            learn.fit(1)
+            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): fails()
     assert sorted(bars) == sorted(type(o).__name__ for o in learn.cbs)
     assert capsys.readouterr().out == ""
 
