@@ -94,12 +94,7 @@ def cutmix(
 # %% ../../nbs/mix/cutmix.ipynb #c1a10002
 _claim = Claim(
     "A network that learns its images by heart gains more from pasted boxes than from averages.",
-    {
-        "plain": [],
-        "MixUp": made("MixUp"),
-        "CutMix, decoupled": made("CutMix", decoupled=.1),
-        "CutMix": made("CutMix"),
-    },
+    {"plain": [], "MixUp": made("MixUp"), "CutMix": made("CutMix")},
     over="MixUp",
     lack="overfitting",
     reported="ResNet-50 on ImageNet, top-1 error: 23.68 % without, 21.40 % with CutMix (the "
