@@ -15,6 +15,6 @@ from ..models import small_cnn
 # what the claims of mixing share, so that all of them train the same plain row
 few_photographs = dict(
     data=partial(cifar10, n=1000, n_valid=1000, size=16),
-    epochs=40,
+    epochs=60,
     model=partial(small_cnn, width=16),
 )
