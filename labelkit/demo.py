@@ -46,7 +46,7 @@ def demo_sections()->dict[str,dict]: # title -> note (text) and the arguments of
             },
             data=mnist_5k(labeled=40, ratio=3),
             model=_net,
-            epochs=5,
+            epochs=6,
             lr=2e-2,
         ),
         "Two hundred labels, and nothing else": dict(
