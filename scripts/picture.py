@@ -14,7 +14,12 @@ from notebooks import ROOT
 FILE = ROOT/"docs"/"forty_labels.svg"
 CLAIM = ROOT/"labelkit"/"assets"/"claims"/"flexmatch.json"
 ROWS = {"weak views": "#8a8a8a", "FixMatch": "#3d8bd9", "FlexMatch": "#12936f"}
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 52, 130, 34, 40
+WIDTH = 720
+HEIGHT = 300
+LEFT = 52    # margins: names of the values, and of the rows
+RIGHT = 130
+TOP = 34
+BOTTOM = 40
 
 STYLE = """<style>
 text { font: 13px system-ui, sans-serif; fill: #57606a }
