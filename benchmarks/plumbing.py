@@ -11,7 +11,9 @@ from fastai.basics import Callback, Learner, set_seed
 from fastai.callback.all import *
 from timing import alternate, save, table, versions
 
-from labelkit.data.loaders import digits, from_arrays
+from labelkit.data.loaders import from_arrays
+
+from labelkit.data.sets import digits
 from labelkit.models import small_cnn, wide_resnet
 from labelkit.core.supervision import LabelCallback, SupervisionCallback
 

@@ -48,10 +48,13 @@ def _card_of(line):
 
 def _joined(line, card):
     "A line of the atlas with what the card says"
-    of_card = dict(slug="", technique="", year="", paper="", needs="", cost="")
+    of_card = dict(slug="", technique="", year="", paper="", needs="", cost="", claim="")
     if card is not None:
         of_card = {k: getattr(card, k) for k in ("slug", "year", "paper", "cost")}
-        of_card |= dict(technique=card.name, needs=", ".join(card.needs))
+        claims = [p.status for p in card.proofs() if not p.claim.long]
+        of_card |= dict(
+            technique=card.name, needs=", ".join(card.needs), claim=", ".join(claims)
+        )
     return {k: line[k] for k in _fields[:4]} | dict(exists=card is not None) | of_card
 
 # %% ../nbs/atlas.ipynb #dfa4eb05
@@ -70,6 +73,7 @@ class Atlas:
         "paper",
         "needs",
         "cost",
+        "claim",
     )
 
     def __init__(self,
@@ -125,7 +129,7 @@ class Atlas:
         name = f"<b>{e(o['name'])}</b>" if o["exists"] else e(o["name"])
         place = e(o["family"]) + f", tier {e(o['tier'])}"*bool(o["tier"])
         here = f"<code>{e(o['slug'])}</code>" if o["exists"] else "not yet"
-        told = [f"{k}: {e(o[k])}" for k in ("needs", "cost") if o[k] not in ("", "none")]
+        told = [f"{k}: {e(o[k])}" for k in ("needs", "cost", "claim") if o[k] not in ("", "none")]
         if o["paper"].startswith("https://"):
             link = f"<a href='{e(o['paper'])}' rel='noopener'>paper, {e(o['year'])}</a>"
             told = [link, *told]

@@ -49,12 +49,6 @@ class InputNorm(nn.Module):
         mean, std = ([round(o, 3) for o in b.tolist()] for b in (self.mean, self.std))
         return f"mean={mean}, std={std}"
 
-# %% ../nbs/models.ipynb #c5f657cd
-def __getattr__(name):
-    # models that were pickled when it had this name, which is fastai's, can still be loaded
-    if name == "Normalize": return InputNorm
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
 # %% ../nbs/models.ipynb #21a09a9a
 def _a_batch(dls):
     "The inputs of one batch, from the validation set when there is one"

@@ -38,6 +38,7 @@ def prepare(
         c = dict(c, metadata=dict(c["metadata"]))
         if c["cell_type"] == "markdown":
             c["source"] = source(c).replace("](../CONTRIBUTING.md)", "](contributing.md)")
+            c["source"] = c["source"].replace("](../docs/", "](")  # pictures lie beside the pages
         if c["cell_type"] == "code":
             marks = directives(source(c))
             words = {w for m in marks for w in m.split()[:1]}
@@ -115,6 +116,8 @@ MENU = """
 
 how_it_works
 which_when
+scoreboard
+augment/index
 mix/index
 pseudo/index
 relabel/index
@@ -141,37 +144,40 @@ changelog
 """
 
 FAMILIES = dict(
-    mix="Mixing", pseudo="Pseudo-labeling", relabel="Re-labeling", distill="Distillation"
+    augment="Augmentation",
+    mix="Mixing",
+    pseudo="Pseudo-labeling",
+    relabel="Re-labeling",
+    distill="Distillation",
 )
 
 
-RESULTS = ROOT/"benchmarks"/"results"/"which_when.json"
-
-
-def setting_table(
-    key:str # a setting of benchmarks/which_when.py
+def scoreboard_html(
+    page:str,          # document name of the page that shows it, for its links
+    known:dict,        # cards by document name
+    nbs:dict,          # pages by document name
+    lack:str=None      # only what answers it
 )->str:
-    "What the script measured in that setting, as a Markdown table"
-    s = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"][key]
-    sign = lambda v: f"{v:+.3f}".replace("-", "−")
-    rows = [
-        f"*{s['what'][0].upper()}{s['what'][1:]}. {s['epochs']} epochs.*",
-        "",
-        "| | Accuracy | Spread | Against the first row | 95 % interval | Seconds |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for r in s["rows"]:
-        gain = (
-            "| – | – |"
-            if r["difference"] is None
-            else f"| {sign(r['difference'])} | {sign(r['low'])} to {sign(r['high'])} |"
-        )
-        sure = r["low"] is not None and r["low"] > 0
-        rows.append(
-            f"| {'**' if sure else ''}{r['row']}{'**' if sure else ''} | {r['mean']:.3f} | "
-            f"{r['spread']:.3f} {gain} {r['seconds']:.1f} |"
-        )
-    return "\n".join(rows)
+    "What techniques claim, and whether it was seen, with links to their lessons"
+    from labelkit.evidence.scoreboard import scoreboard
+    up = "../"*page.count("/")
+    links = {c.slug: f"{up}{n}.html" for n, c in known.items() if n in nbs}
+    board = scoreboard(lack=lack)
+    if not len(board): return "*Nothing here claims to answer it yet.*"
+    return (f"{board.summary}\n\n" if lack is None else "") + board.html(links)
+
+
+def lacks(
+    known:dict, # cards by document name
+    nbs:dict    # pages by document name
+)->str:
+    "Questions, and below each what answers it"
+    from labelkit.core.claim import LACKS
+    anchor = lambda question: re.sub(r"[^a-z0-9]+", "-", question.lower()).strip("-")
+    out = [f"- [{q}](#{anchor(q)})" for q in LACKS.values()]
+    for lack, question in LACKS.items():
+        out += ["", f"## {question}", "", scoreboard_html("which_when", known, nbs, lack)]
+    return "\n".join(out)
 
 
 def atlas_table(
@@ -199,8 +205,8 @@ def atlas_table(
             "",
             f"{sum(o['exists'] for o in these)} of {len(these)}",
             "",
-            "| | Technique | Tier | What it is |",
-            "|---|---|---|---|",
+            "| | Technique | Tier | What it is | Claim |",
+            "|---|---|---|---|---|",
         ]
         for o in these:
             name = plain(o["technique"] or o["name"])
@@ -209,7 +215,7 @@ def atlas_table(
             if str(o["paper"]).startswith("https://"): name += f" ([{o['year']}]({o['paper']}))"
             out.append(
                 f"| {'●' if o['exists'] else '○'} | {name} | {plain(o['tier'])} | "
-                f"{plain(o['ships'])} |"
+                f"{plain(o['ships'])} | {o['claim']} |"
             )
         out.append("")
     return "\n".join(out)
@@ -253,7 +259,9 @@ def lay_out(
             )
             return family_table(names, titles, known)
         text = re.sub(r"<!-- notebooks: ([\w ]+) -->", fill, text)
-        text = re.sub(r"<!-- setting: (\w+) -->", lambda m: setting_table(m.group(1)), text)
+        page = p.relative_to(DOCS).with_suffix("").as_posix()
+        text = text.replace("<!-- scoreboard -->", scoreboard_html(page, known, nbs))
+        if "<!-- lacks -->" in text: text = text.replace("<!-- lacks -->", lacks(known, nbs))
         if "<!-- atlas -->" in text:
             try: text = text.replace("<!-- atlas -->", atlas_table(known, nbs))
             except Exception as e: missing.append(f"the atlas ({type(e).__name__}: {e})")

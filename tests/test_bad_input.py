@@ -8,7 +8,8 @@ from torch import nn
 
 from contract import data, fit, learner
 from labelkit.core.checkpoint import Checkpoint
-from labelkit.data.loaders import digits, from_arrays
+from labelkit.data.loaders import from_arrays
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.storage.ledger import Ledger, read_ledger
 from labelkit.models import small_cnn

@@ -318,7 +318,8 @@ def test_images_in_bytes_with_the_statistics_of_bytes():
 
 def test_a_model_pickled_under_the_old_name():
     import labelkit.models
-    assert labelkit.models.Normalize is InputNorm
+    with pytest.warns(DeprecationWarning, match="is now labelkit.models.InputNorm"):
+        assert labelkit.models.Normalize is InputNorm
     assert "Normalize" not in labelkit.models.__all__
     with pytest.raises(AttributeError, match="Normalise"):
         getattr(labelkit.models, "Normalise")  # noqa: B009

@@ -1,4 +1,4 @@
-"""What was once written with a module's old name still works, and says where the module is now."""
+"""What was once written with an old name still works and says the new one, or says what to do."""
 import subprocess
 import sys
 import warnings
@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from labelkit._moved import PLACES, Several
+from labelkit._moved import GONE, NAMES, PLACES, Several
 
 
 @pytest.mark.parametrize("old", PLACES)
@@ -25,14 +25,52 @@ def test_an_old_name_gives_the_new_module(old):
     with pytest.raises(AttributeError, match="no attribute 'nothing'"): _ = got.nothing
 
 
+@pytest.mark.parametrize("module,old", [(m, o) for m, names in NAMES.items() for o in names])
+def test_an_old_name_in_a_module(module, old):
+    place,new = NAMES[module][old]
+    with pytest.warns(DeprecationWarning, match=f"{module}.{old} is now {place}.{new}") as said:
+        got = getattr(import_module(module), old)
+    assert got is getattr(import_module(place), new)
+    assert [w.filename for w in said] == [__file__]
+    assert old not in vars(import_module(module)), "it is there: no old name"
+    assert new in import_module(place).__all__
+
+
+@pytest.mark.parametrize("module,old", [(m, o) for m, names in GONE.items() for o in names])
+def test_what_is_gone_says_what_to_use(module, old):
+    with pytest.raises(ImportError, match=f"{module}.{old} is `"):
+        exec(f"from {module} import {old}")
+
+
+def test_bases_say_their_new_names():
+    import labelkit.all as lk
+    for module,old in [("mix", "Mix"), ("pseudo", "PseudoLabel"), ("relabel", "Relabel"),
+                       ("distill", "Distill")]:
+        with pytest.raises(ImportError, match=f"is `{old}`"):
+            exec(f"from labelkit.{module}.base import {old}Callback")
+        assert hasattr(lk, old)
+
+
+def test_a_misspelt_name_is_no_old_one():
+    for module in {*NAMES, *GONE}:
+        with pytest.raises(ImportError, match="cannot import name 'digit'"):
+            exec(f"from {module} import digit")
+        assert not hasattr(import_module(module), "__path__")
+
+
 def test_the_warning_points_at_the_line_that_imports(tmp_path):
     script = tmp_path/"old.py"
-    script.write_text("import labelkit.core.errors\nfrom labelkit.core.models import small_cnn\n")
+    script.write_text(
+        "import labelkit.core.errors\n"
+        "from labelkit.core.models import small_cnn\n"
+        "from labelkit.data.loaders import digits\n"
+    )
     run = subprocess.run(
         [sys.executable, "-W", "always", str(script)], capture_output=True, text=True, check=True
     )
     assert f"{script}:1: DeprecationWarning" in run.stderr
     assert f"{script}:2: DeprecationWarning" in run.stderr
+    assert f"{script}:3: DeprecationWarning" in run.stderr
 
 
 def test_a_module_that_was_split():

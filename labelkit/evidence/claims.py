@@ -7,7 +7,7 @@ read them."""
 __all__ = ['claim_row', 'row_key', 'row_code', 'claims_folder', 'Proof', 'proofs_of', 'proof',
            'prove']
 
-# %% ../../nbs/evidence/claims.ipynb #91d593d1
+# %% ../../nbs/evidence/claims.ipynb #9e7db54a
 from collections.abc import Callable
 from functools import partial
 from html import escape
@@ -27,11 +27,12 @@ from .compare import Comparison
 from .describe import versions
 from .figure import figure_svg, number, table_html
 from .jobs import in_a_row, in_processes
+from .recorded import record, save_record
 from .runs import check_row, run, sendable
 from .statistics import t_interval
 from ..models import small_cnn
 
-# %% ../../nbs/evidence/claims.ipynb #daa1b08d
+# %% ../../nbs/evidence/claims.ipynb #db68bbaa
 def _seeded(data, seed): return data(seed=seed)
 
 def claim_row(
@@ -70,7 +71,7 @@ def row_code(
     shared = [claim.data, claim.model or small_cnn, claim.loss_func, claim.fit, claim.metric]
     return code_hash([*shared, claim.score, claim.rows[name], claim.learner])
 
-# %% ../../nbs/evidence/claims.ipynb #6e6a0952
+# %% ../../nbs/evidence/claims.ipynb #84c75f6f
 def claims_folder()->Path:
     "Where the package keeps the results of its claims"
     return Path(str(resources.files("labelkit")))/"assets"/"claims"
@@ -95,7 +96,7 @@ def _kept(value):
     if not isinstance(value, float): return value
     return float(f"{value:.5g}") if math.isfinite(value) else None
 
-# %% ../../nbs/evidence/claims.ipynb #393e0d0e
+# %% ../../nbs/evidence/claims.ipynb #9d9a07c3
 _words = dict(
     shown="Shown",
     against="Against",
@@ -164,6 +165,7 @@ class Proof:
             family=self.card.family,
             claim=self.claim.name,
             says=self.claim.says,
+            lack=self.claim.lack,
             status=self.status,
             baseline=self.claim.over,
             metric=self.claim.unit,
@@ -228,10 +230,10 @@ def proof(
     name = getattr(technique, "__name__", technique)
     raise LabelKitError(f"{name} makes no {'long ' if long else ''}claim")
 
-# %% ../../nbs/evidence/claims.ipynb #2c523090
-def _trial(claim, rows, device, keep, name, seed):
+# %% ../../nbs/evidence/claims.ipynb #ac1f2ecb
+def _trial(claim, rows, device, slug, name, seed):
     if device is not None: default_device(device == "cuda")
-    kept = keep if name == claim.row and seed == 0 else None
+    kept = partial(record, slug=slug) if name == claim.row and seed == 0 else None
     return run(
         name,
         rows[name],
@@ -243,15 +245,25 @@ def _trial(claim, rows, device, keep, name, seed):
         **claim.learner,
     )
 
-def _elsewhere(folder):
-    "Runs of all claims by key, code, device and seed"
+def _known(part, folder):
+    "Runs of all claims that are those of `part`: by row and seed"
+    wanted = {(part["keys"][n], part["code"][n]): n for n in part["keys"]}
     out = {}
     for path in sorted(folder.glob("*.json")):
         for saved in _saved(path.stem, folder).values():
-            for r in saved["runs"]:
-                row = r["row"]
-                out[saved["keys"][row], saved["code"][row], saved["device"], r["seed"]] = r
+            if saved["device"] != part["device"]: continue
+            names = {n: wanted.get((saved["keys"][n], saved["code"][n])) for n in saved["keys"]}
+            found = [(names[r["row"]], r) for r in saved["runs"] if names[r["row"]]]
+            out |= {(n, r["seed"]): r | dict(row=n) for n,r in found}
     return out
+
+def _before(part, old):
+    "Runs of the same settings with other code: by row and seed"
+    same = [n for n,k in part["keys"].items() if old.get("keys", {}).get(n) == k]
+    if old.get("device") != part["device"]: return {}
+    return {(r["row"], r["seed"]): r for r in old["runs"] if r["row"] in same}
+
+def _alike(a, b): return a and b and all(a[k] == b[k] for k in ("metric", "curve"))
 
 def _write(card, claim, part, folder):
     path = folder/f"{card.slug}.json"
@@ -276,10 +288,14 @@ def _part(claim, device):
         setting={},
         keys={n: row_key(claim, n) for n in claim.rows},
         code={n: row_code(claim, n) for n in claim.rows},
-        rows={},
+        rows={n: _cbs_words(claim.rows[n]) for n in claim.rows},
         versions=versions(),
         runs=[],
     )
+
+def _cbs_words(row):
+    cbs = row.get("cbs", []) if isinstance(row, dict) else row
+    return list(map(spelled, cbs if isinstance(cbs, (list, tuple)) else [cbs]))
 
 def _trained(claim, r):
     row = claim_row(claim, claim.row)
@@ -295,12 +311,13 @@ def prove(
     folder=None,            # for the results; that of the package if `None`
     again:bool=False,       # train also what is there
     progress:Callable=None, # a function of (run, done, total)
-    keep:Callable=None,     # given the first learner of the technique's row, returns what to keep
 )->list[Proof]:
     """Train every row of the technique's claims with every seed, and return the answers.
 
     Results are written after each run. A row whose code and settings are those of a run that is
-    there already, in this file or in that of another technique, is not trained again"""
+    there already, in this file or in that of another technique, is not trained again; where only
+    the code has changed, and the first seed gives the very numbers of before, the other seeds are
+    taken over. The technique's first run is recorded for `recorded()`"""
     import torch
     proofs = [p for p in proofs_of(technique) if p.claim.long == long]
     if not proofs: proof(technique, long)  # says that there is none
@@ -313,37 +330,43 @@ def prove(
     jobs = whole_number("jobs", jobs)
     for p in proofs:
         n = p.claim.seeds if seeds is None else whole_number("seeds", seeds)
-        _prove(p.card, p.claim, range(n), jobs, device, folder, again, progress, keep)
+        _prove(p.card, p.claim, range(n), jobs, device, folder, again, progress)
     return [p for p in proofs_of(proofs[0].card, folder) if p.claim.long == long]
 
-def _prove(card, claim, seeds, jobs, device, folder, again, progress, keep):
+def _prove(card, claim, seeds, jobs, device, folder, again, progress):
     import torch
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    part = _part(claim, where)
+    part = _part(claim, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     old = _saved(card.slug, folder).get(claim.name, {})
-    same = {k: part[k] for k in ("keys", "code")} == {k: old.get(k) for k in ("keys", "code")}
-    if same and not again: part |= {k: old[k] for k in ("setting", "rows")}
-    known = {} if again else _elsewhere(folder)
-    todo = []
-    for seed in seeds:
-        for name in claim.rows:
-            r = known.get((part["keys"][name], part["code"][name], where, seed))
-            if r is None or name == claim.row and not part["setting"]: todo.append((name, seed))
-            else: part["runs"].append(r | dict(row=name))
+    have = {} if again else _known(part, folder)
+    before = {} if again else _before(part, old)
+    part["setting"] = old.get("setting", {})
+    first = seeds[0]
+    if not part["setting"]: have.pop((claim.row, first), None)  # its run says what there is to say
     rows = {n: claim_row(claim, n) for n in claim.rows}
     if jobs > 1: rows = {n: sendable(r) for n,r in rows.items()}
-    work = partial(_trial, claim, rows, device, keep)
-    runs = in_a_row(work, todo) if jobs == 1 else in_processes(work, todo, jobs)
-    order = {n: i for i,n in enumerate(claim.rows)}
-    total = len(todo) + len(part["runs"])
-    try:
-        for _,r in runs:
-            part["rows"][r["row"]] = r["cbs"]
-            if r["row"] == claim.row:
-                part["setting"] = dict(data=r["data"], trained=_trained(claim, r))
-            part["runs"].append(_numbers(r))
-            part["runs"].sort(key=lambda o: (o["seed"], order[o["row"]]))
-            _write(card, claim, part, folder)
-            if progress: progress(r, len(part["runs"]), total)
-    finally: runs.close()
-    if not todo: _write(card, claim, part, folder)
+    work = partial(_trial, claim, rows, device, card.slug)
+    total = len(seeds)*len(rows)
+    def train(wanted):
+        todo = [o for o in wanted if o not in have]
+        runs = in_a_row(work, todo) if jobs == 1 else in_processes(work, todo, jobs)
+        try:
+            for _,r in runs:
+                have[r["row"], r["seed"]] = _numbers(r)
+                if (r["row"], r["seed"]) == (claim.row, first):
+                    _keep_first(card, claim, part, r, folder)
+                part["runs"] = [have[n, s] for s in seeds for n in rows if (n, s) in have]
+                _write(card, claim, part, folder)
+                if progress: progress(r, len(part["runs"]), total)
+        finally: runs.close()
+    train([(n, first) for n in rows])
+    # code that gives the very numbers of before is no reason to train the other seeds again
+    same = [n for n in rows if _alike(have[n, first], before.get((n, first)))]
+    have = {k: r for k,r in before.items() if k[0] in same} | have
+    train([(n, s) for s in seeds for n in rows])
+    part["runs"] = [have[n, s] for s in seeds for n in rows]
+    _write(card, claim, part, folder)
+
+def _keep_first(card, claim, part, r, folder):
+    "What the technique's first run says for all of them, and its recording"
+    part["setting"] = dict(data=r["data"], trained=_trained(claim, r))
+    if r["kept"] and not claim.long: save_record(r["kept"], card.slug, folder/"recorded")

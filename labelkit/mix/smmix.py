@@ -7,6 +7,7 @@ __all__ = ['attended_regions', 'region_mask', 'smmix', 'region_tokens', 'mixed_c
            'unmixed', 'check_attention', 'draw_side', 'side_of', 'RegionPlan', 'SMMix']
 
 # %% ../../nbs/mix/smmix.ipynb #e07b9245
+from functools import partial
 import inspect
 
 import torch
@@ -14,12 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
+from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.teachers import evaluating
 from ..core.technique import technique
 from ..errors import LabelKitError
 from .base import BlendPlan, ModelMix, Plan, blend, check_pair, take_partner
-from ..models import head_of, unwrap
+from .stage import few_photographs
+from ..models import head_of, small_vit, unwrap
 
 # %% ../../nbs/mix/smmix.ipynb #d560d387
 def attended_regions(
@@ -134,6 +137,22 @@ def side_of(
     "The side of regions, in patches, that cover about `share` of the grid"
     return min(max(round((share*h*w)**.5), 1), h, w)
 
+# %% ../../nbs/mix/smmix.ipynb #c1a10007
+_vit = dict(model=partial(small_vit, patch=4, dim=48, depth=2), lr=2e-3)
+
+_claim = Claim(
+    "A transformer that learns its images by heart gains more from mixes by its own attention.",
+    {"plain": [], "CutMix": made("CutMix"), "SMMix": made("SMMix")},
+    over="CutMix",
+    lack="overfitting",
+    reported="ImageNet-1k: more than a point above the transformers' own training with CutMix "
+             "and MixUp; DeiT-T 73.6 %, DeiT-S 81.1 % (the paper)",
+    note="Patches of 4 pixels, a grid of 4 by 4. Half of SMMix's batches are MixUp. Also tried, "
+         "with one seed: without the regions' labels it falls behind CutMix; on pictures with a "
+         "planted object both mixes come to the same.",
+    **few_photographs | _vit,
+)
+
 # %% ../../nbs/mix/smmix.ipynb #35e79a8e
 class RegionPlan(Plan):
     "The partner's most attended region in place of the own least attended one"
@@ -164,6 +183,7 @@ class RegionPlan(Plan):
     example=dict(switch=.8),
     model="small_vit",
     reads="class",
+    claims=(_claim,),
 )
 class SMMix(ModelMix):
     """Mix by the model's own attention, and teach its tokens; for vision transformers

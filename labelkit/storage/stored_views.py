@@ -134,15 +134,6 @@ class CropViews(StoredViews):
     def make(self, x, params): return crop_resize(x, params[:,:4], params[:,4], self.size)
 
 # %% ../../nbs/storage/stored_views.ipynb #727a8a84
-class _Replay(RandAugment):
-    "RandAugment with numbers that were drawn before"
-    drawn = None
-    def _dice(self, b, generator):
-        # a value that was stored is one of those its operation can have
-        op,value,centre = self.drawn
-        near = (self._values[op] - value[...,None]).abs().argmin(-1)
-        return op,op*self._values.shape[1] + near,centre
-
 class AugmentViews(CropViews):
     """`CropViews`, then RandAugment and Cutout, for images in [0, 1]
 
@@ -169,8 +160,7 @@ class AugmentViews(CropViews):
         self.random_magnitude = random_magnitude
         self.cutout = check_range("cutout", cutout, 0, 1)
         self.fill = fill
-        self._draw = RandAugment(n, magnitude, ops, random_magnitude, fill=fill)
-        self._replay = _Replay(n, magnitude, ops, random_magnitude, fill=fill)
+        self._augment = RandAugment(n, magnitude, ops, random_magnitude, fill=fill)
 
     @classmethod
     def for_dls(cls,
@@ -196,7 +186,7 @@ class AugmentViews(CropViews):
 
     def draw(self, n, shape, generator):
         crop = super().draw(n, shape, generator)
-        op,value,centre = self._draw.draw(n, generator)
+        op,value,centre = self._augment.draw(n, generator)
         rounds = (
             torch.cat([op[..., None].float(), value[..., None], centre], -1)
             .transpose(0, 1)
@@ -208,13 +198,9 @@ class AugmentViews(CropViews):
         x = super().make(x, params)
         p = params.cpu()
         rounds = p[:,5:5+4*self.n].unflatten(1, (self.n, 4)).transpose(0, 1)
-        self._replay.check(x, torch.Generator())
-        self._replay.drawn = (
-            rounds[..., 0].long().contiguous(),
-            rounds[..., 1].contiguous(),
-            rounds[..., 2:].contiguous(),
-        )
-        if len(x): x = self._replay.apply(x, None)
+        self._augment.check(x, torch.Generator())
+        op,value,centre = rounds.split([1, 1, 2], -1)
+        x = self._augment.make(x, op[...,0].long(), value[...,0], centre)
         if not self.cutout: return x
         side = x.new_full((len(x),), self.cutout)
         return op_cutout(x, side, p[:,-2:].to(x.device), self.fill)

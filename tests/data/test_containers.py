@@ -1,11 +1,13 @@
 """Inputs and targets in every container: the right tensor, or an error that says which sample and
 what to do."""
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from labelkit.data.containers import class_numbers, read_inputs, read_targets
+from labelkit.data.containers import class_numbers, class_vocab, read_inputs, read_targets
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 
@@ -326,3 +328,13 @@ def test_inputs_to_predict():
     for x in (X[0], torch.rand(2, 3, 8, 8), torch.rand(4, 64)):
         with pytest.raises(LabelKitError, match="samples of shape .* and the training set of"):
             dls.test_dl(x)
+
+
+# Names of classes
+
+def test_names_of_classes():
+    "Also of text, whose first vocabulary is of words"
+    assert class_vocab(SimpleNamespace(vocab=["a", "b"])) == ["a", "b"]
+    assert class_vocab(SimpleNamespace(vocab=[["the", "a"], ["neg", "pos"]])) == ["neg", "pos"]
+    assert class_vocab(SimpleNamespace(vocab=None)) is None
+    assert class_vocab(SimpleNamespace(vocab=range(3))) == [0, 1, 2]

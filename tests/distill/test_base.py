@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from places import REFERENCES
-from labelkit.data.loaders import digits, from_arrays
+from labelkit.data.loaders import from_arrays
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.core.technique import find

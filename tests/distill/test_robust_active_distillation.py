@@ -11,7 +11,7 @@ from torch import tensor
 from torch.nn import functional as F
 
 from labelkit.core.checkpoint import Checkpoint
-from labelkit.data.loaders import digits
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.data.samples import Samples

@@ -9,7 +9,7 @@ from fastai.callback.training import ShortEpochCallback
 from torch.nn import functional as F
 
 from places import REFERENCES
-from labelkit.data.loaders import digits
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.core.teachers import as_teacher

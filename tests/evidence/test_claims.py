@@ -8,6 +8,7 @@ from labelkit import UDA, FixMatch, digits, small_cnn
 from labelkit.core.claim import Claim, made, several, spelled
 from labelkit.errors import LabelKitError
 from labelkit.evidence import claims, code
+from labelkit.evidence.recorded import recorded
 
 net = partial(small_cnn, width=4)
 few = partial(digits, labeled=40)
@@ -96,6 +97,44 @@ def test_stale_when_settings_or_code_change(tmp_path, monkeypatch):
     assert p.stale and "1 of 2 seeds so far" in p.sentence()
 
 
+def test_code_that_changes_nothing_trains_one_seed(tmp_path, monkeypatch):
+    card = a_card(a_claim())
+    (p,) = claims.prove(card, folder=tmp_path)
+    reads = code._read
+    other = lambda m: ("else", reads(m)[1]) if m == "labelkit.pseudo.fixmatch" else reads(m)
+    monkeypatch.setattr(code, "_read", other)
+    trained = []
+    told = lambda r, done, total: trained.append((r["row"], r["seed"]))
+    (q,) = claims.prove(card, folder=tmp_path, progress=told)
+    assert trained == [("FixMatch", 0)] and not q.stale
+    assert [r["metric"] for r in q.runs] == [r["metric"] for r in p.runs]
+
+
+def test_code_that_changes_numbers_trains_all(tmp_path, monkeypatch):
+    card = a_card(a_claim())
+    (p,) = claims.prove(card, folder=tmp_path)
+    saved = json.loads((tmp_path/"fixmatch.json").read_text())
+    part = saved["claims"]["short"]
+    part["code"]["FixMatch"] = "elsewhere"
+    for r in part["runs"]: r["metric"] += .1*(r["row"] == "FixMatch")
+    (tmp_path/"fixmatch.json").write_text(json.dumps(saved))
+    trained = []
+    told = lambda r, done, total: trained.append((r["row"], r["seed"]))
+    (q,) = claims.prove(card, folder=tmp_path, progress=told)
+    assert trained == [("FixMatch", 0), ("FixMatch", 1)]
+    assert [r["metric"] for r in q.runs] == [r["metric"] for r in p.runs]
+
+
+def test_first_run_is_recorded(tmp_path):
+    claims.prove(a_card(a_claim(epochs=2)), seeds=1, folder=tmp_path)
+    r = recorded(FixMatch, tmp_path/"recorded")
+    assert len(r.training["parts"]["fixmatch"]) == 2
+    assert (tmp_path/"recorded"/"fixmatch.json").stat().st_size < 40_000
+    assert "threshold" in r.explore().axes and "loss" in r.explore(losses=True).axes
+    with pytest.raises(LabelKitError, match="labelkit prove uda makes one"):
+        recorded(UDA, tmp_path/"recorded")
+
+
 def test_score_stands_for_the_metric(tmp_path):
     claim = a_claim(score=n_parameters, unit="parameters")
     (p,) = claims.prove(a_card(claim), seeds=1, folder=tmp_path)
@@ -158,3 +197,9 @@ def test_what_counts_as_a_change(change, counts):
     same = code.computed(change) == code.computed("x = 1")
     if counts is None: assert code.computed(change) == code.computed(change.replace("words", "w"))
     else: assert same == (not counts)
+
+
+def test_hash_is_the_same_in_every_python():
+    "What Python's versions list of emptiness differs: none of it is in the text"
+    text = code.computed("def f(x, *, y=1): return f'{x}'\nclass A: pass")
+    assert "[]" not in text and "None" not in text and "type_params" not in text

@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 from fastai.basics import Learner, accuracy, set_seed
 from fastai.callback.training import ShortEpochCallback
 
-from labelkit.data.loaders import digits
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.core.teachers import as_teacher

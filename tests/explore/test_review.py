@@ -5,7 +5,9 @@ from unicodedata import normalize
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
-from labelkit.data.loaders import digits, from_arrays, label_dls
+from labelkit.data.loaders import from_arrays, label_dls
+
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.storage.label_log import LabelLog
 from labelkit.storage.ledger import Ledger

@@ -6,7 +6,9 @@ import pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, set_seed
 from fastai.callback.training import ShortEpochCallback
 
-from labelkit.data.loaders import digits, label_dls
+from labelkit.data.loaders import label_dls
+
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.mix.intra_cluster_mixup import (

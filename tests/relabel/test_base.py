@@ -17,7 +17,7 @@ from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.mix.cutmix import CutMix
 from labelkit.pseudo.fixmatch import FixMatch
-from labelkit.relabel.base import Relabel, TargetTable, class_vocab
+from labelkit.relabel.base import Relabel, TargetTable
 from labelkit.relabel.confident_relabel import (
     ConfidentRelabel,
     confident_learning,
@@ -172,13 +172,6 @@ class TestRounds:
             for s in rec.seen:
                 assert torch.equal(s.targets.argmax(1), new[s.ids])
                 assert torch.equal(s.weights, weight[s.ids])
-
-    def test_names_of_classes(self):
-        from types import SimpleNamespace
-        assert class_vocab(SimpleNamespace(vocab=["a", "b"])) == ["a", "b"]
-        assert class_vocab(SimpleNamespace(vocab=[["the", "a"], ["neg", "pos"]])) == ["neg", "pos"]
-        assert class_vocab(SimpleNamespace(vocab=None)) is None
-        assert class_vocab(SimpleNamespace(vocab=range(3))) == [0, 1, 2]
 
 
 class TestStatistics:

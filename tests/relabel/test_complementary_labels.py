@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from places import REFERENCES
 from labelkit.data.settings import biased_transition, complementary_labels
-from labelkit.data.loaders import digits, from_arrays
+from labelkit.data.loaders import from_arrays
+from labelkit.data.sets import digits
 from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn

@@ -9,7 +9,8 @@ from fastai.callback.training import ShortEpochCallback
 from torch.nn import functional as F
 
 from places import REFERENCES
-from labelkit.data.loaders import digits, from_arrays, label_dls
+from labelkit.data.loaders import from_arrays, label_dls
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import mlp, small_cnn, with_features
 from labelkit.mix.mixup import MixUp

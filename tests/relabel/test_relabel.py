@@ -18,7 +18,6 @@ from labelkit.relabel.relabel import (
     align_weights,
     label_map_store,
     label_maps,
-    map_layer,
     pool_maps,
     pool_top_maps,
 )
@@ -139,7 +138,7 @@ class TestMaps:
 
     def test_others_say_what_to_pass(self):
         with pytest.raises(LabelKitError, match="pass map_fn"):
-            map_layer(small_vit(c=10, c_in=1, size=8).eval(), torch.rand(2,1,8,8))
+            label_maps(small_vit(c=10, c_in=1, size=8).eval(), torch.rand(2,1,8,8))
         with pytest.raises(LabelKitError, match="is not a single model: pass map_fn"):
             label_maps([model(), model(1)], torch.rand(2,1,8,8))
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from places import REFERENCES
 from labelkit.data.settings import annotators, weak_labels
-from labelkit.data.loaders import digits, from_arrays, label_dls
+from labelkit.data.loaders import from_arrays, label_dls
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.explore.explorer import Explorer, esm

@@ -5,7 +5,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 import numpy as np, pandas as pd, pytest, torch
 from fastai.basics import DataLoader, DataLoaders
 
-from labelkit.data.loaders import digits, from_arrays, label_dls
+from labelkit.data.loaders import from_arrays, label_dls
+
+from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.storage.label_names import check_text, class_names, nfc, read_given, sample_keys
 
