@@ -6,7 +6,6 @@ models, `compare`."""
 from labelkit.augment.randaugment import RandAugment
 from labelkit.core.auxiliary import Auxiliary
 from labelkit.core.checkpoint import Checkpoint
-from labelkit.core.claim import Claim
 from labelkit.core.fit import quiet, trained
 from labelkit.core.losses import dense_targets, soft_target_loss
 from labelkit.core.record import Supervision
@@ -77,21 +76,21 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim',
-           'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
-           'CovarianceLabelModel', 'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene',
-           'Distill', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote',
-           'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO',
-           'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
-           'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp',
-           'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss',
-           'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix',
-           'RobustActiveDistillation', 'SMMix', 'SelfTraining', 'SimMatchV2', 'SoftLabels',
-           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
-           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
-           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
-           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
-           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
-           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
-           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
-           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
+           'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
+           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'Distill', 'EMA',
+           'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD',
+           'IOMatch', 'InPL', 'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
+           'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment',
+           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SMMix', 'SelfTraining',
+           'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision',
+           'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher',
+           'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare', 'default_views',
+           'dense_targets', 'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls',
+           'label_map_store', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
+           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
+           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
+           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
+           'trained', 'wide_resnet']
