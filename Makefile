@@ -62,8 +62,9 @@ demo: setup
 test: setup
 	@$(PY) -m pytest $(XDIST) $(if $(ALL),--whole) $(ARGS)
 
+# a notebook shows its figures only where no other backend is asked for
 lab: setup
-	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
+	env -u MPLBACKEND $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir=nbs $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
 
 docs: setup
 	@$(PY) scripts/site_pages.py

@@ -22,7 +22,7 @@ def readme(
             out.append(
                 re.sub(r"\]\((?!\w+:|/|#)([^)]+\.ipynb)\)", r"](nbs/\1)", text.strip()).replace(
                     "](../CONTRIBUTING.md)", "](CONTRIBUTING.md)"
-                )
+                ).replace("](../docs/", "](docs/")
             )
     return re.sub(r"```\n\n```python\n", "\n", "\n\n".join(out)) + "\n"
 

@@ -5,19 +5,28 @@ it be asked about?"""
 
 # %% auto #0
 __all__ = ['rad_weights', 'rad_value', 'student_gain', 'inclusion_probabilities',
-           'sample_without_replacement', 'choose', 'ask_logits', 'RobustActiveDistillation']
+           'sample_without_replacement', 'choose', 'ask_logits', 'a_hundred', 'often_wrong',
+           'RobustActiveDistillation']
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b2a58c7c
+from functools import partial
 from math import ceil
 
 import torch
+from torch import nn
 
+from ..core.claim import Claim, made
+from ..core.fit import trained
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..data.arrays import LabelDataLoaders
 from ..data.samples import Samples, predict_unlabeled
+from ..data.sets import mnist_5k
 from .base import Distill, soft_kl
+from .stage import taught
 from ..errors import LabelKitError, check_range
+from ..models import small_cnn
 from ..parts.rounds import Rounds
 from ..storage.ledger import Ledger
 
@@ -162,6 +171,48 @@ def ask_logits(teacher, x, c)->torch.Tensor: # [n, c] log-probabilities
     return res.log_softmax(1)
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #490a7eda
+def a_hundred(
+    seed:int=0 # decides which images have a label
+)->LabelDataLoaders:
+    "100 digits with a label and 3,900 without, 14×14 pixels"
+    return mnist_5k(labeled=100, bs=32, ratio=4, seed=seed)
+
+def _linear(dls): return nn.Sequential(nn.Flatten(), nn.Linear(14*14, dls.c))
+
+def often_wrong(
+    dls # loaders of the student
+):
+    "Softmax regression on the pixels, trained on forty labels: one answer in three is wrong"
+    seed = int(torch.randint(10**6, (1,)))
+    return trained(mnist_5k(labeled=40, bs=32, seed=seed), _linear, epochs=10, lr=1e-2)
+
+def _asked(policy):
+    settings = dict(budget=400) if policy == "rad" else dict(budget=400, policy=policy)
+    return partial(taught, made("RobustActiveDistillation", **settings), often_wrong)
+
+_claim = Claim(
+    "Questions that play safe against a teacher's mistakes teach more than those about which the "
+    "student is least sure.",
+    rows={
+        "labels only": [],
+        "random questions": _asked("random"),
+        "margin questions": _asked("margin"),
+        "RobustActiveDistillation": _asked("rad"),
+    },
+    over="margin questions",
+    data=a_hundred,
+    epochs=8,
+    lr=1e-2,
+    model=partial(small_cnn, width=8),
+    reported="The abstract gives no number: better than the active learning and the active "
+             "distillation before it, on popular benchmarks.",
+    note="Every policy may ask 400 questions, in three rounds. The game is the paper's; gains, "
+         "rounds and the share of wrong answers that is feared are ours. Tried as well, on other "
+         "seeds and without a clear difference: teachers that are better, worse, or surely wrong; "
+         "a budget of 200; a feared share of .4 and .5; a pool in which half of the images and "
+         "more show digits that the teacher does not know.",
+)
+
 @technique(
     "robust_active_distillation",
     family="distill",
@@ -170,6 +221,7 @@ def ask_logits(teacher, x, c)->torch.Tensor: # [n, c] log-probabilities
     cost="`budget` answers of the teacher; in each round a prediction of all unlabeled samples",
     beats="random and margin queries",
     example=dict(warmup=0., budget=.5),
+    claims=(_claim,),
 )
 class RobustActiveDistillation(Distill):
     """In rounds, ask a teacher about the unlabeled samples worth its time, and learn its answers

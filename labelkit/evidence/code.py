@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['computed', 'closure', 'modules_of', 'code_hash']
 
-# %% ../../nbs/evidence/code.ipynb #05091609
+# %% ../../nbs/evidence/code.ipynb #00399273
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ import ast, hashlib
 
 from ..core.claim import made, several
 
-# %% ../../nbs/evidence/code.ipynb #68a54463
+# %% ../../nbs/evidence/code.ipynb #1b16b60f
 # what cannot change a number: messages, cards, and how results are kept and shown
 _left_out = (
     "labelkit.errors",
@@ -40,13 +40,21 @@ class _Computed(ast.NodeTransformer):
 
     def visit_arg(self, node): return ast.arg(node.arg)
 
+def _written(node):
+    "A tree as text, without what is empty: Python's versions differ in what they list of that"
+    if isinstance(node, list): return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST): return repr(node)
+    fields = [(k, v) for k,v in ast.iter_fields(node) if v is not None and v != []]
+    inside = ",".join(f"{k}={_written(v)}" for k,v in sorted(fields, key=lambda o: o[0]))
+    return f"{type(node).__name__}({inside})"
+
 def computed(
     text:str # of a Python module
 )->str:
     "What the module computes, in a form that comments, docstrings and messages do not change"
-    return ast.dump(_Computed().visit(ast.parse(text)))
+    return _written(_Computed().visit(ast.parse(text)))
 
-# %% ../../nbs/evidence/code.ipynb #fc2c8611
+# %% ../../nbs/evidence/code.ipynb #b4f71083
 @cache
 def _path(module):
     try: spec = find_spec(module)

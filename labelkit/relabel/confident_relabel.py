@@ -9,13 +9,17 @@ __all__ = ['confident_learning', 'reason_of', 'explain_flag', 'check_probs', 'ra
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #50463c18
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from ..core.claim import Claim, made
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..data.sets import mnist_5k
 from ..errors import LabelKitError
+from ..models import small_cnn
 from ..parts.cross_validation import out_of_fold, step_counter
 from ..parts.peer import fresh_copy
 from .base import Relabel
@@ -200,6 +204,26 @@ def issue_table(
     if "true_label" in f: out["true_label"] = f.true_label.map(name)
     return pd.DataFrame(out)
 
+# %% ../../nbs/relabel/confident_relabel.ipynb #c1a106f0
+_claim = Claim(
+    "With nearly half of the labels wrong, training without the labels that confident learning "
+    "flags ends above training on all of them.",
+    {
+        "as given": [],
+        "MixUp": made("MixUp"),
+        "ConfidentRelabel": made("ConfidentRelabel", lr=1e-2),
+    },
+    over="as given",
+    data=partial(mnist_5k, noise_rate=.45),
+    model=partial(small_cnn, width=16),
+    epochs=12,
+    lr=1e-2,
+    reported="The paper prunes CIFAR-10 with wrong labels by confident learning, and finds it "
+    "ahead of seven methods for noisy labels, MixUp and Co-teaching among them.",
+    note="The cross-validation trains four networks for five epochs more; its largest learning "
+    "rate is that of the training. MixUp costs nothing and needs no cross-validation.",
+)
+
 # %% ../../nbs/relabel/confident_relabel.ipynb #3d8805a1
 @technique(
     "confident_relabel",
@@ -210,6 +234,7 @@ def issue_table(
     beats="training on the labels as given",
     quick=dict(folds=2, epochs=1),
     reads="class",
+    claims=(_claim,),
 )
 class ConfidentRelabel(Relabel):
     """Find wrong labels by confident learning, and prune, re-weight or relabel these samples

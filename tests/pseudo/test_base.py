@@ -342,6 +342,24 @@ def test_loaders_of_one_own():
     ).all()
 
 
+def test_pseudo_labeled_samples_are_seen_in_the_strong_view():
+    runs = []
+    for kwargs in (dict(), dict(noise=False), dict(noise=False, weak=lambda x, rng: x)):
+        cb = SelfTraining(warmup=0., threshold=0., augment_labeled=False, **kwargs)
+        seen = []
+
+        class Keep(Callback):
+            order = 6
+            def after_pred(self):
+                if not self.training: return
+                s = self.learn.supervision.record
+                seen.append((s.requests["self_training"] - s.unlabeled).abs().mean())
+        fit(learner([cb, Keep()]))
+        runs.append(float(torch.stack(seen).mean()))
+    strong,weak,none = runs
+    assert strong > weak > none == 0
+
+
 def test_labels_only_until_the_first_round():
     plain = fit(learner(), 2)
     late = fit(learner([SelfTraining(warmup=1., augment_labeled=False)]), 2)

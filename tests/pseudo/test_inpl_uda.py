@@ -168,6 +168,29 @@ def test_the_ledger_has_the_energy():
     assert cb.explore() is not None
 
 
+def test_the_threshold_follows_the_labeled_energies():
+    z = tensor([[3., 0.], [1., 0.], [5., 5.]])
+
+    class Check(Callback):
+        order = 6
+        def before_fit(self): self.seen = []
+        def after_pred(self):
+            if not self.training: return
+            s = self.learn.supervision.record
+            self.seen.append(energy_score(s.pred.detach()).quantile(.95))
+    fit(learner([cb := InPL(), check := Check()]), 2)
+    assert cb.cut.item() == pytest.approx(torch.stack(check.seen[-50:]).mean().item(), rel=1e-5)
+    f = cb.ledger.frame()
+    assert f.accepted.any() and not f.accepted.all()
+    cb.level.means = energy_score(z)[:1]
+    assert cb.believe(Guess(z, None)).tolist() == [False, False, True]
+
+
+def test_thresholds_by_name():
+    assert InPL("paper").cut == -9.5 and InPL(-3).cut == -3
+    assert "energy" not in repr(InPL())
+
+
 # UDA
 
 def test_tsa_reference(root):

@@ -12,7 +12,14 @@ from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.core.record import Supervision
 from labelkit.pseudo.base import Guess
-from labelkit.pseudo.iomatch import IOMatch, one_vs_all_loss, open_targets
+from labelkit.pseudo.iomatch import (
+    IOMatch,
+    auroc,
+    known_auroc,
+    known_scores,
+    one_vs_all_loss,
+    open_targets,
+)
 
 
 def test_one_vs_all_reference(root):
@@ -126,6 +133,21 @@ def test_asking_changes_nothing():
         and torch.equal(state, torch.get_rng_state())
     )
     assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+
+
+def test_how_well_strangers_are_known():
+    assert auroc(tensor([.9, .6]), tensor([.7, .1])) == .75
+    assert auroc(tensor([.5]), tensor([.5])) == .5
+    learn = Learner(dls := opened(), six())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
+    scores = known_scores(learn, dls.x_unknown)
+    learn.model.eval()
+    with torch.no_grad(): p = learn.model(next(iter(learn.dls.test_dl(dls.x_unknown)))[0])
+    torch.testing.assert_close(scores[:len(p)], p.softmax(1).amax(1).as_subclass(torch.Tensor))
+    assert len(scores) == len(dls.x_unknown) and 0 < known_auroc(learn) < 1
+    learn.add_cb(cb := IOMatch())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3)
+    torch.testing.assert_close(known_scores(learn, dls.x_unknown), cb.inlier_score(dls.x_unknown))
 
 
 def test_alignment_evens_out_and_is_kept():

@@ -16,6 +16,7 @@ from labelkit.parts.heads import normalize_features
 from labelkit.parts.running import align_distribution
 from labelkit.pseudo.simmatchv2 import (
     SimMatchV2,
+    decay_for,
     edge_edge_loss,
     edges,
     node_edge_loss,
@@ -149,6 +150,15 @@ def test_the_bank_keeps_by_id():
     again = Bank(tensor([1, 3, 4, 8]), 10, widths, size=2)
     again.load_state_dict(b.state_dict())
     assert torch.equal(again["features"], b["features"]) and torch.equal(again.known, b.known)
+
+
+def test_the_teacher_remembers_a_share_of_the_training():
+    assert decay_for(2000) == pytest.approx(.99) and decay_for(10**6) == .999 and decay_for(3) == 0
+    learn = fit(learner([cb := SimMatchV2()]), 3)
+    decay = decay_for(3*len(learn.dls.train))
+    assert cb.teacher.decay == cb.teacher_projector.decay == decay
+    fit(learner([cb := SimMatchV2(ema_decay=.999)]))
+    assert cb.teacher.decay == .999
 
 
 def test_banks_and_teacher_in_a_fit():
