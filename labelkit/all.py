@@ -31,6 +31,7 @@ from labelkit.distill.weak_to_strong import WeakToStrong
 from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
 from labelkit.evidence.compare import Comparison, compare
+from labelkit.evidence.label_report import label_report
 from labelkit.evidence.report import report
 from labelkit.evidence.scoreboard import scoreboard
 from labelkit.mix.adautomix import AdAutoMix
@@ -89,8 +90,8 @@ __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkp
            'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher',
            'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare', 'default_views',
            'dense_targets', 'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls',
-           'label_map_store', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
-           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
-           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
-           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
-           'trained', 'wide_resnet']
+           'label_map_store', 'label_report', 'labeling_function', 'lf_analysis', 'long_tail',
+           'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
+           'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',
+           'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table',
+           'technique', 'trained', 'wide_resnet']
