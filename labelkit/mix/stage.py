@@ -21,8 +21,12 @@ class _Seldom(Callback):
         done = self.epoch+1
         if done % 10 and done < self.n_epoch: raise CancelValidException()
 
-def seldom_validated(learn, epochs, lr):
-    "Train for one cycle; there are more images to validate on than to train on"
+def seldom_validated(
+    learn,      # a Learner
+    epochs:int, # of training
+    lr:float,   # largest learning rate
+):
+    "Train for one cycle, and validate after every tenth epoch: validation has the more images"
     learn.fit_one_cycle(epochs, lr, cbs=_Seldom())
 
 # what the claims of mixing share, so that all of them train the same plain row
