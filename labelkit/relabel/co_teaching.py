@@ -100,7 +100,7 @@ _claim = Claim(
     lr=1e-2,
     reported="The paper wants to beat training on the labels as given and, with MentorNet, one "
     "network that chooses its own small losses; it is ahead of both on MNIST, CIFAR-10 and "
-    "CIFAR-100 with half of the labels wrong. The authors' repository (bhanML/Co- teaching) gives "
+    "CIFAR-100 with half of the labels wrong. The authors' repository (bhanML/Co-teaching) gives "
     "91.68 % for MNIST in that setting.",
     note="The techniques are told the true share of wrong labels. Accuracy is that of the "
     "learner's own network, not of the two together. Most of the gain is already in the choice: "

@@ -292,7 +292,7 @@ _claim = Claim(
     "varies too much to learn from, and that their surrogate loss improves on the methods built "
     "on such a risk.",
     note="Each of the nine other classes is named equally often; then forward correction, the "
-    "default, has the same gradient as the surrogate loss of Chou et al. The order- preserving "
+    "default, has the same gradient as the surrogate loss of Chou et al. The order-preserving "
     "loss (Liu et al. 2023) is newer than that comparison, and the best here.",
 )
 

@@ -184,7 +184,7 @@ _claim = Claim(
     epochs=10,
     lr=1e-2,
     reported="ResNet-50 on ImageNet: 77.5 % with the image's label, 78.9 % with ReLabel, 80.2 % "
-    "with CutMix as well (Yun et al. 2021 and their repository, naver- ai/relabel_imagenet).",
+    "with CutMix as well (Yun et al. 2021 and their repository, naver-ai/relabel_imagenet).",
     note="The teacher is the student's own kind of network and has seen the same pictures, whole, "
     "with the same labels; the paper's is much larger. Its training counts in the seconds.",
 )
