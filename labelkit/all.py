@@ -62,6 +62,7 @@ from labelkit.relabel.base import Relabel
 from labelkit.relabel.co_teaching import CoTeaching
 from labelkit.relabel.complementary_labels import ComplementaryLabels
 from labelkit.relabel.confident_relabel import ConfidentRelabel
+from labelkit.relabel.judge_ensemble import JudgeEnsemble
 from labelkit.relabel.label_edits import LabelEdits
 from labelkit.relabel.label_models import (
     CovarianceLabelModel, DawidSkene, MajorityVote, apply_lfs, labeling_function, lf_analysis,
@@ -81,17 +82,18 @@ __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkp
            'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
            'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'Distill', 'EMA',
            'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD',
-           'IOMatch', 'InPL', 'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
-           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
-           'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
-           'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment',
-           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SMMix', 'SelfTraining',
-           'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision',
-           'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher',
-           'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare', 'default_views',
-           'dense_targets', 'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls',
-           'label_map_store', 'label_report', 'labeling_function', 'lf_analysis', 'long_tail',
-           'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
-           'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',
-           'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table',
-           'technique', 'trained', 'wide_resnet']
+           'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO',
+           'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
+           'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp',
+           'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss',
+           'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix',
+           'RobustActiveDistillation', 'SMMix', 'SelfTraining', 'SimMatchV2', 'SoftLabels',
+           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
+           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
+           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
+           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
+           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
+           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
+           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
+           'trained', 'wide_resnet']

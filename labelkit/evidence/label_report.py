@@ -115,7 +115,7 @@ def agreement(
     names=None, # of the annotators; a table's columns if `None`
 )->dict: # `alpha`, `agreeing`, `twice`: samples with two answers or more; `annotators`: rows
     """How far people agree: Krippendorff's alpha, the share of samples about which all say the
-    same, and for each annotator how often the majority of the others says what he says"""
+    same, and for each annotator how often the majority of the others says the same"""
     if names is None: names = getattr(votes, "columns", None)
     votes,c = check_votes(votes, c)
     if names is None: names = [f"annotator {j}" for j in range(votes.shape[1])]

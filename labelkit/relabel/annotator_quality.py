@@ -74,7 +74,7 @@ def gold_quality(
     c:int=None,          # number of classes
     smoothing:float=2.,  # so many further answers, as good as the average, are added to each count
 )->dict: # `asked` [A] long, `accuracy` [A], `producer` [A, C]
-    """How each annotator does on samples whose truth is known and was hidden from him
+    """How each annotator does on samples whose truth is known and was hidden from them
 
     `accuracy` is the share of right answers, `producer` the same among samples of one class
     (producer's accuracy). Counts are pulled towards the average of all annotators, and those of a
@@ -285,7 +285,7 @@ def _answered(dls, folder):
     claims=(_claim,),
 )
 class AnnotatorQuality(Relabel):
-    """Train on the consensus of several annotators, each weighed by how he did on known samples
+    """Train on the consensus of several annotators, weighed by how they did on known samples
 
     Before the first batch every annotator is measured on the gold samples, and the answers about
     each sample become a distribution over the classes with its risk. Gold samples are trained on
