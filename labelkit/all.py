@@ -6,7 +6,6 @@ models, `compare`."""
 from labelkit.augment.randaugment import RandAugment
 from labelkit.core.auxiliary import Auxiliary
 from labelkit.core.checkpoint import Checkpoint
-from labelkit.core.claim import Claim
 from labelkit.core.fit import quiet, trained
 from labelkit.core.losses import dense_targets, soft_target_loss
 from labelkit.core.record import Supervision
@@ -32,6 +31,7 @@ from labelkit.distill.weak_to_strong import WeakToStrong
 from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
 from labelkit.evidence.compare import Comparison, compare
+from labelkit.evidence.label_report import label_report
 from labelkit.evidence.report import report
 from labelkit.evidence.scoreboard import scoreboard
 from labelkit.mix.adautomix import AdAutoMix
@@ -56,6 +56,7 @@ from labelkit.pseudo.mean_teacher import MeanTeacher
 from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.simmatchv2 import SimMatchV2
 from labelkit.pseudo.uda import UDA
+from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
 from labelkit.relabel.base import Relabel
 from labelkit.relabel.co_teaching import CoTeaching
@@ -76,11 +77,11 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim', 'CoTeaching',
+__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
            'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'Distill', 'EMA',
-           'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'Guess', 'HARD', 'IOMatch',
-           'InPL', 'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
+           'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD',
+           'IOMatch', 'InPL', 'IntraClusterMixUp', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
            'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
            'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
            'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment',
@@ -89,8 +90,8 @@ __all__ = ['AdAutoMix', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim', 'CoT
            'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher',
            'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare', 'default_views',
            'dense_targets', 'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls',
-           'label_map_store', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
-           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
-           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
-           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
-           'trained', 'wide_resnet']
+           'label_map_store', 'label_report', 'labeling_function', 'lf_analysis', 'long_tail',
+           'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
+           'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',
+           'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table',
+           'technique', 'trained', 'wide_resnet']

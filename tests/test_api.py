@@ -10,8 +10,9 @@ import labelkit
 from export import all_module, literal_all, public_names, wrap_head
 
 NAMES = labelkit.__all__
-# fastai has callbacks with these names of papers; ours take the same arguments
-SHARED = {"MixUp", "CutMix"}
+# the names of papers: fastai has callbacks called so, whose arguments ours take; torchvision has a
+# transform
+SHARED = {"MixUp", "CutMix", "RandAugment"}
 
 
 def said(code, cwd):
@@ -52,7 +53,7 @@ def test_every_technique_is_public_and_little_else():
     cards = {c.cls.__name__: c.cls for c in registry.values() if "labelkit." in c.cls.__module__}
     assert all(getattr(lk, name) is cls for name, cls in cards.items())
     assert sorted(NAMES) == sorted(lk.__all__) == sorted(set(lk.__all__))
-    assert len(set(NAMES) - set(cards)) <= 70, "choose: what is public stays"
+    assert len(set(NAMES) - set(cards)) <= 75, "choose: what is public stays"
 
 
 def test_no_public_name_is_a_module_of_the_package(root):

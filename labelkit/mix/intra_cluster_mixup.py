@@ -6,14 +6,19 @@
 __all__ = ['k_means', 'find_clusters', 'check_clusters', 'cluster_partner', 'IntraClusterMixUp']
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #f2efcada
+from functools import partial
+
 import torch
 
+from ..core.claim import Claim, made, several
 from ..core.record import Supervision
 from ..core.supervision import check_finite
 from ..core.technique import technique
 from ..data.samples import Samples
+from ..data.sets import mnist_5k
 from ..errors import LabelKitError
 from .mixup import MixUp
+from ..models import small_cnn
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #18fa1a24
 def _nearest(x, centers):
@@ -114,6 +119,29 @@ def cluster_partner(
     following = torch.where(last, torch.searchsorted(c, c), i+1)
     return torch.empty_like(i).index_put_((order,), order[following])
 
+# %% ../../nbs/mix/intra_cluster_mixup.ipynb #c1a10008
+_not_this = made("ComplementaryLabels", loss="scl-nl")
+
+_claim = Claim(
+    "With labels that say what a sample is not, mixing within clusters gains what mixing loses.",
+    {
+        "complementary labels": _not_this,
+        "MixUp": several(_not_this, made("MixUp")),
+        "IntraClusterMixUp": several(
+            _not_this, made("IntraClusterMixUp", alpha=1., n_clusters=20)
+        ),
+    },
+    over="MixUp",
+    lack="denials",
+    data=partial(mnist_5k, complementary=True),
+    epochs=8,
+    lr=1e-2,
+    model=partial(small_cnn, width=12),
+    reported="up to 30 points on MNIST and 10 on CIFAR, balanced and imbalanced (the abstract)",
+    note="One complementary label a digit, all wrong classes alike. Clusters are of pixels here; "
+         "the paper's are of features that were learned without labels.",
+)
+
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #0592a08b
 @technique(
     "intra_cluster_mixup",
@@ -124,6 +152,7 @@ def cluster_partner(
     cost="k-means once, before the first batch",
     beats="MixUp, with complementary labels",
     example=dict(n_clusters=3, alpha=1.),
+    claims=(_claim,),
 )
 class IntraClusterMixUp(MixUp):
     """MixUp with partners of the same cluster only, made for complementary labels

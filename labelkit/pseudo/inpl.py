@@ -7,13 +7,20 @@ shared: inliers first."""
 __all__ = ['named_thresholds', 'margin_logits', 'InPL']
 
 # %% ../../nbs/pseudo/inpl.ipynb #45cbdccf
+from functools import partial
+
 import torch
 
+from ..core.claim import Claim, made
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..data.sets import mnist_5k
 from ..errors import check_range
 from ..parts.running import RunningMean, WindowMean
-from .base import PseudoLabel, below_energy, consistency_loss, energy_score
+from .base import STAGE, PseudoLabel, below_energy, consistency_loss, energy_score
+
+# %% ../../nbs/pseudo/inpl.ipynb #b1307782
+named_thresholds = dict(paper=-9.5)  # the authors', on CIFAR-10 with a long tail
 
 # %% ../../nbs/pseudo/inpl.ipynb #6bf3a859
 def margin_logits(
@@ -25,8 +32,25 @@ def margin_logits(
     https://arxiv.org/abs/2201.01490)"""
     return logits + margin*mean.log()
 
-# %% ../../nbs/pseudo/inpl.ipynb #b1307782
-named_thresholds = dict(paper=-9.5)  # the authors', on CIFAR-10 with a long tail
+# %% ../../nbs/pseudo/inpl.ipynb #adefd431
+_tail = dict(data=partial(mnist_5k, labeled=100, imbalance=10, ratio=4), epochs=34)
+_claim = Claim(
+    says="On a long tail, low energy is a better reason to believe a guess than high confidence.",
+    rows={
+        "weak views": made("WeakViews"),
+        "nothing believed": made("FixMatch", threshold=1.),
+        "FixMatch": made("FixMatch"),
+        "InPL": made("InPL"),
+    },
+    over="FixMatch",
+    reported="around three points more accuracy than confidence on CIFAR-10 with a long tail "
+             "(the paper's abstract)",
+    note="The most frequent digit has ten times as many images as the rarest, a hundred have a "
+         "label, and the validation set has as many of each. The two differ in the selection and "
+         "in nothing else. The energy threshold is the one that 95 % of the labeled digits are "
+         "below; the mean of their energies was tried on another seed and accepts too little.",
+    **(STAGE | _tail),
+)
 
 # %% ../../nbs/pseudo/inpl.ipynb #adefd432
 @technique(
@@ -37,6 +61,7 @@ named_thresholds = dict(paper=-9.5)  # the authors', on CIFAR-10 with a long tai
     cost="forward and backward pass over two views of the unlabeled samples",
     beats="FixMatch, on a long tail",
     example=dict(energy_threshold=0.),
+    claims=(_claim,),
 )
 class InPL(PseudoLabel):
     """FixMatch that believes samples of low energy instead of high confidence, for classes of
@@ -48,12 +73,14 @@ class InPL(PseudoLabel):
     https://arxiv.org/abs/2303.07269"""
     columns = dict(energy=torch.float)
     limits = dict(margin=(0, None), ema_decay=(0, 1))
-    window = 50        # batches whose labeled energies make the threshold "auto"
+    # the threshold "auto": below it are so many of the labeled samples, over so many batches
+    inliers = .95
+    window = 50
     mean = level = None
 
     def __init__(self,
         # a sample is believed below it. A number (no probability: mostly negative), "auto" for the
-        # mean energy of the labeled samples in the last 50 batches, or "paper" for −9.5
+        # energy that 95 % of the labeled samples are below, or "paper" for −9.5
         energy_threshold:float|str="auto",
         # adaptive margin; the authors use 0.5, and 0 for their long-tail results
         margin:float=0.,
@@ -78,7 +105,8 @@ class InPL(PseudoLabel):
         return named_thresholds.get(self.energy_threshold, self.energy_threshold)
 
     def observe(self, g):
-        if self.energy_threshold == "auto": self.level.update(energy_score(g.labeled))
+        if self.energy_threshold != "auto": return
+        self.level.update(energy_score(g.labeled).quantile(self.inliers)[None])
 
     def believe(self, g): return below_energy(g.logits, self.cut)
 

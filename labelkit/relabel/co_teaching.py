@@ -86,14 +86,14 @@ class SmallLoss(LabelCallback):
 def _one_network(dls): return SmallLoss(.45, ramp=.3)
 
 _claim = Claim(
-    "With nearly half of the labels wrong, two networks that choose each other's samples end "
-    "above one that chooses its own.",
+    "With nearly half of the labels wrong, two networks that choose each other's samples do not "
+    "learn the wrong labels by heart.",
     {
         "as given": [],
         "small loss of one network": _one_network,
         "CoTeaching": made("CoTeaching", noise_rate=.45, ramp=.3),
     },
-    over="small loss of one network",
+    over="as given",
     data=partial(mnist_5k, noise_rate=.45),
     model=partial(small_cnn, width=16),
     epochs=12,
@@ -102,8 +102,10 @@ _claim = Claim(
     "network that chooses its own small losses; it is ahead of both on MNIST, CIFAR-10 and "
     "CIFAR-100 with half of the labels wrong. The authors' repository (bhanML/Co- teaching) gives "
     "91.68 % for MNIST in that setting.",
-    note="Both are told the true share of wrong labels. Accuracy is that of the learner's own "
-    "network, not of the two together.",
+    note="The techniques are told the true share of wrong labels. Accuracy is that of the "
+    "learner's own network, not of the two together. Most of the gain is already in the choice: "
+    "one network that chooses for itself is close behind, and over five seeds the lead of two "
+    "over one, which the paper also claims, is not decided.",
 )
 
 # %% ../../nbs/relabel/co_teaching.ipynb #e12893c5

@@ -86,13 +86,14 @@ _claim = Claim(
     "than the shares as every member's soft label.",
     {"shares as soft labels": [], "ProportionLoss": made("ProportionLoss")},
     over="shares as soft labels",
-    data=partial(mnist_5k, bag_size=32, bs=128),
+    data=partial(mnist_5k, bag_size=16),
     model=partial(small_cnn, width=8),
-    epochs=8,
+    epochs=12,
     lr=1e-2,
     reported="The paper reads gender and ethnicity of Twitter users from bags of texts and "
     "profile pictures, and finds a network with such a loss ahead of its baselines on both.",
-    note="Bags are drawn at random, and a batch holds four of them.",
+    note="Bags are drawn at random, and a batch holds four of them. With bags of 32, four in a "
+    "batch, and eight epochs, five seeds did not decide.",
 )
 
 # %% ../../nbs/relabel/proportion_loss.ipynb #7a1bb7b2

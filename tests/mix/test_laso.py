@@ -4,13 +4,21 @@ import torch
 from fastai.basics import Learner, accuracy_multi
 from fastai.callback.core import Callback
 import fastai.callback.schedule  # noqa: F401
-from torch import tensor
+from torch import nn, tensor
 from torch.nn import functional as F
 
 from contract import fit, learner, same, weights
+from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn, with_features
-from labelkit.mix.laso import LaSO, SetOperations, combine_labels, laso_losses, multi_digits
+from labelkit.mix.laso import (
+    LaSO,
+    SetOperations,
+    combine_labels,
+    laso_losses,
+    multi_digits,
+    set_precision,
+)
 
 
 def test_sets():
@@ -154,3 +162,25 @@ def test_bad_input():
     with pytest.raises(LabelKitError, match="no set operations yet"):
         LaSO().combine(torch.rand(2,1,8,8), torch.rand(2,1,8,8))
     with pytest.raises(LabelKitError, match="hidden=0"): LaSO(hidden=0)
+
+
+class Sets(nn.Module):
+    "Features are the label set that the picture holds, and the head leaves them as they are"
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(3))
+            self.head.bias.zero_()
+
+    def forward(self, x): return self.head(x)
+
+
+def test_arithmetic_on_features_that_are_the_sets_is_exact():
+    g = torch.Generator().manual_seed(0)
+    y = (torch.rand(40, 3, generator=g) > .5).float()
+    dls = from_arrays(y, y, y, y, kind="multi", vocab="abc", bs=8)
+    learn = Learner(dls, Sets())
+    assert set_precision(learn) == 1.
+    learn.model.head.weight.data.neg_()
+    assert set_precision(learn) < .7

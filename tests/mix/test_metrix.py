@@ -1,6 +1,7 @@
 """Metrix: the official code's values, gradients where two embeddings meet, and mixes that are what
 they say."""
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,12 +13,14 @@ from contract import data, fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.mix.metrix import (
     Metrix,
+    RecallAt1,
     contrastive_loss,
     draw_triples,
     mean_nonzero,
     metrix_loss,
     middle_layer,
     recall_at_1,
+    unseen_digits,
     utilization,
 )
 from labelkit.models import small_cnn
@@ -226,3 +229,22 @@ def test_bad_input():
     with pytest.raises(LabelKitError, match="weight=-1"): Metrix(weight=-1)
     with pytest.raises(LabelKitError, match="SmallCNN has no layer 'nothing'"):
         fit(learner([Metrix(level="feature", layer="nothing")]))
+
+
+def test_digits_to_find_are_of_classes_that_were_not_trained():
+    dls = unseen_digits(60, seed=1)
+    known,unseen = (ds.arrays.y[ds.rows] for ds in (dls.train_ds, dls.valid_ds))
+    assert len(known) == 60 and known.max() <= 4
+    assert len(unseen) == 2500 and unseen.min() >= 5
+    assert not torch.equal(known, unseen_digits(60, seed=2).train_ds.arrays.y)
+
+
+def test_the_metric_is_recall_over_the_whole_set():
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(30, 4, generator=g)
+    y = torch.arange(30) % 3
+    metric = RecallAt1()
+    metric.reset()
+    for i in range(0, 30, 7):
+        metric.accumulate(SimpleNamespace(pred=z[i:i+7], y=y[i:i+7]))
+    assert metric.value == recall_at_1(z, y)
