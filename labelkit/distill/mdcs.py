@@ -5,7 +5,7 @@ about another view."""
 
 # %% auto #0
 __all__ = ['expert_logits', 'class_counts', 'confident_consistency', 'last_block', 'anew',
-           'says_with', 'MDCS']
+           'says_with', 'tail_of_100', 'as_it_is', 'in_mild_views', 'mean_accuracy', 'MDCS']
 
 # %% ../../nbs/distill/mdcs.ipynb #7c1e4cfa
 from copy import deepcopy
@@ -17,13 +17,17 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
+from ..core.claim import Claim, made
 from ..core.losses import soft_target_loss
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.teachers import Teacher, as_teacher, evaluating
 from ..core.technique import CLASSES, technique
+from ..data.arrays import LabelDataLoaders
+from ..data.sets import mnist_5k
+from ..data.views import default_views
 from ..errors import LabelKitError
-from ..models import body_layers, head_of, layer_outputs, unwrap
+from ..models import body_layers, head_of, layer_outputs, small_cnn, unwrap
 from ..parts.view_pair import ViewPair
 
 # %% ../../nbs/distill/mdcs.ipynb #fc6e587e
@@ -100,12 +104,70 @@ def says_with(
     "What the model says with other functions in the place of some layers; its buffers stay"
     changed = {model.get_submodule(k): f for k,f in layers.items()}
     buffers = {k: v.clone() for k,v in model.named_buffers()}
-    for m,f in changed.items(): m.forward = f
+    # not `m.forward = f`, which would make a network `f` a part of `m`
+    for m,f in changed.items(): object.__setattr__(m, "forward", f)
     try: return functional_call(model, buffers, x)
     finally:
-        for m in changed: del m.forward
+        for m in changed: object.__delattr__(m, "forward")
 
 # %% ../../nbs/distill/mdcs.ipynb #06e14f24
+def tail_of_100(
+    seed:int=0 # decides which images are left
+)->LabelDataLoaders:
+    "Digits of 14×14 pixels, a hundred times as many zeros as nines; validation has all alike"
+    return mnist_5k(imbalance=100, bs=32, seed=seed)
+
+def as_it_is(
+    x # images
+):
+    "The image itself, as a view"
+    return x
+
+def in_mild_views(
+    technique:made, # `MDCS` and its settings
+    dls             # loaders it is made for
+):
+    "The callback that teaches from the image itself, and shows its weak view"
+    weak = default_views(dls)[0]
+    return technique.cls(weak=as_it_is, strong=weak, **technique.settings)
+
+def mean_accuracy(
+    learn # a trained learner
+)->float:
+    "Accuracy of the mean of the experts; of the model itself where there are none"
+    ds = learn.dls.valid_ds
+    x,y = ds.batch(ds.rows)
+    cb = getattr(learn, "mdcs", None)
+    said = cb.teacher(x) if cb else as_teacher(learn.model)(x)
+    return float((said.argmax(1) == y).float().mean())
+
+_balanced = made("MDCS", exponents=(1.,), consistency=0.)
+_claim = Claim(
+    "On a long tail three experts, taught by what they know confidently, are better together than "
+    "one that is balanced.",
+    rows={
+        "plain": [],
+        "balanced softmax": partial(in_mild_views, _balanced),
+        "three experts": partial(in_mild_views, made("MDCS", consistency=0.)),
+        "MDCS": partial(in_mild_views, made("MDCS")),
+    },
+    over="balanced softmax",
+    data=tail_of_100,
+    epochs=30,
+    lr=1e-2,
+    model=partial(small_cnn, width=8),
+    score=mean_accuracy,
+    unit="accuracy, all classes alike",
+    reported="1 to 2 points above the best before it on CIFAR-10-LT, CIFAR-100-LT, ImageNet-LT, "
+             "Places-LT and iNaturalist 2018 (abstract).",
+    note="The prediction is the mean of the experts, as in the paper. All rows but the first see "
+         "the image itself and its weak view; stronger views cost more than they teach on digits "
+         "of this size. Tried on other seeds: experts that differ in a linear head alone, which "
+         "were worse than one balanced network; 12 epochs; milder exponents. The paper trains for "
+         "hundreds of epochs, in which a network learns its images by heart; there most of the "
+         "gain is the consistency's.",
+)
+
 @technique(
     "mdcs",
     family="distill",
@@ -115,6 +177,7 @@ def says_with(
          "block for each expert",
     beats="a balanced softmax, on a long tail",
     reads="class",
+    claims=(_claim,),
 )
 class MDCS(LabelCallback):
     """Experts for frequent, middling and rare classes, and consistency of what they know

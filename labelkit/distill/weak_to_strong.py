@@ -5,17 +5,25 @@ sure."""
 
 # %% auto #0
 __all__ = ['self_labels', 'confidence_at', 'confidence_loss', 'performance_gap_recovered',
-           'WeakToStrong']
+           'unlabeled_digits', 'a_weak_teacher', 'WeakToStrong']
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #27a3a37a
+from functools import partial
 import math
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from ..core.claim import Claim, made
+from ..core.fit import trained
 from ..core.technique import technique
+from ..data.arrays import LabelDataLoaders
+from ..data.sets import mnist_5k
 from .base import Distill
+from .stage import taught
 from ..errors import LabelKitError
+from ..models import small_cnn
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #f38e9b3f
 def self_labels(
@@ -103,6 +111,41 @@ def performance_gap_recovered(
     return (got-low)/(high-low)
 
 # %% ../../nbs/distill/weak_to_strong.ipynb #07d79858
+def unlabeled_digits(
+    seed:int=0 # decides the order
+)->LabelDataLoaders:
+    "4,000 digits of 14×14 pixels. Their labels are there for the ceiling; the students see none"
+    return mnist_5k(seed=seed)
+
+def _linear(dls): return nn.Sequential(nn.Flatten(), nn.Linear(14*14, dls.c))
+
+def a_weak_teacher(
+    dls # loaders of the student
+):
+    "Softmax regression on the pixels, trained on a hundred labels, others each time"
+    seed = int(torch.randint(10**6, (1,)))
+    return trained(mnist_5k(labeled=100, bs=32, seed=seed), _linear, epochs=10, lr=1e-2)
+
+_claim = Claim(
+    "A strong student that may disagree with its weak supervisor becomes better than one that "
+    "learns the weak labels as they are.",
+    rows={
+        "true labels (ceiling)": [],
+        "naive": partial(taught, made("WeakToStrong", confidence=0.), a_weak_teacher),
+        "WeakToStrong": partial(taught, made("WeakToStrong"), a_weak_teacher),
+    },
+    over="naive",
+    data=unlabeled_digits,
+    epochs=6,
+    lr=1e-2,
+    model=partial(small_cnn, width=8),
+    reported="ImageNet: AlexNet 56.6 %, its student, a linear probe on DINO's ResNet-50, 61.9 %, "
+             "ceiling 64.5 %.",
+    note="A hundred of the 4,000 images are those that the supervisor was trained on. The student "
+         "begins with random weights; the paper's is pretrained. With a supervisor of forty labels "
+         "no difference was seen.",
+)
+
 @technique(
     "weak_to_strong",
     family="distill",
@@ -111,6 +154,7 @@ def performance_gap_recovered(
     cost="a forward pass of the weak model; with unlabeled=True also one of the student, and its "
          "backward pass, over the unlabeled samples",
     beats="the naive student (`confidence=0`)",
+    claims=(_claim,),
     reads="class",
 )
 class WeakToStrong(Distill):

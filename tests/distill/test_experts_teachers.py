@@ -4,14 +4,22 @@ import json
 import pytest
 import torch
 from fastai.basics import Callback
-from torch import tensor
+from torch import nn, tensor
 from torch.nn import functional as F
 
 from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.core.teachers import Ensemble
-from labelkit.distill.mdcs import MDCS, confident_consistency, expert_logits
+from labelkit.distill.mdcs import (
+    MDCS,
+    anew,
+    confident_consistency,
+    expert_logits,
+    last_block,
+    says_with,
+)
 from labelkit.distill.mealv2 import MEALv2, told_apart
+from labelkit.models import body_layers, layer_outputs
 
 
 @pytest.fixture
@@ -112,7 +120,9 @@ def test_mdcs_loss_is_the_sum_of_its_parts():
         def after_loss(self):
             if self.training and not kept:
                 s = self.learn.supervision.record
-                zs = cb.experts(s.pred, s.features())
+                said = torch.cat([s.pred, s.outputs["mdcs"]])
+                x = torch.cat([s.x, s.requests["mdcs"]])
+                zs = [z[:len(s.y)] for z in cb.experts(said, s.own(cb).kept, x)]
                 kept.update(
                     have=s.losses["mdcs"][0],
                     want=sum(
@@ -141,3 +151,36 @@ def test_mdcs_experts():
 def test_mdcs_needs_the_class_sizes():
     with pytest.raises(LabelKitError, match="counts has shape"): fit(learner([MDCS(counts=[3, 4])]))
     fit(learner([MDCS(counts=[9]*10)]))
+
+
+def test_experts_have_a_last_block_of_their_own():
+    """Shared blocks are not computed again, buffers of the model stay, and each expert's pass is
+    the model's with its own block and head"""
+    net = model(0).eval()
+    x = torch.rand(5, 1, 8, 8)
+    last = last_block(net)
+    shared = body_layers(net)[:-1]
+    with layer_outputs(net, shared) as kept: own = net(x)
+    assert last == body_layers(net)[-1]
+    calls = []
+    first = net.get_submodule(shared[0])
+    handle = first.register_forward_hook(lambda *_: calls.append(1))
+    given = {k: (lambda *_, v=v: v) for k,v in kept.items()}
+    torch.testing.assert_close(says_with(net, given, x), own)
+    block = anew(net.get_submodule(last)).train()
+    before = {k: v.clone() for k,v in net.named_buffers()}
+    other = says_with(net, given | {last: block}, x)
+    handle.remove()
+    assert not torch.allclose(other, own)
+    assert all(torch.equal(v, before[k]) for k,v in net.named_buffers())
+    assert "forward" not in vars(net.get_submodule(last))
+    assert {id(p) for p in block.parameters()}.isdisjoint(map(id, net.parameters()))
+
+
+def test_a_model_that_is_a_head_alone_has_no_last_block():
+    assert last_block(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))) is None
+    cb = MDCS()
+    learn = learner([cb])
+    learn.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    fit(learn)
+    assert cb.logits(learn.dls.valid_ds.arrays.x).shape[0] == 3
