@@ -7,14 +7,18 @@ to the front, and wrong labels find no room."""
 __all__ = ['channel_probs', 'first_channels', 'channel_logits', 'channel_accuracy', 'NestedDropout']
 
 # %% ../../nbs/relabel/nested_dropout.ipynb #d45288c5
+from functools import partial
+
 import torch
 
+from ..core.claim import Claim, made, several
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.teachers import evaluating
 from ..core.technique import technique
+from ..data.sets import mnist_5k
 from ..errors import LabelKitError
-from ..models import head_of, unwrap, with_features
+from ..models import head_of, small_cnn, unwrap, with_features
 
 # %% ../../nbs/relabel/nested_dropout.ipynb #1bf1e6c5
 def channel_probs(
@@ -68,6 +72,33 @@ def channel_accuracy(
     guesses = (head(first_channels(f, k+1)).argmax(1) for k in range(head.in_features))
     return torch.stack([(o == y.to(o.device)).float().mean() for o in guesses]).cpu()
 
+# %% ../../nbs/relabel/nested_dropout.ipynb #c1a105ef
+_co_teaching = partial(made, "CoTeaching", noise_rate=.45, ramp=.3)
+
+_claim = Claim(
+    "With nearly half of the labels wrong, a network whose features are cut to the first few "
+    "learns fewer of them by heart.",
+    {
+        "as given": [],
+        "CoTeaching": _co_teaching(),
+        "both": several(_co_teaching(ranking="eval"), made("NestedDropout", sigma=30.)),
+        "NestedDropout": made("NestedDropout", sigma=30.),
+    },
+    over="as given",
+    data=partial(mnist_5k, noise_rate=.45),
+    model=partial(small_cnn, width=16),
+    epochs=12,
+    lr=1e-2,
+    reported="Clothing1M, ResNet-18: 73.1 % with nested dropout alone and 74.9 % with co-teaching "
+    "as well, where training on the labels as given is listed with 67.2 % and co-teaching alone "
+    "with 69.2 % (table of the authors' repository, yingyichen-cyy/Nested-Co-teaching).",
+    note="The last layer sees 64 features, and about thirty are kept. The authors train the two "
+    "networks with nested dropout first, let them teach each other afterwards at a tenth of the "
+    "learning rate, and choose the number of features on clean validation labels; here both begin "
+    "at once and all features are used. With ten of 64 features and twelve epochs the network "
+    "does not learn enough.",
+)
+
 # %% ../../nbs/relabel/nested_dropout.ipynb #8deeba73
 @technique(
     "nested_dropout",
@@ -76,6 +107,7 @@ def channel_accuracy(
     paper="https://arxiv.org/abs/2104.13766",
     cost="none to speak of",
     beats="training on the labels as given",
+    claims=(_claim,),
 )
 class NestedDropout(LabelCallback):
     """Train with the first k channels of the features, k drawn anew for each batch with P(k) ∝
