@@ -194,6 +194,7 @@ class Look:
         out = "".join(row(k, cell(v, more=wide)) for k,v in lines_of(self).items())
         out += row("loss", *(cell(o, "th") for o in ("value", "factor", "adds")))
         for k,(v,w) in self.losses.items():
+            v = float(v.detach())
             out += row(k, *(cell(f"{float(o):.4g}") for o in (v, w, v*w)))
         out += row("together", cell("", more=' colspan="2"'), cell(f"{float(self.loss):.4g}"))
         return f'<table class="lk-look">{out}</table>'

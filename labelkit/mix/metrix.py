@@ -22,6 +22,7 @@ from ..data.loaders import from_arrays
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError
 from .base import LayerChange, sample_lam
+from .stage import seldom_validated
 from ..models import body_layers, layer_name, small_cnn, unwrap
 
 # %% ../../nbs/mix/metrix.ipynb #3b432299
@@ -148,17 +149,23 @@ def middle_layer(
 # %% ../../nbs/mix/metrix.ipynb #c1a10009
 _claim = Claim(
     "An embedding finds classes it has never seen better when mixes are among its pairs.",
-    {"clean pairs": [], "Metrix": made("Metrix", level="input", weight=1.)},
+    {"clean pairs": [], "Metrix": made("Metrix", level="input", weight=3.)},
     over="clean pairs",
     lack="retrieval",
-    data=partial(unseen_digits, n=1000),
-    epochs=15,
-    model=partial(small_cnn, c=32, width=16),
+    data=partial(unseen_digits, n=500),
+    epochs=30,
+    model=partial(small_cnn, c=16, width=8),
     loss_func=partial(contrastive_loss, neg_margin=.5),
+    fit=seldom_validated,
     metric=RecallAt1,
     unit="recall@1",
+    seeds=10,
     reported="mixes of inputs, features and embeddings all above the losses of clean pairs, on "
              "four data sets (the paper)",
+    note="Ten seeds, because which digits are trained on moves recall by more than the mixes do. "
+         "The mixed pairs count three times the clean ones; with the authors' weight of .4, or 1, "
+         "on inputs, features or embeddings, nothing was to be seen with three seeds. Negatives "
+         "are drawn at random; the authors' code searches the hardest.",
 )
 
 # %% ../../nbs/mix/metrix.ipynb #f91ce5d9
