@@ -57,7 +57,7 @@ from labelkit.pseudo.mean_teacher import MeanTeacher
 from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.simmatchv2 import SimMatchV2
 from labelkit.pseudo.uda import UDA
-from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
+from labelkit.relabel.annotator_quality import AnnotatorQuality
 from labelkit.relabel.auto_lfs import auto_lfs
 from labelkit.relabel.base import Relabel
 from labelkit.relabel.co_teaching import CoTeaching
@@ -82,17 +82,17 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'Claim',
            'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
            'CovarianceLabelModel', 'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene',
-           'Distill', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote',
-           'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
-           'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
-           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
-           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
-           'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel',
-           'ResizeMix', 'RobustActiveDistillation', 'SMMix', 'SelfTraining', 'SimMatchV2',
-           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong',
-           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
-           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
-           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'Distill', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'Guess',
+           'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation',
+           'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
+           'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp',
+           'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss',
+           'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix',
+           'RobustActiveDistillation', 'SMMix', 'SelfTraining', 'SimMatchV2', 'SoftLabels',
+           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
+           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
+           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
+           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
            'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
            'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
