@@ -136,14 +136,15 @@ _claim = Claim(
     },
     over="naive",
     data=unlabeled_digits,
-    epochs=6,
+    epochs=15,
     lr=1e-2,
-    model=partial(small_cnn, width=8),
+    model=partial(small_cnn, width=16),
     reported="ImageNet: AlexNet 56.6 %, its student, a linear probe on DINO's ResNet-50, 61.9 %, "
              "ceiling 64.5 %.",
     note="A hundred of the 4,000 images are those that the supervisor was trained on. The student "
-         "begins with random weights; the paper's is pretrained. With a supervisor of forty labels "
-         "no difference was seen.",
+         "begins with random weights; the paper's is pretrained. Tried before: a student of half "
+         "the width, trained for six epochs, gained as well, but five seeds did not decide it; "
+         "with a supervisor of forty labels there was no gain.",
 )
 
 @technique(
