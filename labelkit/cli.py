@@ -315,7 +315,7 @@ def _claims_of(a):
     "The claims that are meant: of the named techniques, or of all"
     from labelkit.atlas import load_techniques
     from labelkit.evidence.claims import proofs_of
-    if a.all == bool(a.technique) and not a.list:
+    if bool(a.all) == bool(a.technique) and not a.list:
         raise LabelKitError("prove wants either names of techniques, or --all")
     cards = load_techniques()
     if a.technique: named = [c for t in a.technique for c in cards_of(t)]

@@ -63,7 +63,9 @@ def public_names(
     defined = {m: assigned(tree, "__all__") or () for m, tree in modules.items()}
     registered = [n for names in public.values() for n in names]
     for name in [*registered, *" ".join(chosen.values()).split()]:
-        found = [m for m in modules if name in defined[m]]
+        # a technique may be called as what it makes use of: the technique is the public one
+        found = [m for m in modules if name in public[m]] if name in registered else []
+        found = found or [m for m in modules if name in defined[m]]
         if len(found) != 1:
             where = f"stands in {' and '.join(found)}" if found else "is in no module"
             sys.exit(f"nbs/all.ipynb: {name} {where}")

@@ -38,6 +38,7 @@ def prepare(
         c = dict(c, metadata=dict(c["metadata"]))
         if c["cell_type"] == "markdown":
             c["source"] = source(c).replace("](../CONTRIBUTING.md)", "](contributing.md)")
+            c["source"] = c["source"].replace("](../docs/", "](")  # pictures lie beside the pages
         if c["cell_type"] == "code":
             marks = directives(source(c))
             words = {w for m in marks for w in m.split()[:1]}
@@ -116,6 +117,7 @@ MENU = """
 how_it_works
 which_when
 scoreboard
+augment/index
 mix/index
 pseudo/index
 relabel/index
@@ -142,7 +144,11 @@ changelog
 """
 
 FAMILIES = dict(
-    mix="Mixing", pseudo="Pseudo-labeling", relabel="Re-labeling", distill="Distillation"
+    augment="Augmentation",
+    mix="Mixing",
+    pseudo="Pseudo-labeling",
+    relabel="Re-labeling",
+    distill="Distillation",
 )
 
 

@@ -36,7 +36,7 @@ def test_help_without_torch():
     )
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    for name in ("list", "show", "run", "compare", "lab", "demo", "atlas"):
+    for name in ("list", "show", "run", "compare", "lab", "demo", "prove", "atlas"):
         assert f"\n    {name} " in r.stdout
 
 
@@ -402,6 +402,53 @@ def test_atlas(capsys):
     assert " + 1  cutmix: " in capsys.readouterr().out
     assert main(["atlas", "Teacher", "copy"]) == 0
     assert capsys.readouterr().out.strip().endswith(atlas(search="teacher copy").summary)
+
+
+@pytest.fixture
+def claimed(monkeypatch):
+    "FixMatch claims something that trains for a second"
+    from dataclasses import replace
+    from functools import partial
+    from labelkit.core import technique
+    from labelkit.core.claim import Claim, made
+    from labelkit.models import small_cnn
+    rows = {"weak views": made("WeakViews"), "FixMatch": made("FixMatch", threshold=.5)}
+    claim = Claim(
+        "It helps.", rows, over="weak views", data=partial(sets.digits, labeled=40), reported="",
+        epochs=1, model=partial(small_cnn, width=4), seeds=2,
+    )
+    card = load_techniques()["fixmatch"]
+    for table in (technique.registry, cli.cards_of.__globals__.get("registry", {})):
+        monkeypatch.setitem(table, "fixmatch", replace(card, claims=(claim,)))
+    return claim
+
+
+def test_prove(capsys, tmp_path, claimed):
+    out = ["--out", str(tmp_path)]
+    assert main(["prove", "fixmatch", "--list", "--json", *out]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    assert line["status"] == "missing" and line["baseline"] == "weak views"
+    assert main(["prove", "fixmatch", *out]) == 0
+    told,progress = capsys.readouterr()
+    assert told.startswith("fixmatch  ") and "over weak views" in told
+    assert "[4/4]" in progress and (tmp_path/"fixmatch.json").exists()
+    assert main(["prove", "fixmatch", "--stale", *out]) == 0
+    told,progress = capsys.readouterr()
+    assert told == "" and "nothing to prove" in progress
+    assert main(["prove", "--list", "--json", *out]) == 0
+    lines = {o["name"]: o for o in json.loads(capsys.readouterr().out)}
+    assert lines["fixmatch"]["seeds"] == 2 and not lines["fixmatch"]["stale"]
+    assert set(lines["fixmatch"]) >= {"name", "status", "baseline", "difference", "interval"}
+
+
+def test_prove_wrong_words(capsys, tmp_path, claimed):
+    assert "wants either names" in fails(capsys, "prove", "--out", str(tmp_path))
+    assert "wants either names" in fails(capsys, "prove", "fixmatch", "--all")
+    assert "makes no such claim" in fails(capsys, "prove", "fixmatch", "--long")
+    assert "did you mean" in fails(capsys, "prove", "fixmach", "--list")
+    assert "device='tpu'" in fails(
+        capsys, "prove", "fixmatch", "--device", "tpu", "--out", str(tmp_path)
+    )
 
 
 def test_interrupt(capsys, monkeypatch):

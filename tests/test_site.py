@@ -241,3 +241,8 @@ def test_search_finds_a_technique(browser):
     page.goto((SITE/"search.html").as_uri() + "?q=supervision")
     page.wait_for_selector("#search-results li", timeout=15000)
     assert not wrong
+
+
+def test_the_readmes_picture_is_what_its_script_draws():
+    from picture import FILE, picture
+    assert FILE.read_text(encoding="utf-8") == picture()

@@ -40,7 +40,10 @@ from labelkit.data.samples import given_labels
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.errors import LabelKitError
 from labelkit.mix.mixup import MixUp
+from labelkit.pseudo.base import WeakViews
 from labelkit.pseudo.fixmatch import FixMatch
+from labelkit.pseudo.mean_teacher import MeanTeacher
+from labelkit.pseudo.self_training import SelfTraining
 from labelkit.relabel.confident_relabel import ConfidentRelabel
 
 warnings.filterwarnings("ignore", "load_learner")
@@ -366,6 +369,33 @@ def views_of_ones_own(kind):
 
 def test_texts_with_views_of_ones_own(): train(views_of_ones_own("texts"))
 
+def both(xs): return xs[0],xs[1] + .01
+
+@pytest.mark.parametrize("make", [
+    lambda: FixMatch(threshold=0., weak=both, strong=both),
+    lambda: MeanTeacher(weak=both, strong=both),
+    lambda: SelfTraining(weak=both, warmup=0., threshold=0.),
+    lambda: WeakViews(weak=both),
+])
+def test_a_table_with_views_of_both_its_inputs(make):
+    learn = learner("table", make(), DATA["table"]())
+    learn.labelled = True
+    seen = []
+    class Keep(Callback):
+        order = 6
+        def after_pred(self):
+            if not self.training: return
+            s = self.learn.supervision.record
+            seen.append((s, [o.clone() for o in self.xb]))
+    learn.add_cb(Keep())
+    quiet(learn, lambda: learn.fit(1))
+    for s,given in seen:
+        assert torch.equal(s.inputs[0], given[0])
+        torch.testing.assert_close(s.inputs[1], given[1] + .01)
+    if not isinstance(make(), WeakViews): assert all(s.losses for s,_ in seen)
+
 def test_a_view_of_one_input_is_not_enough_for_two():
-    with pytest.raises(LabelKitError, match="the model takes 2 inputs"):
-        train(views_of_ones_own("table"))
+    one = FixMatch(threshold=0., weak=lambda xs: xs[1], strong=both)
+    learn = learner("table", one, DATA["table"]())
+    with pytest.raises(LabelKitError, match="a tuple of 2 tensors"):
+        quiet(learn, lambda: learn.fit(1))

@@ -23,10 +23,11 @@ from fastcore.basics import class2attr
 
 from .auxiliary import Auxiliary
 from .losses import target_kind
-from .record import Supervision, rows_of
+from .record import Supervision, as_inputs, rows_of
 from .technique import CLASSES, STAGES, TARGETS, Settings
 from ..data.containers import check_soft
 from ..data.ids import has_ids, ids_of
+from ..data.loaders import unlabeled_loader
 from ..errors import LabelKitError
 from ..models import head_of, with_features
 from ..processes import ShardedDL, n_processes
@@ -112,7 +113,7 @@ class SupervisionCallback(Callback):
         if "one_batch" in self.learn.__dict__: return
         self.learn.one_batch = self._one_batch
         needed = any("unlabeled" in cb.needs for cb in self.techniques)
-        self._unlabeled = _endless(self.dls.unlabeled) if needed else None
+        self._unlabeled = _endless(unlabeled_loader(self.dls)) if needed else None
         self._c = n_classes(self.learn)
         self._sums = {}
         self._batches = 0
@@ -176,7 +177,7 @@ class SupervisionCallback(Callback):
         parts = [s.inputs]
         self._alone = {}
         for name,x in list(s.requests.items()):
-            x = x if isinstance(x, tuple) else (x,)
+            x = as_inputs(x)
             if len(x) != len(s.inputs):
                 raise LabelKitError(
                     f"the model takes {len(s.inputs)} inputs, and {name!r} brings {len(x)}: use a "
@@ -212,7 +213,7 @@ class SupervisionCallback(Callback):
 
     def _ask(self, s, name, x):
         "A pass of its own for one request"
-        x = x if isinstance(x, tuple) else (x,)
+        x = as_inputs(x)
         if not s.wants_features: s.outputs[name] = _logits(self.learn.model(*x))
         else:
             out,f = with_features(self.learn.model, *x)

@@ -547,7 +547,8 @@ class RandAugment(View):
 # %% ../../nbs/data/views.ipynb #a4b8ff55
 class CustomView(View):
     """A function as a view. It gets the batch as it is, of any shape, and must return a tensor with
-    one entry per sample"""
+    one entry per sample. Where a model takes several inputs it gets all of them in a tuple, and
+    returns as many"""
     def __init__(self, f:Callable):
         self.f = f
         try:
@@ -565,11 +566,16 @@ class CustomView(View):
 
     def apply(self, x, generator):
         y = self.f(x, generator) if self._two else self.f(x)
-        if not torch.is_tensor(y) or not y.ndim or len(y) != len(x):
+        many = isinstance(x, tuple)
+        parts, given = (y, x) if many else ((y,), (x,))
+        n = len(given[0])
+        whole = isinstance(parts, tuple) and len(parts) == len(given)
+        if not whole or any(not torch.is_tensor(o) or not o.ndim or len(o) != n for o in parts):
             found = f"shape {list(y.shape)}" if torch.is_tensor(y) else type(y).__name__
+            want = f"a tuple of {len(given)} tensors" if many else "a tensor"
             raise LabelKitError(
-                f"f={self.f!r} returned {found} for a batch of {len(x)}: return a tensor with one "
-                "entry per sample"
+                f"f={self.f!r} returned {found} for a batch of {n}: return {want} with one entry "
+                "per sample"
             )
         return y
 
@@ -781,5 +787,5 @@ def _image_shape(dls):
     found = f"a tensor of shape {list(x.shape)}" if torch.is_tensor(x) else type(x).__name__
     raise LabelKitError(
         f"dls gives {found}, not images [B, C, H, W]: pass views of your own, weak=f and strong=f "
-        "with functions f(x)"
+        "with functions f(x) (of a tuple, where the model takes several inputs)"
     )

@@ -7,14 +7,18 @@ tell student from teacher."""
 __all__ = ['discriminator', 'told_apart', 'says', 'MEALv2']
 
 # %% ../../nbs/distill/mealv2.ipynb #e3bfb497
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
+from ..core.claim import Claim, made
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from .base import Distill
+from .stage import a_teacher, five_teachers, on_few, taught
 
 # %% ../../nbs/distill/mealv2.ipynb #ceff8b3b
 def discriminator(
@@ -43,6 +47,24 @@ def says(
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, answer))
 
 # %% ../../nbs/distill/mealv2.ipynb #86b77fff
+_alone = made("MEALv2", adversarial_weight=0., unlabeled=True)
+_claim = Claim(
+    "A student learns more from the mean answer of several teachers than from one of them.",
+    rows={
+        "labels only": [],
+        "one teacher": partial(taught, made("MEALv2", unlabeled=True), a_teacher),
+        "without discriminator": partial(taught, _alone, five_teachers),
+        "MEALv2": partial(taught, made("MEALv2", unlabeled=True), five_teachers),
+    },
+    over="one teacher",
+    reported="ImageNet, ResNet-18 from 69.76 to 73.19 %, ResNet-50 80.67 % at 224 pixels "
+             "(abstract).",
+    note="Five teachers of one architecture here, two of different ones in the paper. With one "
+         "teacher the discriminator is there as well, so the rows differ in the teachers alone. "
+         "The student begins with random weights; the paper's begins trained.",
+    **on_few,
+)
+
 @technique(
     "mealv2",
     family="distill",
@@ -50,6 +72,7 @@ def says(
     paper="https://arxiv.org/abs/2009.08453",
     cost="a forward pass of every teacher; a small discriminator",
     beats="one teacher",
+    claims=(_claim,),
 )
 class MEALv2(Distill):
     """Imitate the mean probabilities of several teachers, without labels, and against a

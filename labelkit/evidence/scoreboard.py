@@ -6,7 +6,7 @@ written by hand."""
 # %% auto #0
 __all__ = ['Scoreboard', 'scoreboard']
 
-# %% ../../nbs/evidence/scoreboard.ipynb #ebbd92d0
+# %% ../../nbs/evidence/scoreboard.ipynb #031dac76
 from collections import Counter
 from html import escape
 from importlib import import_module
@@ -17,7 +17,7 @@ from ..errors import LabelKitError
 from .claims import Proof, proofs_of
 from .figure import number
 
-# %% ../../nbs/evidence/scoreboard.ipynb #186d7b78
+# %% ../../nbs/evidence/scoreboard.ipynb #1c21df29
 _colors = {"shown": "#12936f", "against": "#d1495b"}
 
 def _bar(low, mean, high, status):
@@ -69,7 +69,7 @@ class Scoreboard:
         links:dict=None # slug of a technique -> address of its lesson
     )->str:
         "The table"
-        head = ["Technique", "against", "difference", "", "answer"]
+        head = ["Technique", "baseline", "difference", "", "answer"]
         cells = "".join(f"<th style='text-align:left'>{h}</th>" for h in head)
         rows = "".join(_row(p, (links or {}).get(p.card.slug)) for p in self.proofs)
         return (
@@ -77,13 +77,39 @@ class Scoreboard:
             f"<tbody>{rows}</tbody></table></div>"
         )
 
+    def small(self,
+        links:dict=None # slug of a technique -> address of its lesson
+    )->str:
+        "In a few lines: the names by family, each with a mark for its answer"
+        families = dict.fromkeys(p.card.family for p in self.proofs)
+        lines = []
+        for family in families:
+            these = [p for p in self.proofs if p.card.family == family]
+            names = " ".join(_chip(p, (links or {}).get(p.card.slug)) for p in these)
+            lines.append(f"<p class='lk-chips'><small>{escape(family)}</small> {names}</p>")
+        told = " ".join(f"{_marks[k]} {n} {k}," for k,n in self.counts.items()).rstrip(",")
+        return f"{''.join(lines)}<p><small>{len(self)} claims: {told}.</small></p>"
+
     def _repr_html_(self): return f"<p>{escape(self.summary)}</p>{self.html()}"
+
+_marks = {"shown": "●", "not shown": "○", "against": "▼", "missing": "·"}
+
+def _chip(p, link):
+    name = escape(p.card.name)
+    if link: name = f"<a href='{escape(link)}'>{name}</a>"
+    color = _colors.get(p.status, "inherit")
+    return (
+        f"<span title='{escape(p.sentence())}' style='white-space:nowrap;margin-right:.6em'>"
+        f"<span style='color:{color}' aria-label='{p.status}'>{_marks[p.status]}</span> {name}"
+        "</span>"
+    )
 
 def _row(p, link):
     name = escape(p.card.name)
     if link: name = f"<a href='{escape(link)}'>{name}</a>"
     told = f"<b>{name}</b><br><small>{escape(p.claim.says)}</small>"
-    answer = escape(p.status) + "<br><small>the code has changed since</small>"*p.stale
+    answer = f"<b style='color:{_colors.get(p.status, 'inherit')}'>{escape(p.status)}</b>"
+    answer += "<br><small>the code has changed since</small>"*p.stale
     if p.status == "missing": middle = "<td></td><td></td>"
     else:
         span = f"{number(p.low, '+.3f')} to {number(p.high, '+.3f')}"
@@ -91,7 +117,7 @@ def _row(p, link):
         middle = f"<td>{said}</td><td>{_bar(p.low, p.difference, p.high, p.status)}</td>"
     return f"<tr><td>{told}</td><td>{escape(p.claim.over)}</td>{middle}<td>{answer}</td></tr>"
 
-# %% ../../nbs/evidence/scoreboard.ipynb #ca31c244
+# %% ../../nbs/evidence/scoreboard.ipynb #5eb9019e
 _order = ("shown", "not shown", "against", "missing")
 
 def scoreboard(

@@ -15,6 +15,7 @@ import torch
 from fastai.callback.core import CancelFitException
 from fastcore.foundation import L
 
+from ..core.auxiliary import Auxiliary
 from ..core.fit import quiet
 from ..core.losses import dense_targets
 from ..core.supervision import LabelCallback
@@ -22,8 +23,18 @@ from ..data.samples import untouched
 from ..errors import LabelKitError
 
 # %% ../../nbs/lesson/batch.ipynb #100c0007
+def _networks(v):
+    "Networks that a technique trains, in a value, in a list or in a dictionary"
+    if isinstance(v, Auxiliary): return [v]
+    parts = v.values() if isinstance(v, dict) else v if isinstance(v, (list, tuple)) else ()
+    return [o for part in parts for o in _networks(part)]
+
 def _copied(values, memo):
     "A copy of each value; what cannot be copied (an open file) is shared"
+    # pickles leave these networks out, and a copy would be as empty
+    for o in _networks(values):
+        memo[id(o)] = new = object.__new__(type(o))
+        vars(new).update(deepcopy(vars(o), memo))
     out = {}
     for k,v in values.items():
         try: out[k] = deepcopy(v, memo)

@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
+from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.teachers import EMA
 from ..core.technique import technique
 from ..errors import LabelKitError
 from .base import ModelMix, Plan, check_pair, sample_lam, take_partner
+from .stage import few_photographs
 from ..models import _a_batch, body_layers, layer_name, layer_outputs
 
 # %% ../../nbs/mix/adautomix.ipynb #2642de0a
@@ -151,6 +153,19 @@ def generator_layer(
         )
     return found[-2:][0]
 
+# %% ../../nbs/mix/adautomix.ipynb #c1a10005
+_claim = Claim(
+    "A network that learns its images by heart makes fewer mistakes when an opponent mixes them.",
+    {"plain": [], "MixUp": made("MixUp"), "AdAutoMix": made("AdAutoMix")},
+    over="plain",
+    lack="overfitting",
+    reported="ResNet-18 on CIFAR-100: 82.32 %, and AutoMix 82.04 % (the authors' repository); "
+             "76.42 % without a mix (OpenMixup's benchmark)",
+    note="No other augmentation in any row. AdAutoMix also trains on the unmixed images of each "
+         "batch, so that a step of it costs more than twice a plain one.",
+    **few_photographs,
+)
+
 # %% ../../nbs/mix/adautomix.ipynb #be13c51a
 @technique(
     "adautomix",
@@ -159,6 +174,7 @@ def generator_layer(
     paper="https://arxiv.org/abs/2312.11954",
     cost="the teacher's forward pass, and in every second batch another one with its backward pass",
     beats="AutoMix, and CutMix before it",
+    claims=(_claim,),
 )
 class AdAutoMix(ModelMix):
     """Mix several images by masks that a generator learns against the classifier; share the label

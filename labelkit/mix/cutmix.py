@@ -9,8 +9,10 @@ __all__ = ['cut_box', 'cut_boxes', 'draw_boxes', 'box_masks', 'cutmix', 'CutPlan
 import numpy as np
 import torch
 
+from ..core.claim import Claim, made
 from ..core.technique import technique
 from .base import ImageMix, Plan, take_partner
+from .stage import few_photographs
 
 # %% ../../nbs/mix/cutmix.ipynb #f57eb3ee
 def cut_box(
@@ -89,6 +91,24 @@ def cutmix(
     else: new.copy_(take_partner(old, partner))
     return res
 
+# %% ../../nbs/mix/cutmix.ipynb #c1a10002
+_claim = Claim(
+    "A network that learns its images by heart gains more from pasted boxes than from averages.",
+    {
+        "plain": [],
+        "MixUp": made("MixUp"),
+        "CutMix, decoupled": made("CutMix", decoupled=.1),
+        "CutMix": made("CutMix"),
+    },
+    over="MixUp",
+    lack="overfitting",
+    reported="ResNet-50 on ImageNet, top-1 error: 23.68 % without, 21.40 % with CutMix (the "
+             "paper); ResNet-18 on CIFAR-100: 78.52 % with MixUp, 79.45 % with CutMix (OpenMixup's "
+             "benchmark)",
+    note="No other augmentation in any row: crops and flips gain as much on so few images.",
+    **few_photographs,
+)
+
 # %% ../../nbs/mix/cutmix.ipynb #1883527b
 class CutPlan(Plan):
     "Boxes of the partners' pixels, where they stand in their own image"
@@ -111,6 +131,7 @@ class CutPlan(Plan):
     paper="https://arxiv.org/abs/1905.04899",
     cost="none",
     beats="MixUp, and boxes cut out and left empty",
+    claims=(_claim,),
 )
 class CutMix(ImageMix):
     """Paste a rectangle of a partner; share the label by the area really pasted

@@ -9,11 +9,25 @@ __all__ = ['ManifoldMixUp']
 import torch
 
 from ..core.record import Supervision
+from ..core.claim import Claim, made
 from ..core.technique import technique
 from ..errors import LabelKitError
 from .base import LayerChange
 from .mixup import MixUp
+from .stage import few_photographs
 from ..models import body_layers, layer_name, unwrap
+
+# %% ../../nbs/mix/manifold_mixup.ipynb #c1a10004
+_claim = Claim(
+    "A network that learns its images by heart makes fewer mistakes when features are mixed, too.",
+    {"plain": [], "MixUp": made("MixUp"), "ManifoldMixUp": made("ManifoldMixUp")},
+    over="plain",
+    lack="overfitting",
+    reported="ResNet-18 on CIFAR-100, 200 epochs: 76.42 % without, 78.52 % with MixUp, 79.18 % "
+             "with ManifoldMixUp (OpenMixup's benchmark)",
+    note="No other augmentation in any row: crops and flips gain more on so few images.",
+    **few_photographs,
+)
 
 # %% ../../nbs/mix/manifold_mixup.ipynb #ae5661cf
 @technique(
@@ -23,6 +37,7 @@ from ..models import body_layers, layer_name, unwrap
     paper="https://arxiv.org/abs/1806.05236",
     cost="none",
     beats="MixUp",
+    claims=(_claim,),
 )
 class ManifoldMixUp(MixUp):
     """Average every sample with a partner at a layer drawn for each batch, and their labels alike

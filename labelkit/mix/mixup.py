@@ -8,8 +8,10 @@ __all__ = ['mixup', 'MixUp']
 # %% ../../nbs/mix/mixup.ipynb #8eac8793
 import torch
 
+from ..core.claim import Claim, made
 from ..core.technique import technique
 from .base import BlendPlan, Mix, blend, take_partner
+from .stage import few_photographs
 
 # %% ../../nbs/mix/mixup.ipynb #071620cc
 def mixup(
@@ -20,6 +22,18 @@ def mixup(
     "λ·x + (1−λ)·x of the partner (Zhang et al. 2018, https://arxiv.org/abs/1710.09412)"
     return blend(x, take_partner(x, partner), lam.to(x.device))
 
+# %% ../../nbs/mix/mixup.ipynb #c1a10001
+_claim = Claim(
+    "A network that learns its images by heart makes fewer mistakes when it is trained on mixes.",
+    {"plain": [], "MixUp": made("MixUp")},
+    over="plain",
+    lack="overfitting",
+    reported="ResNet-18 on CIFAR-100, 200 epochs: 76.42 % without, 78.52 % with MixUp (OpenMixup's "
+             "benchmark; the paper's own gains on CIFAR are of the same kind)",
+    note="No other augmentation in either row: crops and flips gain more on so few images.",
+    **few_photographs,
+)
+
 # %% ../../nbs/mix/mixup.ipynb #5946918f
 @technique(
     "mixup",
@@ -28,6 +42,7 @@ def mixup(
     paper="https://arxiv.org/abs/1710.09412",
     cost="none",
     beats="training on images as they are",
+    claims=(_claim,),
 )
 class MixUp(Mix):
     """Average every input with a partner's, and their labels alike

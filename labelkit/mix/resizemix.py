@@ -9,9 +9,11 @@ __all__ = ['resize_boxes', 'resizemix', 'PastePlan', 'ResizeMix']
 import numpy as np
 import torch
 
+from ..core.claim import Claim, made
 from ..core.technique import technique
 from .base import ImageMix, Plan, check_pair, take_partner
 from .cutmix import box_masks
+from .stage import few_photographs
 
 # %% ../../nbs/mix/resizemix.ipynb #6524d351
 def resize_boxes(
@@ -69,6 +71,18 @@ def resizemix(
     keep = box_masks((H,W), at).to(x.dtype)
     return moved.mul_(1-keep).addcmul_(x, keep)
 
+# %% ../../nbs/mix/resizemix.ipynb #c1a10003
+_claim = Claim(
+    "A whole partner, made smaller, teaches more than a cutting of it.",
+    {"plain": [], "CutMix": made("CutMix"), "ResizeMix": made("ResizeMix")},
+    over="CutMix",
+    lack="overfitting",
+    reported="ResNet-18 on CIFAR-100, 200 epochs: 79.45 % with CutMix, 79.56 % with ResizeMix "
+             "(OpenMixup's benchmark)",
+    note="No other augmentation in any row: crops and flips gain as much on so few images.",
+    **few_photographs,
+)
+
 # %% ../../nbs/mix/resizemix.ipynb #08f17a64
 class PastePlan(Plan):
     "Boxes that hold the whole of the partners, made smaller"
@@ -91,6 +105,7 @@ class PastePlan(Plan):
     paper="https://arxiv.org/abs/2012.11101",
     cost="none",
     beats="CutMix",
+    claims=(_claim,),
 )
 class ResizeMix(ImageMix):
     """Paste a shrunken partner; share the label by its area

@@ -10,11 +10,15 @@ from functools import cached_property
 
 import torch
 
-from ..data.views import as_view, default_views, view_ops
+from ..data.views import CustomView, as_view, default_views, view_ops
 
 # %% ../../nbs/parts/view_pair.ipynb #e97a9b22
 class ViewPair:
-    "A weak and a strong view: those that were given, and the data's own in the place of `None`"
+    """A weak and a strong view: those that were given, and the data's own in the place of `None`
+
+    Of a tuple of inputs, as models with several take them, a function gets the whole and returns as
+    many; a view of images is one of the first, and leaves the others. A tuple of one gives its
+    view alone."""
     def __init__(self,
         weak,    # a view, any function of images (and a generator), or `None`
         strong,  # likewise
@@ -31,8 +35,16 @@ class ViewPair:
     def _default(self): return default_views(self.dls)
     def _view(self, i): return self.given[i] or self._default[i]
 
-    def weak(self, x:torch.Tensor)->torch.Tensor: return self._view(0)(x, self.rng)
-    def strong(self, x:torch.Tensor)->torch.Tensor: return self._view(1)(x, self.rng)
+    def _show(self, i, x):
+        view = self._view(i)
+        if not isinstance(x, tuple): return view(x, self.rng)
+        if len(x) == 1: return view(x[0], self.rng)
+        if isinstance(view, CustomView): return view(x, self.rng)
+        return (view(x[0], self.rng), *x[1:])
+
+    # of inputs: a tensor [B, ...], or a tuple of them
+    def weak(self, x): return self._show(0, x)
+    def strong(self, x): return self._show(1, x)
 
     @cached_property
     def still(self):

@@ -7,8 +7,26 @@ same image."""
 __all__ = ['FixMatch']
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #eeadbf31
+from ..core.claim import Claim, made
 from ..core.technique import technique
-from .base import PseudoLabel, above_threshold
+from .base import STAGE, PseudoLabel, above_threshold
+
+# %% ../../nbs/pseudo/fixmatch.ipynb #85f85298
+_claim = Claim(
+    says="Confident guesses about unlabeled digits are worth more than weak views of the labels.",
+    rows={
+        "weak views": made("WeakViews"),
+        "nothing believed": made("FixMatch", threshold=1.),
+        "FixMatch": made("FixMatch"),
+    },
+    over="weak views",
+    reported="CIFAR-10 with 40, 250, 4,000 labels: error 8.33, 4.97, 4.29 %; labels alone 77.58, "
+             "55.96, 15.51 % (USB, three seeds)",
+    note="Both show the labeled digits in weak views. FixMatch also passes unlabeled digits "
+         "through the network, whose batch norm then sees them; the row with nothing believed has "
+         "that and no pseudo-labels.",
+    **STAGE,
+)
 
 # %% ../../nbs/pseudo/fixmatch.ipynb #85f85299
 @technique(
@@ -19,6 +37,7 @@ from .base import PseudoLabel, above_threshold
     cost="forward and backward pass over two views of the unlabeled samples",
     beats="training on the labels in weak views",
     example=dict(threshold=0.),
+    claims=(_claim,),
 )
 class FixMatch(PseudoLabel):
     """Pseudo-label the weak view where the network is confident, and train the strong view on it

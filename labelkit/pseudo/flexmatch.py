@@ -9,10 +9,27 @@ __all__ = ['FlexMatch']
 # %% ../../nbs/pseudo/flexmatch.ipynb #0e53ea58
 import torch
 
+from ..core.claim import Claim, made
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from ..processes import gather_rows
-from .base import PseudoLabel, above_threshold, class_thresholds
+from .base import STAGE, PseudoLabel, above_threshold, class_thresholds
+
+# %% ../../nbs/pseudo/flexmatch.ipynb #34c45e76
+_claim = Claim(
+    says="Thresholds that follow what has been learned of each class are better than one for all.",
+    rows={
+        "weak views": made("WeakViews"),
+        "nothing believed": made("FixMatch", threshold=1.),
+        "FixMatch": made("FixMatch"),
+        "FlexMatch": made("FlexMatch"),
+    },
+    over="FixMatch",
+    reported="CIFAR-10 with 40, 250, 4,000 labels: error 5.21, 5.00, 4.28 %; FixMatch 8.33, 4.97, "
+             "4.29 % (USB, three seeds)",
+    note="The two differ in the thresholds and in nothing else.",
+    **STAGE,
+)
 
 # %% ../../nbs/pseudo/flexmatch.ipynb #34c45e77
 @technique(
@@ -23,6 +40,7 @@ from .base import PseudoLabel, above_threshold, class_thresholds
     cost="as FixMatch, and one number for each sample",
     beats="FixMatch",
     example=dict(threshold=.15),
+    claims=(_claim,),
 )
 class FlexMatch(PseudoLabel):
     """FixMatch with a threshold for each class, by how much of it has been learned

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional as F
 
-from ..core.record import Supervision
+from ..core.claim import Claim, made
+from ..core.record import Supervision, as_inputs
 from ..core.teachers import EMA
 from ..core.technique import CLASSES, technique
 from ..errors import LabelKitError
-from .base import Guess, PseudoLabel, ramp_up
+from .base import STAGE, Guess, PseudoLabel, ramp_up
 
 # %% ../../nbs/pseudo/mean_teacher.ipynb #d02d82a1
 def agreement_loss(
@@ -32,6 +33,24 @@ def agreement_loss(
     if loss == "kl": return F.kl_div(student.log_softmax(1), target, reduction="batchmean")
     raise LabelKitError(f"loss={loss!r} is not known: use 'mse' or 'kl'")
 
+# %% ../../nbs/pseudo/mean_teacher.ipynb #e3f2bcf1
+_claim = Claim(
+    says="Agreement with the average of the own past is worth more than weak views of the labels.",
+    rows={
+        "weak views": made("WeakViews"),
+        "nothing believed": made("FixMatch", threshold=1.),
+        "MeanTeacher": made("MeanTeacher"),
+    },
+    over="weak views",
+    reported="SVHN with 250 labels: error 4.35 %, better than an average of predictions with "
+             "1,000 labels (the paper's abstract)",
+    note="Both show the labeled digits in weak views, and the trained weights are evaluated, not "
+         "the average. MeanTeacher also passes strong views of labeled and unlabeled digits "
+         "through the network; the row with nothing believed has both views of the unlabeled ones "
+         "in its batch norm and no pseudo-labels.",
+    **STAGE,
+)
+
 # %% ../../nbs/pseudo/mean_teacher.ipynb #e3f2bcf2
 @technique(
     "mean_teacher",
@@ -41,6 +60,7 @@ def agreement_loss(
     cost="forward and backward pass over one view, forward pass over another, a second set of "
          "weights",
     beats="training on the labels in weak views",
+    claims=(_claim,),
 )
 class MeanTeacher(PseudoLabel):
     """Agree with a running average of the own weights, on another view of the same sample
@@ -73,13 +93,14 @@ class MeanTeacher(PseudoLabel):
         self.teacher = EMA(self.learn.model, self.ema_decay, batch_stats=self.batch_stats)
 
     def before_forward(self, s:Supervision):
-        x = s.unlabeled if self.unlabeled_only else torch.cat([s.x, s.unlabeled])
+        x = s.unlabeled_inputs
+        if not self.unlabeled_only: x = tuple(map(torch.cat, zip(s.inputs, x)))
         self.show_labeled(s)
         s.forward(self.name, self._views.strong(x))
         s.own(self).weak = self._views.weak(x)
 
     def after_forward(self, s:Supervision):
-        logits = self.teacher(s.own(self).weak)
+        logits = self.teacher(*as_inputs(s.own(self).weak))
         t = self.learn.pct_train/self.ramp if self.ramp else 1.
         loss = agreement_loss(s.outputs[self.name], logits, self.loss)
         s.add_loss(self.name, loss, self.weight*ramp_up(t))

@@ -116,7 +116,7 @@ class SelfTraining(PseudoLabel):
         self.show_labeled(s)
         label = self.pseudo_label[s.unlabeled_ids.to(self.pseudo_label.device)]
         s.own(self).label = label
-        if (label >= 0).any(): s.forward(self.name, self._views.weak(s.unlabeled))
+        if (label >= 0).any(): s.forward(self.name, self._views.weak(s.unlabeled_inputs))
 
     def after_forward(self, s:Supervision):
         if self.name not in s.outputs: return

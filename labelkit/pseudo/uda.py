@@ -11,10 +11,11 @@ import math
 
 import torch
 
+from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.technique import technique
 from ..errors import LabelKitError
-from .base import PseudoLabel, above_threshold, kl_consistency, sharpen
+from .base import STAGE, PseudoLabel, above_threshold, kl_consistency, sharpen
 
 # %% ../../nbs/pseudo/uda.ipynb #fcd7821e
 _schedules = dict(
@@ -44,6 +45,23 @@ def tsa_keep(
     `threshold`"""
     return (logits.detach().softmax(1)*targets).sum(1) <= threshold
 
+# %% ../../nbs/pseudo/uda.ipynb #942606b2
+_claim = Claim(
+    says="Agreement with sharpened guesses about unlabeled digits is worth more than weak views.",
+    rows={
+        "weak views": made("WeakViews"),
+        "nothing believed": made("FixMatch", threshold=1.),
+        "UDA": made("UDA"),
+    },
+    over="weak views",
+    reported="CIFAR-10 with 40, 250, 4,000 labels: error 8.01, 5.12, 4.32 %; labels alone 77.58, "
+             "55.96, 15.51 % (USB, three seeds)",
+    note="Both show the labeled digits in weak views. UDA also passes unlabeled digits through the "
+         "network, whose batch norm then sees them; the row with nothing believed has that and no "
+         "pseudo-labels. Training-signal annealing is off.",
+    **STAGE,
+)
+
 # %% ../../nbs/pseudo/uda.ipynb #942606b3
 @technique(
     "uda",
@@ -53,6 +71,7 @@ def tsa_keep(
     cost="forward and backward pass over two views of the unlabeled samples",
     beats="training on the labels in weak views",
     example=dict(threshold=0.),
+    claims=(_claim,),
 )
 class UDA(PseudoLabel):
     """Draw the strong view towards the sharpened prediction of a confident weak view, and leave

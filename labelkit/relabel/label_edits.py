@@ -7,16 +7,24 @@ corrections come from a label log."""
 __all__ = ['edited_targets', 'open_log', 'check_log', 'LabelEdits']
 
 # %% ../../nbs/relabel/label_edits.ipynb #ab61aa3c
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from fastai.learner import Learner
 from torch.nn import functional as F
 
+from ..core.claim import Claim
+from ..core.fit import quiet
 from ..core.supervision import n_classes
 from ..core.technique import technique
-from ..errors import LabelKitError, local_path
 from ..data.containers import class_vocab
+from ..data.sets import mnist_5k
+from ..errors import LabelKitError, local_path
+from ..models import small_cnn
 from .base import Relabel
+from .confident_relabel import ConfidentRelabel
 from ..storage.label_log import LabelLog
 from ..storage.label_names import nfc
 
@@ -66,6 +74,43 @@ def check_log(
             "these data"
         )
 
+# %% ../../nbs/relabel/label_edits.ipynb #c1a10478
+def _reviewed(dls, ids):
+    "The labels of `ids` looked at by somebody who knows the truth"
+    folder = TemporaryDirectory()
+    log = LabelLog(Path(folder.name)/"labels.db", dls, author="reviewer")
+    log.edit(ids, dls.truth[ids], reason="looked at")
+    log.folder = folder  # it goes when the log goes
+    return LabelEdits(log)
+
+_reviews = 1000
+
+def _at_random(dls):
+    "Reviews of samples that were drawn"
+    order = torch.randperm(dls.n_ids, generator=torch.Generator().manual_seed(0))
+    return _reviewed(dls, order[:_reviews])
+
+def _where_flagged(dls):
+    "Reviews of the samples that confident learning finds worst"
+    learn = Learner(dls, small_cnn(dls, width=16), cbs=ConfidentRelabel())
+    with quiet(learn): learn.fit(1)
+    return _reviewed(dls, torch.tensor(learn.confident_relabel.issues().id[:_reviews].to_list()))
+
+_claim = Claim(
+    "A person's time is worth more where confident learning has flagged a label than on samples "
+    "drawn at random.",
+    {"as given": [], "reviewed at random": _at_random, "LabelEdits": _where_flagged},
+    over="reviewed at random",
+    data=partial(mnist_5k, noise_rate=.45),
+    model=partial(small_cnn, width=16),
+    epochs=12,
+    lr=1e-2,
+    reported="The paper reviews the labels that confident learning has flagged in ten test sets: "
+    "51 % of the flags were confirmed. It measures with the corrected labels and trains nothing.",
+    note="In both rows 1,000 of 4,000 labels are looked at by somebody who knows the truth, and "
+    "what was right stays as it is. The flags cost a cross-validation before the training.",
+)
+
 # %% ../../nbs/relabel/label_edits.ipynb #e71c246d
 def _corrected(dls, folder):
     "Arguments of an example: each third label is corrected to the next class, and one is removed"
@@ -84,6 +129,7 @@ def _corrected(dls, folder):
     beats="training on the labels as given",
     makes=_corrected,
     reads="class",
+    claims=(_claim,),
 )
 class LabelEdits(Relabel):
     """Train with the labels of a `LabelLog`: corrected ones are learned, removed ones count nothing

@@ -7,12 +7,17 @@ shares."""
 __all__ = ['bag_means', 'proportion_loss', 'bags_of', 'ProportionLoss']
 
 # %% ../../nbs/relabel/proportion_loss.ipynb #96d7abb8
+from functools import partial
+
 import torch
 
+from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
+from ..data.sets import mnist_5k
 from ..errors import LabelKitError
+from ..models import small_cnn
 from ..parts.log_space import log_group_means
 from ..tables import numbers_of
 
@@ -75,6 +80,21 @@ def bags_of(
         )
     return bag,shares
 
+# %% ../../nbs/relabel/proportion_loss.ipynb #c1a1067c
+_claim = Claim(
+    "When only the shares of a bag are known, a loss of the bag's mean prediction teaches more "
+    "than the shares as every member's soft label.",
+    {"shares as soft labels": [], "ProportionLoss": made("ProportionLoss")},
+    over="shares as soft labels",
+    data=partial(mnist_5k, bag_size=32, bs=128),
+    model=partial(small_cnn, width=8),
+    epochs=8,
+    lr=1e-2,
+    reported="The paper reads gender and ethnicity of Twitter users from bags of texts and "
+    "profile pictures, and finds a network with such a loss ahead of its baselines on both.",
+    note="Bags are drawn at random, and a batch holds four of them.",
+)
+
 # %% ../../nbs/relabel/proportion_loss.ipynb #7a1bb7b2
 @technique(
     "proportion_loss",
@@ -83,6 +103,7 @@ def bags_of(
     paper="https://arxiv.org/abs/1709.04108",
     beats="the shares as every member's soft label",
     data=dict(bag_size=4),
+    claims=(_claim,),
 )
 class ProportionLoss(LabelCallback):
     """Ask the mean prediction of each bag to match its class shares, instead of asking each member

@@ -17,7 +17,7 @@ from torch import nn, tensor
 
 from labelkit.data.arrays import LabelDataLoaders
 from labelkit.data.ids import has_ids, ids_of
-from labelkit.data.loaders import from_arrays, label_dls
+from labelkit.data.loaders import from_arrays, label_dls, unlabeled_loader
 from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from small import brightness, own, pictures, table, table_loaders, text_loaders, texts
@@ -190,6 +190,24 @@ def test_predictions_of_the_unlabeled():
     with learn.no_bar(): preds,_ = learn.get_preds(ds_idx=2)
     x = dls.unlabeled.dataset.arrays.x[dls.unlabeled.dataset.rows]
     torch.testing.assert_close(preds, learn.model(x).softmax(1).detach())
+
+
+@pytest.mark.parametrize("make", ["pictures", "arrays"])
+def test_a_batch_size_that_is_set_later(files, make):
+    "The unlabeled loader follows, until somebody sets its own"
+    dls = dict(
+        pictures=lambda: label_dls(pictures(files), unlabeled=files[16:], ratio=3),
+        arrays=lambda: from_arrays(
+            torch.rand(90, 3), [0, 1]*15 + [-1]*60, torch.rand(4, 3), [0, 1]*2, bs=4, ratio=3
+        ),
+    )[make]()
+    assert unlabeled_loader(dls).bs == dls.unlabeled.bs == min(12, len(dls.unlabeled.dataset))
+    dls.train.bs = 2
+    assert unlabeled_loader(dls).bs == 6 and len(next(iter(dls.unlabeled))[0]) == 6
+    dls.unlabeled.bs = 3
+    assert unlabeled_loader(dls).bs == 3
+    dls.train.bs = 4000
+    assert unlabeled_loader(dls).bs == len(dls.unlabeled.dataset)
 
 
 def test_the_unlabeled_loader_of_ones_own():

@@ -572,7 +572,7 @@ def test_default_views():
     with pytest.raises(LabelKitError, match="shape"): default_views(fake_dls(torch.rand(2,5)))
 
 def test_default_views_leave_the_stream():
-    data = pytest.importorskip("labelkit.data.loaders")
+    data = pytest.importorskip("labelkit.data.sets")
     dls = data.digits(labeled=40)
     state = torch.get_rng_state()
     default_views(dls)

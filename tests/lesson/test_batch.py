@@ -15,6 +15,7 @@ from labelkit.data.sets import digits
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.errors import LabelKitError
 from labelkit.lesson import look, plain_batches
+from labelkit.mix.adautomix import AdAutoMix
 from labelkit.mix.mixup import MixUp
 from labelkit.models import small_cnn
 from labelkit.pseudo.fixmatch import FixMatch
@@ -215,3 +216,15 @@ def test_plain_batches():
         assert torch.equal(u, dls.unlabeled.dataset.arrays.inputs(u_ids))
     x,y,u = next(plain_batches(digits(), 1))
     assert u is None and len(x) == len(y) == 64
+
+
+def test_a_trained_network_beside_the_model_is_copied():
+    learn = learner(AdAutoMix())
+    fitted(learn)
+    net = learn.adautomix.generator.module
+    before = [p.detach().clone() for p in net.parameters()]
+    seen = look(learn)
+    copy = seen.state["adautomix"].generator.module
+    assert copy is not net and learn.adautomix.generator.module is net
+    for old,now,other in zip(before, net.parameters(), copy.parameters()):
+        assert torch.equal(old, now) and torch.equal(old, other) and now is not other
