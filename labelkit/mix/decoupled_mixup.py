@@ -7,36 +7,31 @@ with an unlabeled one."""
 __all__ = ['DecoupledMixUp']
 
 # %% ../../nbs/mix/decoupled_mixup.ipynb #53a0000d
-from functools import partial
-
 import torch
 
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.technique import CLASSES, technique
-from ..data.sets import cifar10
 from .base import sample_lam
 from .cutmix import CutMix
 from .decoupled import decoupled_loss
 from .mixup import MixUp
-from ..models import small_cnn
+from .stage import few_photographs
 
 # %% ../../nbs/mix/decoupled_mixup.ipynb #53a0000da
 _claim = Claim(
     "Labels that do not compete make a mix worth more.",
     {
-        "labels only": [],
+        "plain": [],
         "MixUp": made("MixUp"),
         "DecoupledMixUp": made("DecoupledMixUp"),
     },
     over="MixUp",
-    data=partial(cifar10, n=500, n_valid=1000, size=16, bs=50),
     reported="mixes of fixed policy come up to those that look for the salient parts, or ahead of "
     "them, without further computation (Liu et al. 2022, abstract)",
     lack="overfitting",
-    epochs=60,
-    model=partial(small_cnn, width=16),
     note="The two differ in the decoupled terms and in nothing else.",
+    **few_photographs,
 )
 
 # %% ../../nbs/mix/decoupled_mixup.ipynb #53a0000e

@@ -6,7 +6,6 @@
 __all__ = ['random_crops', 'crop_images', 'SelfPlan', 'SelfMix']
 
 # %% ../../nbs/mix/selfmix.ipynb #54a0000b
-from functools import partial
 import math
 
 import torch
@@ -14,10 +13,9 @@ from torch.nn import functional as F
 
 from ..core.claim import Claim, made
 from ..core.technique import CLASSES, technique
-from ..data.sets import cifar10
 from .base import ImageMix, Plan, check_pair
 from .cutmix import box_masks, draw_boxes
-from ..models import small_cnn
+from .stage import few_photographs
 
 # %% ../../nbs/mix/selfmix.ipynb #54a0000c
 def random_crops(
@@ -55,8 +53,9 @@ class SelfPlan(Plan):
         kept:torch.Tensor,   # [n], the shares outside
         x:torch.Tensor,      # [B, C, H, W] the images it is for
     ):
-        kept = kept.to(x.device).expand(len(x))
-        super().__init__([0, 0], torch.stack([kept, 1-kept]), x.shape[-2:])
+        self.kept = kept.to(x.device).expand(len(x))
+        whole = torch.ones_like(self.kept)  # all that is in the picture is of the sample itself
+        super().__init__([0, 0], torch.stack([whole, 0*whole]), x.shape[-2:])
         self.crops = crops
         self.keep = box_masks(x.shape[-2:], boxes.to(x.device))
 
@@ -71,19 +70,17 @@ class SelfPlan(Plan):
 _claim = Claim(
     "Two crops of an image in one are worth more than one of them.",
     {
-        "labels only": [],
+        "plain": [],
         "the crops, unmixed": made("SelfMix", paste=False),
         "CutMix": made("CutMix"),
         "SelfMix": made("SelfMix"),
     },
     over="the crops, unmixed",
-    data=partial(cifar10, n=500, n_valid=1000, size=16, bs=50),
     reported="81.2 % for a ResNet-50 on ImageNet, for FerKD as a whole, of which SelfMix is a part "
     "(Shen 2023, abstract)",
     lack="overfitting",
-    epochs=60,
-    model=partial(small_cnn, width=16),
     note="The paper has a teacher's soft labels for each crop; here all rows have plain labels.",
+    **few_photographs,
 )
 
 # %% ../../nbs/mix/selfmix.ipynb #54a00011

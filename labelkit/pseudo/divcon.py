@@ -22,10 +22,12 @@ from ..core.teachers import evaluating
 from ..core.technique import technique
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError
-from ..models import head_of, small_cnn, with_features
+from ..models import head_of, with_features
 from ..parts.banks import Queue
 from ..processes import gather_rows
-from .base import PseudoLabel, above_threshold, consistency_loss, hard_target
+from labelkit.pseudo.base import (
+    STAGE, PseudoLabel, above_threshold, consistency_loss, hard_target,
+)
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a0000f
 def shared_information(
@@ -132,17 +134,14 @@ _claim = Claim(
         "DivCon": made("DivCon"),
     },
     over="FixMatch",
-    data=partial(mnist_5k, labeled=60, known=6, ratio=4),
     reported="CIFAR-10 with 6 known classes: 88.49, 93.72, 93.33 % of their samples right with 30, "
     "60 and 150 labels (the authors' code)",
     lack="strangers",
-    epochs=16,
-    lr=3e-2,
-    model=partial(small_cnn, width=16),
     score=known_or_not,
     unit="AUROC",
     note="Six digits are known. Judged is who is a stranger in the validation set: by the heads' "
     "agreement, and by the largest probability elsewhere.",
+    **(STAGE | dict(data=partial(mnist_5k, labeled=60, known=6, ratio=4))),
 )
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a00017

@@ -52,7 +52,8 @@ def test_plan():
             want = first[i].clone()
             want[:, t:b, l:r] = second[i][:, t:b, l:r]
             assert torch.equal(out[i], want)
-        close(plan.shares.sum(0), torch.ones(4))
+        assert plan.shares.tolist() == [[1.]*4, [0.]*4]
+        close(plan.kept, kept.expand(4))
         targets = torch.rand(4, 5)
         assert plan.mix_targets(targets) is targets
 
@@ -78,7 +79,7 @@ def test_without_a_box_it_is_the_crop():
     x = torch.rand(5, 1, 8, 8)
     plan = cb.plan_for(x, [0, 0], torch.full((2, 5), .5), gen())
     close(plan.apply(x), crop_images(x, plan.crops[0]))
-    assert plan.shares[0].eq(1).all()
+    assert plan.kept.eq(1).all()
 
 
 def test_beside_mixup_the_mix_is_of_its_pictures():
