@@ -55,7 +55,6 @@ _claim = Claim(
     "What a network is sure of in fewer classes is worth learning.",
     {
         "nothing believed": made("FixMatch", threshold=1.),
-        "FixMatch": made("FixMatch"),
         "FixMatch, soft targets": made("ShrinkMatch", shrink=0.),
         "ShrinkMatch": made("ShrinkMatch"),
     },
