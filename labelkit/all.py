@@ -37,16 +37,20 @@ from labelkit.evidence.scoreboard import scoreboard
 from labelkit.mix.adautomix import AdAutoMix
 from labelkit.mix.base import Mix
 from labelkit.mix.cutmix import CutMix
+from labelkit.mix.decoupled_mixup import DecoupledMixUp
 from labelkit.mix.intra_cluster_mixup import IntraClusterMixUp
 from labelkit.mix.laso import LaSO
 from labelkit.mix.manifold_mixup import ManifoldMixUp
 from labelkit.mix.metrix import Metrix
 from labelkit.mix.mixup import MixUp
 from labelkit.mix.resizemix import ResizeMix
+from labelkit.mix.selfmix import SelfMix
+from labelkit.mix.sla import SLA
 from labelkit.mix.smmix import SMMix
 from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
+from labelkit.pseudo.divcon import DivCon
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
@@ -54,6 +58,7 @@ from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
 from labelkit.pseudo.self_training import SelfTraining
+from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
 from labelkit.pseudo.uda import UDA
 from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
@@ -80,20 +85,20 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 
 __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
-           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'Distill', 'EMA',
-           'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD',
-           'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO',
-           'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
-           'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp',
-           'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss',
-           'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix',
-           'RobustActiveDistillation', 'SMMix', 'SelfTraining', 'SimMatchV2', 'SoftLabels',
-           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
-           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
-           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
-           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
-           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
-           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
-           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
-           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
-           'trained', 'wide_resnet']
+           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
+           'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote',
+           'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
+           'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
+           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
+           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
+           'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel',
+           'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining',
+           'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
+           'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs',
+           'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare',
+           'default_views', 'dense_targets', 'digits', 'fashion_mnist', 'from_arrays',
+           'given_labels', 'label_dls', 'label_map_store', 'label_report', 'labeling_function',
+           'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted',
+           'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce', 'report', 'scoreboard',
+           'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
+           'svhn', 'table', 'technique', 'trained', 'wide_resnet']

@@ -1,0 +1,153 @@
+"DivCon: the authors' numbers, agreement, Otsu's cut, memory, and what reaches the network"
+import json
+import math
+
+import pytest
+import torch
+from torch import tensor
+from torch.nn import functional as F
+
+from contract import data, fit, learner
+from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
+from labelkit.models import small_cnn
+from labelkit.pseudo.base import consistency_loss, hard_target
+from labelkit.pseudo.divcon import (
+    DivCon, head_agreement, head_losses, known_or_not, otsu_threshold, relation_loss,
+    shared_information,
+)
+from mix.mixtools import Keep
+from places import REFERENCES
+
+close = torch.testing.assert_close
+
+
+def test_reference():
+    (ref,) = json.loads((REFERENCES/"divcon.json").read_text())
+    i,want = (ref[k] for k in ("inputs", "expected"))
+    three,one = (tensor(i[f"head_logits_batch_of_{k}"]) for k in ("3_two_heads", "1_three_heads"))
+    for z,k in ((three, "batch_of_3"), (one, "batch_of_1"), (torch.zeros(3, 2, 3), "all_zero")):
+        z.requires_grad_()
+        loss = shared_information(z.softmax(2))
+        assert loss.item() == pytest.approx(want[k], abs=1e-5)
+        loss.backward()
+        assert z.grad.isfinite().all()
+
+
+class TestFormulas:
+    def test_information_of_all_pairs(self):
+        p = torch.rand(7, 4, 3).softmax(2)
+        found = []
+        for h in range(4):
+            for g in range(h):
+                joint = sum(torch.outer(a, b) for a,b in zip(p[:,h], p[:,g]))/7
+                apart = torch.outer(p[:,h].mean(0), p[:,g].mean(0))
+                found.append((joint*(joint/apart).log()).sum())
+        close(shared_information(p), torch.stack(found).mean(), atol=1e-6, rtol=1e-4)
+
+    def test_two_that_always_say_the_same_share_all_they_know(self):
+        p = torch.eye(4)[:, None].expand(-1, 2, -1).contiguous().requires_grad_()
+        loss = shared_information(p)
+        assert loss.item() == pytest.approx(math.log(4), abs=1e-5)
+        loss.backward()
+        assert p.grad.isfinite().all()
+
+    def test_agreement(self):
+        p = tensor([[[1., 0.], [0., 1.]], [[.6, .4], [.6, .4]]])
+        # of four pairs two differ, by 1 in each class
+        close(head_agreement(p), tensor([math.exp(-.5), 1.]))
+
+    def test_otsu(self):
+        g = torch.Generator().manual_seed(0)
+        low,high = torch.randn(2, 500, generator=g)*.05
+        v = torch.cat([low, high+1])
+        assert .1 < otsu_threshold(v) < .9
+        assert otsu_threshold(torch.full((5,), .3)) == pytest.approx(.3)
+        # the cut of every bin, in words
+        v = torch.rand(300, generator=g)**3
+        counts = torch.histc(v, 256, float(v.min()), float(v.max()))
+        at = v.min() + (torch.arange(256)+.5)*(v.max()-v.min())/256
+        best = max(range(255), key=lambda k: float(
+            counts[:k+1].sum()*counts[k+1:].sum()*(
+                (counts*at)[:k+1].sum()/counts[:k+1].sum()
+                - (counts*at)[k+1:].sum()/counts[k+1:].sum().clamp_min(1)
+            )**2
+        ))
+        close(otsu_threshold(v), at[best])
+
+    def test_heads(self):
+        labeled,weak,strong = (torch.randn(n, 3, 4) for n in (5, 6, 6))
+        y = tensor([0, 1, 2, 3, 0])
+        w = tensor([1., 2., 0., 1., 1.])
+        ce = torch.stack([F.cross_entropy(labeled[:,h], y, reduction="none") for h in range(3)])
+        known = (ce.mean(0)*w).sum()/5
+        sure = [consistency_loss(
+            strong[:,h], hard_target(weak[:,h]), weak[:,h].softmax(1).amax(1) >= .5
+        ) for h in range(3)]
+        got = head_losses(labeled, F.one_hot(y, 4).float(), w, weak, strong, .5)
+        close(got, known + sum(sure)/3)
+
+    def test_relation(self):
+        "A neighbour of the same direction says it all when the temperature is low"
+        f = F.normalize(torch.randn(2, 5))
+        said = tensor([[.7, .2, .1], [0., 0., 1.]])
+        loss = relation_loss(f, torch.cat([f, said], 1), said, temperature=.001)
+        want = -(said*said.clamp_min(1e-8).log()).sum(1).mean()
+        close(loss, want, atol=1e-3, rtol=1e-3)
+
+
+def six_known(cbs=()):
+    make = lambda seed: small_cnn(c=6, c_in=1, width=4)
+    return learner(cbs, dls=data(labeled=24, known=6), make=make)
+
+
+def test_what_a_batch_is_told():
+    fit(learner([cb := DivCon(threshold=.1, warmup=0), keep := Keep()]), 2)
+    s = keep.seen[-1]
+    score = cb.inlier[s.unlabeled_ids]
+    assert (score >= 0).all() and (cb.inlier <= 1).all()
+    p = s.outputs["divcon.weak"].detach().softmax(1)
+    weight = (score/cb.cut).clamp_max(1)**1.5
+    mask = (p.amax(1) >= .1)*weight
+    want = consistency_loss(s.outputs["divcon.strong"], hard_target(p), mask)
+    close(s.losses["divcon"][0], want)
+    assert {"divcon", "divcon.relation"} == set(s.losses)
+    assert {"divcon.heads", "divcon.shared"} == set(s.auxiliary_losses)
+    close(s.own(cb).open.sum(1), torch.ones(len(p)))
+    assert cb.memory.rows.shape[1] == 128 + 11 and len(cb.memory) == len(keep.seen)*len(p)
+
+
+def test_the_losses_of_the_heads_do_not_reach_the_network():
+    learn = learner([DivCon(warmup=0, threshold=0.)])
+    batch = look(learn)
+    body = list(batch.model.body.parameters())
+    for name,(value,_) in batch.record.auxiliary_losses.items():
+        grads = torch.autograd.grad(value, body, retain_graph=True, allow_unused=True)
+        assert all(g is None for g in grads), name
+
+
+def test_nothing_is_believed_before_the_warmup_is_over():
+    learn = fit(learner([DivCon(threshold=0., warmup=1), keep := Keep()]), 2)
+    losses = [s.losses["divcon"][0].item() for s in keep.seen]
+    half = len(losses)//2
+    assert not any(losses[:half]) and all(losses[half:])
+    first,last = (keep.seen[k].losses for k in (0, -1))
+    assert "divcon.relation" not in first and "divcon.relation" in last
+    assert learn.divcon.ledger.frame().inlier.max() > 0
+
+
+def test_score_of_strangers():
+    learn = fit(six_known([cb := DivCon(warmup=0)]))
+    x = learn.dls.x_unknown[:5].float()
+    score = cb.inlier_score(x)
+    assert score.shape == (5,) and ((score > 0) & (score <= 1)).all()
+    assert 0 <= known_or_not(learn) <= 1
+    assert 0 <= known_or_not(fit(six_known())) <= 1
+
+
+def test_refused():
+    for k,v in dict(threshold=2, heads=1, diversity=-1, relation=-1, power=-1, warmup=-1).items():
+        with pytest.raises(LabelKitError, match=f"{k}={v}"): DivCon(**{k: v})
+    with pytest.raises(LabelKitError, match="has no heads yet"): DivCon().inlier_score(None)
+    with pytest.raises(LabelKitError, match="needs unlabeled samples"):
+        fit(learner([DivCon()], dls=data(labeled=None)))
