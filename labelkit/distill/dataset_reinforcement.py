@@ -96,6 +96,7 @@ _claim = Claim(
         "DatasetReinforcement": partial(reinforced, made("DatasetReinforcement")),
     },
     over="distilled on plain images",
+    lack="a teacher",
     reported="ImageNet, ResNet-50 from 80.0 to 82.0 % in as many epochs.",
     note="The teacher has seen 4,000 labels, the students see 200 images, whose labels the last "
          "two rows do not use. Fifty views of each are stored. Views help by themselves, as the "

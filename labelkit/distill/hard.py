@@ -100,6 +100,7 @@ _claim = Claim(
         "HARD": partial(taught, made("HARD"), seen_everywhere),
     },
     over="distilled on the images",
+    lack="a teacher",
     data=shifted,
     epochs=12,
     lr=1e-2,

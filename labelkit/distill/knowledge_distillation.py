@@ -26,6 +26,7 @@ _claim = Claim(
         "taught": partial(taught, made("KnowledgeDistillation", unlabeled=True), a_teacher),
     },
     over="labels only",
+    lack="a teacher",
     reported="CIFAR-100, a ResNet-8x4 taught by a ResNet-32x4: 73.33 % "
              "(megvii-research/mdistiller).",
     note="The teacher has seen the same 200 labels and no others. The taught student also sees the "

@@ -152,6 +152,7 @@ _claim = Claim(
         "MDCS": partial(in_mild_views, made("MDCS")),
     },
     over="balanced softmax",
+    lack="long tail",
     data=tail_of_100,
     epochs=30,
     lr=1e-2,

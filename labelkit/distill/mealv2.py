@@ -57,6 +57,7 @@ _claim = Claim(
         "MEALv2": partial(taught, made("MEALv2", unlabeled=True), five_teachers),
     },
     over="one teacher",
+    lack="a teacher",
     reported="ImageNet, ResNet-18 from 69.76 to 73.19 %, ResNet-50 80.67 % at 224 pixels "
              "(abstract).",
     note="Five teachers of one architecture here, two of different ones in the paper. With one "

@@ -200,6 +200,7 @@ _claim = Claim(
         "RobustActiveDistillation": _asked("rad"),
     },
     over="margin questions",
+    lack="few questions",
     data=a_hundred,
     epochs=8,
     lr=1e-2,

@@ -135,6 +135,7 @@ _claim = Claim(
         "WeakToStrong": partial(taught, made("WeakToStrong"), a_weak_teacher),
     },
     over="naive",
+    lack="a weak teacher",
     data=unlabeled_digits,
     epochs=15,
     lr=1e-2,

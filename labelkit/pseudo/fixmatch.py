@@ -20,6 +20,7 @@ _claim = Claim(
         "FixMatch": made("FixMatch"),
     },
     over="weak views",
+    lack="few labels",
     reported="CIFAR-10 with 40, 250, 4,000 labels: error 8.33, 4.97, 4.29 %; labels alone 77.58, "
              "55.96, 15.51 % (USB, three seeds)",
     note="Both show the labeled digits in weak views. FixMatch also passes unlabeled digits "

@@ -43,6 +43,7 @@ _claim = Claim(
         "FutureSelfTraining": made("FutureSelfTraining"),
     },
     over="the past",
+    lack="few labels",
     reported="better segmentation than a momentum teacher, with domain shift and with few "
              "labels; the paper's numbers are for networks of another kind",
     note="The two differ in the virtual step and in nothing else; it costs a backward pass and "

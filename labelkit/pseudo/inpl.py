@@ -43,6 +43,7 @@ _claim = Claim(
         "InPL": made("InPL"),
     },
     over="FixMatch",
+    lack="long tail",
     reported="around three points more accuracy than confidence on CIFAR-10 with a long tail "
              "(the paper's abstract)",
     note="The most frequent digit has ten times as many images as the rarest, a hundred have a "

@@ -115,6 +115,7 @@ _claim = Claim(
         "IOMatch": made("IOMatch"),
     },
     over="FixMatch",
+    lack="strangers",
     reported="CIFAR-10 with 6 known classes and 24 labels: 89.68 % of the known classes right, "
              "FixMatch 81.58 % (the authors' code)",
     note="Six digits are known, sixty of them labeled; two fifths of the unlabeled digits are of "

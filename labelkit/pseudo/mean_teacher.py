@@ -42,6 +42,7 @@ _claim = Claim(
         "MeanTeacher": made("MeanTeacher"),
     },
     over="weak views",
+    lack="few labels",
     reported="SVHN with 250 labels: error 4.35 %, better than an average of predictions with "
              "1,000 labels (the paper's abstract)",
     note="Both show the labeled digits in weak views, and the trained weights are evaluated, not "

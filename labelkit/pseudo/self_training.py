@@ -43,6 +43,7 @@ _claim = Claim(
         "SelfTraining": made("SelfTraining"),
     },
     over="weak views",
+    lack="few labels",
     reported="a survey compares the many kinds; it promises no number for this one",
     note="All show the labeled digits in weak views. What pays is the noise: pseudo-labeled digits "
          "are trained on in strong views. Without it the network learns again what it believed, "

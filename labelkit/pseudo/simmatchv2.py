@@ -156,6 +156,7 @@ _claim = Claim(
         "SimMatchV2": made("SimMatchV2"),
     },
     over="FixMatch",
+    lack="few labels",
     reported="ImageNet with 1 and 10 % of the labels: top-1 71.9 and 76.2 % (the paper, ResNet-50)",
     note="The network is the same for both, without the paper's layer norm in front of the "
          "classifier. The teacher remembers a twentieth of the training; with the paper's averages "

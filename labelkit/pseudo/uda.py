@@ -54,6 +54,7 @@ _claim = Claim(
         "UDA": made("UDA"),
     },
     over="weak views",
+    lack="few labels",
     reported="CIFAR-10 with 40, 250, 4,000 labels: error 8.01, 5.12, 4.32 %; labels alone 77.58, "
              "55.96, 15.51 % (USB, three seeds)",
     note="Both show the labeled digits in weak views. UDA also passes unlabeled digits through the "

@@ -94,6 +94,7 @@ _claim = Claim(
         "CoTeaching": made("CoTeaching", noise_rate=.45, ramp=.3),
     },
     over="as given",
+    lack="noise",
     data=partial(mnist_5k, noise_rate=.45),
     model=partial(small_cnn, width=16),
     epochs=12,

@@ -284,6 +284,7 @@ _claim = Claim(
         "ComplementaryLabels": made("ComplementaryLabels"),
     },
     over="unbiased, gradient ascent",
+    lack="denials",
     data=partial(mnist_5k, complementary=True, bs=128),
     model=partial(small_cnn, width=8),
     epochs=12,

@@ -214,6 +214,7 @@ _claim = Claim(
         "ConfidentRelabel": made("ConfidentRelabel", lr=1e-2),
     },
     over="as given",
+    lack="noise",
     data=partial(mnist_5k, noise_rate=.45),
     model=partial(small_cnn, width=16),
     epochs=12,

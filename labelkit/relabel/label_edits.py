@@ -101,6 +101,7 @@ _claim = Claim(
     "drawn at random.",
     {"as given": [], "reviewed at random": _at_random, "LabelEdits": _where_flagged},
     over="reviewed at random",
+    lack="noise",
     data=partial(mnist_5k, noise_rate=.45),
     model=partial(small_cnn, width=16),
     epochs=12,

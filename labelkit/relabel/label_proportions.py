@@ -222,6 +222,7 @@ _claim = Claim(
         "LabelProportions": made("LabelProportions", steps=30),
     },
     over="ProportionLoss",
+    lack="bags",
     data=partial(mnist_5k, bag_size=64),
     model=partial(small_cnn, width=8),
     epochs=10,

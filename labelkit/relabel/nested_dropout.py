@@ -85,6 +85,7 @@ _claim = Claim(
         "NestedDropout": made("NestedDropout", sigma=30.),
     },
     over="as given",
+    lack="noise",
     data=partial(mnist_5k, noise_rate=.45),
     model=partial(small_cnn, width=16),
     epochs=12,

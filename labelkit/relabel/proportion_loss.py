@@ -86,6 +86,7 @@ _claim = Claim(
     "than the shares as every member's soft label.",
     {"shares as soft labels": [], "ProportionLoss": made("ProportionLoss")},
     over="shares as soft labels",
+    lack="bags",
     data=partial(mnist_5k, bag_size=16),
     model=partial(small_cnn, width=8),
     epochs=12,

@@ -179,6 +179,7 @@ _claim = Claim(
     "more than the label of the image.",
     {"crops with the image's label": _given_label, "ReLabel": _label_of_place},
     over="crops with the image's label",
+    lack="one label a picture",
     data=two_things,
     model=partial(small_cnn, width=16),
     epochs=10,

@@ -143,6 +143,7 @@ _claim = Claim(
     {"majority vote": _majority, "WeakSupervision": _confusions, "the truth": []},
     row="WeakSupervision",
     over="majority vote",
+    lack="weak labels",
     data=_asked,
     model=mlp,
     epochs=10,
