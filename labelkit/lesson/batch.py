@@ -193,9 +193,10 @@ class Look:
         wide = left[:-1] + '" colspan="3"'
         out = "".join(row(k, cell(v, more=wide)) for k,v in lines_of(self).items())
         out += row("loss", *(cell(o, "th") for o in ("value", "factor", "adds")))
+        number = lambda o: float(o.detach()) if isinstance(o, torch.Tensor) else float(o)
         for k,(v,w) in self.losses.items():
             v = float(v.detach())
-            out += row(k, *(cell(f"{float(o):.4g}") for o in (v, w, v*w)))
+            out += row(k, *(cell(f"{number(o):.4g}") for o in (v, w, v*w)))
         out += row("together", cell("", more=' colspan="2"'), cell(f"{float(self.loss):.4g}"))
         return f'<table class="lk-look">{out}</table>'
 
