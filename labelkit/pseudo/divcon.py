@@ -142,7 +142,7 @@ _claim = Claim(
     note="Six digits are known. Judged is who is a stranger in the validation set: by the heads' "
     "agreement, and by the largest probability elsewhere. With the authors' diversity for "
     "CIFAR-10, a twentieth of the default, the heads stayed alike here: on another seed they "
-    "judged as if by a coin.",
+    "judged as if by a coin, and were behind on the first of these.",
     **(STAGE | dict(data=partial(mnist_5k, labeled=60, known=6, ratio=4))),
 )
 
