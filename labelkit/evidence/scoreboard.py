@@ -109,11 +109,13 @@ def _row(p, link):
     if link: name = f"<a href='{escape(link)}'>{name}</a>"
     told = f"<b>{name}</b><br><small>{escape(p.claim.says)}</small>"
     answer = f"<b style='color:{_colors.get(p.status, 'inherit')}'>{escape(p.status)}</b>"
-    answer += "<br><small>the code has changed since</small>"*p.stale
+    if p.status == "missing": answer = f"<small>{p.seeds} of {p.claim.seeds} seeds</small>"
+    elif p.stale: answer += "<br><small>the code has changed since</small>"
     if p.status == "missing": middle = "<td></td><td></td>"
     else:
         span = f"{number(p.low, '+.3f')} to {number(p.high, '+.3f')}"
-        said = f"{number(p.difference, '+.3f')}<br><small>{span}<br>{escape(p.claim.unit)}</small>"
+        said = f"{number(p.difference, '+.3f')}<br><small style='white-space:nowrap'>{span}</small>"
+        said += f"<br><small>{escape(p.claim.unit)}</small>"
         middle = f"<td>{said}</td><td>{_bar(p.low, p.difference, p.high, p.status)}</td>"
     return f"<tr><td>{told}</td><td>{escape(p.claim.over)}</td>{middle}<td>{answer}</td></tr>"
 
