@@ -237,7 +237,7 @@ def test_pages_open_from_disk(browser, scheme):
 
 @built
 def test_search_finds_a_technique(browser):
-    page, wrong = opened(browser, SITE/"index.html", 300)
+    page, wrong = opened(browser, SITE/"index.html", 1500)
     page.goto((SITE/"search.html").as_uri() + "?q=supervision")
     page.wait_for_selector("#search-results li", timeout=15000)
     assert not wrong

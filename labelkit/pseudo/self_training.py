@@ -96,7 +96,8 @@ class SelfTraining(PseudoLabel):
         rounds:int=5,           # how many rounds
         every:int=None,         # epochs between rounds, instead of `rounds`
         hard:bool=True,         # train on the best class; else on the predicted distribution
-        # train on pseudo-labeled samples in the strong view; else in the weak view
+        # train on pseudo-labeled samples in the strong view; in the weak view if `False`, or if
+        # only `weak` is given
         noise:bool=True,
         **kwargs                # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
@@ -139,7 +140,9 @@ class SelfTraining(PseudoLabel):
         self.show_labeled(s)
         label = self.pseudo_label[s.unlabeled_ids.to(self.pseudo_label.device)]
         s.own(self).label = label
-        view = self._views.strong if self.noise else self._views.weak
+        # whoever gives a weak view alone has data for which there may be no strong one
+        strong = self.noise and (self.strong is not None or self.weak is None)
+        view = self._views.strong if strong else self._views.weak
         if (label >= 0).any(): s.forward(self.name, view(s.unlabeled_inputs))
 
     def after_forward(self, s:Supervision):

@@ -11,7 +11,9 @@ from labelkit.explore.training_explorer import TrainingExplorer, series, share_o
 
 NAN = float("nan")
 # What a technique needs to be shown, and what it says without.
-NEEDS_LOG = {"confident_relabel": "has no label log, and decisions need one"}
+NEEDS_LOG = dict.fromkeys(
+    ["confident_relabel", "judge_ensemble"], "has no label log, and decisions need one"
+)
 
 
 @pytest.mark.parametrize("slug", SLUGS)

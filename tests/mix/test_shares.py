@@ -9,7 +9,8 @@ from labelkit.data.loaders import from_arrays
 from labelkit.core.technique import registry
 from labelkit.mix.base import Mix
 
-MIXES = [s for s in SLUGS if issubclass(registry[s].cls, Mix)]
+# what SelfMix pastes is of the sample itself: there is no other share
+MIXES = [s for s in SLUGS if issubclass(registry[s].cls, Mix) and s != "selfmix"]
 # What makes a mix one of the images themselves, in every batch.
 KNOBS = dict(
     manifold_mixup=dict(layers=["input"]),
