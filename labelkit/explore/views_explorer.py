@@ -7,8 +7,11 @@ look."""
 __all__ = ['default_policies', 'one_operation', 'ViewsExplorer']
 
 # %% ../../nbs/explore/views_explorer.ipynb #ac9dbabe
+from functools import partial
+
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ..data.samples import Samples
 from ..data.views import as_view, default_views
@@ -36,7 +39,8 @@ def one_operation(
     return {name.replace("_", " "): made(name) for name in names}
 
 # %% ../../nbs/explore/views_explorer.ipynb #49eaf433
-_bytes = 230_000  # of pictures, so that a page stays light
+_bytes = 180_000  # of views: a page holds a third more, and has to stay light
+_side = 16        # of a picture that can still be recognised
 
 class ViewsExplorer(Explorer):
     """Pictures and their views by policy and magnitude, with how far the pixels move
@@ -51,7 +55,7 @@ class ViewsExplorer(Explorer):
         # name -> function of the magnitude that makes a view; `default_policies(dls)` if `None`
         policies:dict=None,
         magnitudes=(0, 5, 10, 15, 20, 25, 30), # to choose from
-        n:int=8,           # pictures, fewer where they are large
+        n:int=8,           # pictures; they are made small where so many would be too heavy
         state:dict=None,   # `policy`, `magnitude`: what to open with
         title:str="",      # a heading
         key:str=None,      # this widget's name in the page's address
@@ -78,20 +82,24 @@ class ViewsExplorer(Explorer):
         return cls(cb.dls, **kwargs)
 
     def compute(self, seed):
-        x,names = _pictures(self.dls, self.n, len(self.policies)*len(self.magnitudes), seed)
+        x,names = _pictures(self.dls, self.n, seed)
+        states = len(self.policies)*len(self.magnitudes)
+        n = _bytes//(states*x.shape[1]*_side**2)
+        x = x[:max(1, n)]
         views = torch.stack([
             torch.stack([_view(name, make(m), x, seed) for m in self.magnitudes])
             for name,make in self.policies.items()
         ])  # [P, M, S, C, H, W]
         self.change = (views - x).abs().flatten(2).mean(2)
+        small = partial(_shrunk, most=int((_bytes/views[..., 0, 0].numel())**.5))
         return dict(
             axes=dict(policy=list(self.policies), magnitude=self.magnitudes),
             arrays=dict(
-                images=pack(to_uint8(x)),
-                views=pack(to_uint8(views)),
+                images=pack(to_uint8(small(x))),
+                views=pack(to_uint8(small(views))),
                 change=pack(self.change.numpy().astype(np.float32)),
             ),
-            data=dict(names=names),
+            data=dict(names=names[:len(x)]),
         )
 
     def readout(self)->str:
@@ -107,8 +115,7 @@ class ViewsExplorer(Explorer):
         "The selected state as a matplotlib figure, for where no widget can be shown"
         import matplotlib.pyplot as plt
         make = self.policies[self.state["policy"]]
-        total = len(self.policies)*len(self.magnitudes)
-        x,_ = _pictures(self.dls, self.n, total, self.seed)
+        x,_ = _pictures(self.dls, self.n, self.seed)
         y = _view(self.state["policy"], make(self.state["magnitude"]), x, self.seed)
         size = (1.1*len(x), 2.6)
         fig,axs = plt.subplots(2, len(x), figsize=size, layout="constrained", squeeze=False)
@@ -120,7 +127,7 @@ class ViewsExplorer(Explorer):
         fig.suptitle(self.readout(), fontsize=9, parse_math=False)
         return fig
 
-def _pictures(dls, n, states, seed):
+def _pictures(dls, n, seed):
     "Pictures of the training set [S, C, H, W], and what they are called"
     samples = Samples(dls.train)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(seed))
@@ -131,11 +138,17 @@ def _pictures(dls, n, states, seed):
             f"dls gives inputs of shape {list(x.shape)} from {float(x.min()):.3g} to "
             f"{float(x.max()):.3g}: pass loaders of pictures [B, 1 or 3, H, W] in [0, 1]"
         )
-    x = x[:max(1, _bytes//(states*x[0].numel()))]
     y = samples.labels()[order[:len(x)]]
     vocab = getattr(dls, "vocab", None)
     word = lambda v: "" if int(v) < 0 else str(vocab[int(v)] if vocab else int(v))
     return x, [word(v) for v in y]
+
+def _shrunk(x, most):
+    "Pictures [..., C, H, W] with sides of at most `most` pixels"
+    side = max(x.shape[-2:])
+    if side <= most: return x
+    h,w = (max(1, round(most*o/side)) for o in x.shape[-2:])
+    return F.adaptive_avg_pool2d(x.flatten(0, -4), (h, w)).unflatten(0, x.shape[:-3])
 
 def _view(name, view, x, seed):
     y = as_view(view)(x.clone(), torch.Generator().manual_seed(seed))

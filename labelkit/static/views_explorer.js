@@ -18,7 +18,8 @@ function build(ui) {
   ui.add(node("div", { class: "lk-pictures lk-many" }, ...before.map(o => o.element)));
   ui.add(node("div", { class: "lk-pictures lk-many" }, ...after.map(o => o.element)));
   const chart = ui.chart("How far the pixels move: mean difference to the given picture", 170);
-  ui.add(node("div", { class: "lk-charts" }, chart.element));
+  ui.add(node("div", { class: "lk-charts" }, chart.element),
+    ui.legend([["lk-fill-a", "chosen policy"], ["lk-rule", "the other policies"]]));
 
   return s => {
     const p = ui.index("policy"), m = ui.index("magnitude"), at = p * M + m;
