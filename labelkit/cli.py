@@ -324,30 +324,29 @@ def _claims_of(a):
     if a.technique and not found: raise LabelKitError(f"{a.technique[0]} makes no such claim")
     return [p for p in found if not a.stale or p.stale or p.status == "missing"]
 
+def _proved(slug, a):
+    from labelkit.evidence.claims import prove
+    _say(slug)
+    return prove(
+        slug,
+        seeds=a.seeds,
+        jobs=a.jobs or 1,
+        long=bool(a.long),
+        device=a.device,
+        folder=a.out,
+        again=bool(a.again),
+        progress=progress_line,
+    )
+
 def cmd_prove(a):
     "Try what techniques claim, and keep every number"
-    from labelkit.evidence.claims import prove
     if a.out is not None: a.out = local_path(a.out, "--out")
     if a.data_root is not None:
         os.environ["LABELKIT_DATA"] = str(local_path(a.data_root, "--data-root"))
     proofs = _claims_of(a)
     if not a.list:
-        todo = list(dict.fromkeys(p.card.slug for p in proofs))
-        for slug in todo:
-            _say(slug)
-            prove(
-                slug,
-                seeds=a.seeds,
-                jobs=a.jobs or 1,
-                long=bool(a.long),
-                device=a.device,
-                folder=a.out,
-                again=bool(a.again),
-                progress=progress_line,
-            )
-        a.stale = None
-        a.technique = todo
-        proofs = _claims_of(a) if todo else []
+        slugs = dict.fromkeys(p.card.slug for p in proofs)
+        proofs = [p for slug in slugs for p in _proved(slug, a)]
     lines = [p.line() for p in proofs]
     if a.json: return _print_json(lines)
     if not lines: return _say("labelkit: nothing to prove")
