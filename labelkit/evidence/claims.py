@@ -27,7 +27,7 @@ from .compare import Comparison
 from .describe import versions
 from .figure import figure_svg, number, table_html
 from .jobs import in_a_row, in_processes
-from .recorded import record, save_record
+from .recorded import record, rounded, save_record
 from .runs import check_row, run, sendable
 from .statistics import t_interval
 from ..models import small_cnn
@@ -76,6 +76,8 @@ def claims_folder()->Path:
     "Where the package keeps the results of its claims"
     return Path(str(resources.files("labelkit")))/"assets"/"claims"
 
+_five = partial(rounded, digits=5)
+
 def _saved(slug, folder=None):
     "Results of a technique's claims by name; empty where there are none"
     path = (folder or claims_folder())/f"{slug}.json"
@@ -89,12 +91,6 @@ def _saved(slug, folder=None):
             f"{path.name} is no file of results (at {e}): prove the claim again, or install "
             "labelkit again"
         ) from e
-
-def _kept(value):
-    "A number in five digits, `None` where there is none"
-    if isinstance(value, list): return [_kept(o) for o in value]
-    if not isinstance(value, float): return value
-    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 # %% ../../nbs/evidence/claims.ipynb #9d9a07c3
 _words = dict(
@@ -169,8 +165,8 @@ class Proof:
             status=self.status,
             baseline=self.claim.over,
             metric=self.claim.unit,
-            difference=_kept(self.difference),
-            interval=[_kept(self.low), _kept(self.high)],
+            difference=_five(self.difference),
+            interval=[_five(self.low), _five(self.high)],
             seeds=self.seeds,
             stale=self.stale,
             seconds=round(self.seconds, 1),
@@ -275,7 +271,7 @@ def _write(card, claim, part, folder):
 
 def _numbers(r):
     keys = ("row", "seed", "metric", "seconds", "train_loss", "valid_loss", "curve")
-    return {k: _kept(r[k]) for k in keys}
+    return {k: _five(r[k]) for k in keys}
 
 def _part(claim, device):
     "What is kept of a claim before its first run"
