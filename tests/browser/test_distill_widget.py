@@ -1,5 +1,5 @@
-"""e distillation explorer in a browser: by keyboard, in both colour schemes, saying what Python
-says, safe with any class na"""
+"""The distillation explorer in a browser: by keyboard, in both colour schemes, saying what
+Python says, safe with any class name"""
 import pytest, torch
 
 from labelkit.explore.distill_explorer import DistillExplorer

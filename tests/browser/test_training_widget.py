@@ -1,5 +1,5 @@
-"""e losses of a training in a browser: by keyboard, in both colour schemes, saying what Python
-says, safe with any na"""
+"""The losses of a training in a browser: by keyboard, in both colour schemes, saying what Python
+says, safe with any name"""
 import pytest
 
 from labelkit.explore.training_explorer import TrainingExplorer

@@ -1,5 +1,5 @@
-"""e vote explorer in a browser: by keyboard and by click, in both colour schemes, saying what
-Python says, safe with any class na"""
+"""The vote explorer in a browser: by keyboard and by click, in both colour schemes, saying what
+Python says, safe with any class name"""
 import pytest, torch
 
 from labelkit.data.settings import weak_labels

@@ -1,5 +1,5 @@
-"""owledge distillation: the loss against the published one, and the teacher as a guest that nothing
-happens"""
+"""Knowledge distillation: the loss against the published one, and the teacher as a guest that
+nothing happens to"""
 import copy, json, pickle
 from functools import partial
 

@@ -1,5 +1,5 @@
-"""tasetReinforcement: what a batch gets, that its gradient is the paper's, several networks from
-one store, and wrong inp"""
+"""DatasetReinforcement: what a batch gets, that its gradient is the paper's, several networks
+from one store, and wrong input"""
 import pytest, torch
 from fastai.basics import Callback, Learner
 from torch.nn import functional as F

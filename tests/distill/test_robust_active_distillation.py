@@ -1,5 +1,5 @@
-"""bust active distillation: the game against a solver, the draw against its probabilities, and a
-budget that is kept exact"""
+"""Robust active distillation: the game against a solver, the draw against its probabilities, and
+a budget that is kept exactly"""
 import itertools
 from functools import partial
 

@@ -1,5 +1,5 @@
-"""ak-to-strong: the confidence loss against the published one, the balance of self-labels, and the
-recovered g"""
+"""Weak-to-strong: the confidence loss against the published one, the balance of self-labels, and
+the recovered gap"""
 import json
 from functools import partial
 

@@ -138,9 +138,12 @@ def test_too_heavy_is_refused():
 @pytest.mark.parametrize(
     "js",
     [
+        "distill_explorer.js",
         "mix_explorer.js",
         "threshold_explorer.js",
         "training_explorer.js",
+        "views_explorer.js",
+        "votes_explorer.js",
         "function build(ui) { return s => {}; }",
     ],
 )

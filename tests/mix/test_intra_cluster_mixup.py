@@ -1,5 +1,5 @@
-"""traClusterMixUp: clusters, partners that share them, labels shared with the image, and a resumed
-fit with the same cluste"""
+"""IntraClusterMixUp: clusters, partners that share them, labels shared with the image, and a
+resumed fit with the same clusters"""
 import pickle
 
 import pytest, torch
