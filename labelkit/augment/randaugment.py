@@ -68,7 +68,7 @@ class RandAugment(LabelCallback):
         **kwargs             # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(n=n, magnitude=magnitude, weak=weak, cutout=cutout, ops=ops)
+        self.keep(locals())
 
     def setup(self):
         hints = dict(n=self.n, magnitude=self.magnitude, cutout=self.cutout)

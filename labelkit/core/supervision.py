@@ -105,8 +105,8 @@ class SupervisionCallback(Callback):
     @property
     def techniques(self)->list:
         "The techniques at work, in the order in which they act"
-        cbs = self.learn.cbs.sorted("order")
-        return [cb for cb in cbs if isinstance(cb, LabelCallback) and cb.run and not cb.off]
+        found = [cb for cb in self.learn.cbs if isinstance(cb, LabelCallback)]
+        return sorted((cb for cb in found if cb.run and not cb.off), key=lambda cb: cb.order)
 
     def start(self):
         "Get ready for an epoch of training; called by the first technique"
@@ -333,6 +333,8 @@ class LabelCallback(Settings, Callback):
     inputs = "any"      # "any", "float" (numbers that can be averaged) or "images" [B, C, H, W]
     instead = ""        # what to use for other targets or inputs, in words: "use MixUp"
     limits = dict(p=(0, 1), weight=(0, None))
+    # arguments that leave nothing to do where they are 0, `None` or empty; those of bases count too
+    switches = ("p", "weight")
     p = 1.              # share of the batches in which it acts
     state_names = ()
     _rng = _made_for = _settings = None
@@ -345,6 +347,8 @@ class LabelCallback(Settings, Callback):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "stage" in vars(cls): cls.order = STAGES[cls.stage]
+        inherited = [o for c in cls.__bases__ for o in getattr(c, "switches", ())]
+        cls.switches = tuple(dict.fromkeys([*cls.switches, *inherited]))
     order = STAGES[stage]
 
     def setup(self):
@@ -361,8 +365,8 @@ class LabelCallback(Settings, Callback):
 
     @property
     def off(self)->bool:
-        "Whether the settings leave nothing to do: no batch (`p`), or no weight"
-        return self.p == 0 or vars(self).get("weight") == 0
+        "Whether the settings leave nothing to do: no batch (`p`), no weight, or another switch"
+        return any(_is_nothing(vars(self).get(k, 1)) for k in self.switches)
 
     def draws(self)->bool:
         "Whether it acts in this batch"
@@ -440,7 +444,7 @@ class LabelCallback(Settings, Callback):
 
     # --- its life with a learner
     def __call__(self, event_name):
-        if not self.off and _hears(self, event_name): return super().__call__(event_name)
+        if _hears(self, event_name) and not self.off: return super().__call__(event_name)
 
     def before_train(self):
         self.check_needs()
@@ -518,6 +522,10 @@ class LabelCallback(Settings, Callback):
         return state | dict.fromkeys(heavy) | dict(_settings=self._settings, _left_out=tuple(heavy))
 
 # %% ../../nbs/core/supervision.ipynb #09d3f4a6
+def _is_nothing(v):
+    if isinstance(v, (int, float)): return v == 0
+    return v is None or isinstance(v, tuple) and not v
+
 def _is_state(v):
     if isinstance(v, (list, tuple)): return all(map(_is_state, v))
     if isinstance(v, dict): return all(map(_is_state, v.values()))

@@ -156,13 +156,21 @@ def _check_limit(name, value, limit):
     known = ", ".join(map(repr, limit))
     raise LabelKitError(f"{name}={value!r} is not known: use one of {known}")
 
+def _arguments(given):
+    "Of the `locals()` of an `__init__` its own arguments that no base has kept"
+    own = inspect.signature(given["__class__"].__init__).parameters
+    named = [k for k,p in own.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return {k: given[k] for k in named[1:] if k not in vars(given[named[0]])}
+
 class Settings:
     "Arguments that are kept as attributes, checked, and told by `repr`"
     limits = {}  # name -> (smallest, largest), or the choices
 
-    def keep(self, **settings):
-        "Keep `settings` under their names. Raises `LabelKitError` for one outside its limits"
+    def keep(self, given:dict=None, **settings):
+        """Keep `settings` under their names, and of `given`, the `locals()` of an `__init__`, the
+        arguments that no base has kept. Raises `LabelKitError` for one outside its limits"""
         parameters = self.parameters()
+        settings = _arguments(given) | settings if given else settings
         limits = {}
         for cls in reversed(type(self).__mro__): limits |= vars(cls).get("limits", {})
         for name,value in settings.items():

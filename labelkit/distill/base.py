@@ -35,6 +35,7 @@ class Distill(LabelCallback):
     needs = ("teacher",)
     targets = CLASSES
     instead = "a teacher's answer is a distribution over classes"
+    switches = ("soft_weight",)
     limits = dict(soft_weight=(0, None), hard_weight=(0, None))
     explorer = "labelkit.explore.distill_explorer:DistillExplorer"
 
@@ -47,12 +48,8 @@ class Distill(LabelCallback):
         **kwargs                # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(teacher=as_teacher(teacher), unlabeled=unlabeled)
-        self.keep(soft_weight=soft_weight, hard_weight=hard_weight)
+        self.keep(locals(), teacher=as_teacher(teacher))
         if unlabeled: self.needs = (*self.needs, "unlabeled")
-
-    @property
-    def off(self): return self.soft_weight == 0 or super().off
 
     # [N, C] logits each, labeled rows first
     def distill_loss(self, student:torch.Tensor, teacher:torch.Tensor, s:Supervision)->torch.Tensor:

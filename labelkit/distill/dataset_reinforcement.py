@@ -136,7 +136,7 @@ class DatasetReinforcement(LabelCallback):
         **kwargs           # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(store=as_store(store, "make one with `reinforce(path, dls, teacher)`"), fill=fill)
+        self.keep(locals(), store=as_store(store, "make one with `reinforce(path, dls, teacher)`"))
 
     def setup(self):
         if self.store.c != n_classes(self.learn):

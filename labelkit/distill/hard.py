@@ -145,7 +145,7 @@ class HARD(Distill):
         **kwargs            # `soft_weight`, `hard_weight`, … of `Distill`
     ):
         super().__init__(teacher, **kwargs)
-        self.keep(stay=stay, make_augmentor=make_augmentor, lr=lr)
+        self.keep(locals())
         if not isinstance(self.teacher.model, nn.Module):
             raise LabelKitError(
                 f"teacher={self.teacher!r}: HARD needs the gradient through the teacher, pass a "

@@ -61,7 +61,7 @@ class KnowledgeDistillation(Distill):
         **kwargs              # `soft_weight`, `hard_weight`, `unlabeled`, … of `Distill`
     ):
         super().__init__(teacher, **kwargs)
-        self.keep(temperature=temperature)
+        self.keep(locals())
 
     def distill_loss(self, student, teacher, s):
         return self.temperature**2 * soft_kl(student, teacher, self.temperature).mean()

@@ -100,7 +100,7 @@ class MEALv2(Distill):
         **kwargs                     # `unlabeled`, … of `Distill`
     ):
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
-        self.keep(adversarial_weight=adversarial_weight, lr=lr, variant=variant)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

@@ -5,8 +5,8 @@ it be asked about?"""
 
 # %% auto #0
 __all__ = ['rad_weights', 'rad_value', 'student_gain', 'inclusion_probabilities',
-           'sample_without_replacement', 'choose', 'ask_logits', 'a_hundred', 'often_wrong',
-           'RobustActiveDistillation']
+           'sample_without_replacement', 'choose', 'ask_logits', 'ask_about', 'n_questions',
+           'a_hundred', 'often_wrong', 'RobustActiveDistillation']
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b2a58c7c
 from functools import partial
@@ -168,6 +168,28 @@ def ask_logits(teacher, x, c)->torch.Tensor: # [n, c] log-probabilities
         )
     return res.log_softmax(1)
 
+def ask_about(
+    teacher,          # function of inputs that gives logits
+    samples:Samples,  # where the inputs come from
+    ids:torch.Tensor, # [k] long, whom it is asked about
+    c:int,            # number of classes
+    bs:int,           # samples a question
+)->torch.Tensor: # [k, c] log-probabilities
+    "The teacher's answers about `ids`, `bs` at a time; see `ask_logits`"
+    (x,*_) = samples.inputs(samples.places(ids))
+    return torch.cat([ask_logits(teacher, o, c) for o in x.to(ids.device).split(bs)])
+
+def n_questions(
+    budget, # a number (int), or a share of the samples (float)
+    n:int,  # unlabeled samples
+)->int:
+    "How many questions a budget allows. Raises `LabelKitError` for more than there are samples"
+    k = round(budget*n) if isinstance(budget, float) else budget
+    if k <= n: return k
+    raise LabelKitError(
+        f"budget={budget} is more than the {n} unlabeled samples: ask about at most so many"
+    )
+
 # %% ../../nbs/distill/robust_active_distillation.ipynb #490a7eda
 def a_hundred(
     seed:int=0 # decides which images have a label
@@ -254,20 +276,14 @@ class RobustActiveDistillation(Distill):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
-        self.keep(policy=policy, wrong_rate=wrong_rate, rounds=rounds, warmup=warmup)
-        self.keep(temperature=temperature, bs=bs, budget=budget)
+        self.keep(locals())
         check_range("budget", budget, *((0, 1) if isinstance(budget, float) else (1,)))
 
     def setup(self):
         super().setup()
         n = len(self.dls.unlabeled.dataset)
         device = self.dls.device or "cpu"
-        self.n_budget = round(self.budget*n) if isinstance(self.budget, float) else self.budget
-        if self.n_budget > n:
-            raise LabelKitError(
-                f"budget={self.budget} is more than the {n} unlabeled samples: ask about at most "
-                "so many"
-            )
+        self.n_budget = n_questions(self.budget, n)
         self.schedule = Rounds(self.rounds, self.warmup)
         self.queried = torch.full((self.dls.n_ids,), -1, device=device)
         self.answers = torch.zeros(self.dls.n_ids, n_classes(self.learn), device=device)
@@ -290,15 +306,12 @@ class RobustActiveDistillation(Distill):
         if not k: return
         ids,logits = predict_unlabeled(self.learn)
         open_ = self.queried[ids] < 0
-        ids = ids[open_]
         probs = logits[open_].softmax(1)
         place = choose(self.policy, self, probs, k)
-        ids = ids[place]
+        ids = ids[open_][place]
         gain = student_gain(probs[place])
         samples = Samples(self.dls.unlabeled)
-        (x,*_) = samples.inputs(samples.places(ids))
-        parts = x.to(ids.device).split(self.bs)
-        answers = torch.cat([ask_logits(self.teacher, x, probs.shape[1]) for x in parts])
+        answers = ask_about(self.teacher, samples, ids, probs.shape[1], self.bs)
         self.answers[ids] = answers
         self.queried[ids] = self.learn.epoch
         confidence,label = answers.exp().max(1)

@@ -176,7 +176,7 @@ class WeakToStrong(Distill):
         **kwargs               # `unlabeled`, … of `Distill`
     ):
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
-        self.keep(confidence=confidence, warmup=warmup, variant=variant)
+        self.keep(locals())
 
     def distill_loss(self, student, teacher, s):
         weak = teacher.softmax(1)

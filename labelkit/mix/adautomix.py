@@ -204,8 +204,7 @@ class AdAutoMix(ModelMix):
         **kwargs                 # `per_sample`, `p`, `until`, `decoupled` of `Mix`
     ):
         super().__init__(alpha, **kwargs)
-        self.keep(n_mix=n_mix, beta=beta, every=every, clean=clean, layer=layer, variant=variant)
-        self.keep(ema_decay=check_pair("ema_decay", ema_decay), generator_lr=generator_lr)
+        self.keep(locals(), ema_decay=check_pair("ema_decay", ema_decay))
 
     def setup(self):
         self.batches = 0

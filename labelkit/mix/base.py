@@ -251,6 +251,7 @@ class Mix(LabelCallback):
     inputs = "float"
     asks_model = False  # whether the model looks at the images before they are mixed
     note = ""           # for the explorer: where λ is not drawn from Beta(alpha, alpha)
+    switches = ("alpha", "until")
     limits = dict(alpha=(0, None), until=(0, 1), decoupled=(0, None))
 
     def __init__(self,
@@ -265,10 +266,7 @@ class Mix(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(alpha=alpha, per_sample=per_sample, until=until, decoupled=decoupled)
-
-    @property
-    def off(self)->bool: return super().off or self.alpha == 0 or self.until == 0
+        self.keep(locals())
 
     @property
     def current_alpha(self)->float:

@@ -65,7 +65,7 @@ class DecoupledMixUp(MixUp):
         **kwargs               # `alpha`, `per_sample`, `until` of `Mix`, `p`
     ):
         super().__init__(decoupled=decoupled, **kwargs)
-        self.keep(kind=kind, unlabeled=unlabeled, threshold=threshold)
+        self.keep(locals())
         if unlabeled: self.needs = ("unlabeled",)
         self.inputs = _kinds[kind].inputs
 

@@ -175,8 +175,7 @@ class IntraClusterMixUp(MixUp):
         **kwargs           # `per_sample`, `p`, `until`, `decoupled` of `Mix`
     ):
         super().__init__(alpha, **kwargs)
-        self.keep(n_clusters=n_clusters, clusters=clusters, features=features)
-        self.keep(labels_only=labels_only)
+        self.keep(locals())
 
     @property
     def inputs(self)->str: return "any" if self.labels_only else "float"

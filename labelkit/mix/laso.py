@@ -203,7 +203,7 @@ class LaSO(LabelCallback):
         **kwargs                 # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(weight=weight, reconstruction=reconstruction, hidden=hidden, joint=joint)
+        self.keep(locals())
 
     def setup(self):
         n = head_of(self.learn.model).in_features

@@ -59,7 +59,7 @@ class ManifoldMixUp(MixUp):
         super().__init__(alpha, **kwargs)
         if layers is not None and not len(layers):
             raise LabelKitError("layers=[] leaves nothing to mix: name a layer, or pass None")
-        self.keep(layers=layers)
+        self.keep(locals())
 
     @property
     def inputs(self)->str: return "float" if any(map(_is_input, self.layers or ())) else "any"

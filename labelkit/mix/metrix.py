@@ -207,8 +207,7 @@ class Metrix(LabelCallback):
         **kwargs                 # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(weight=weight, level=level, layer=layer, alpha=alpha, embedding=embedding)
-        self.keep(neg_margin=neg_margin)
+        self.keep(locals())
 
     @property
     def inputs(self)->str: return "float" if self.level == "input" else "any"

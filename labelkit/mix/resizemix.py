@@ -122,7 +122,7 @@ class ResizeMix(ImageMix):
         **kwargs             # `per_sample`, `p`, `until`, `decoupled` of `Mix`
     ):
         super().__init__(1., **kwargs)
-        self.keep(scope=check_pair("scope", scope, rising=True))
+        self.keep(locals(), scope=check_pair("scope", scope, rising=True))
 
     @classmethod
     def parameters(cls): return {k: o for k,o in super().parameters().items() if k != "alpha"}

@@ -109,7 +109,7 @@ class SelfMix(ImageMix):
         **kwargs              # `per_sample`, `until` of `Mix`, `p`
     ):
         super().__init__(alpha, **kwargs)
-        self.keep(scale=check_pair("scale", scale, rising=True), paste=paste)
+        self.keep(locals(), scale=check_pair("scale", scale, rising=True))
 
     def draw_partners(self, s): return [0, 0]
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.auxiliary import Auxiliary
+from ..core.auxiliary import Auxiliary, network_of
 from ..core.claim import Claim, made
 from ..core.losses import soft_target_loss
 from ..core.record import Supervision
@@ -159,8 +159,7 @@ class SLA(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(versions=versions, weight=weight, distill=distill)
-        self.keep(temperature=temperature, labels=labels)
+        self.keep(locals())
 
     def setup(self):
         turns,orders = VERSIONS[self.versions]
@@ -195,10 +194,8 @@ class SLA(LabelCallback):
     )->torch.Tensor: # [B, K]
         """What the joint head says; with `labels="same"`, the mean over versions of what the model
         says. Raises `LabelKitError` before training, and after unpickling"""
-        if self._made_for is None or self.labels == "joint" and self.joint_head.module is None:
-            raise LabelKitError(
-                "SLA has no joint head yet, or left it out of a pickle: train with it first"
-            )
+        if self.labels == "joint" or self._made_for is None:
+            network_of(self.joint_head, self, "joint head")
         x = versions_of(x.to(self.dls.device or "cpu"), self.versions)[:None if every else 1]
         with evaluating(self.learn.model):
             own,f = with_features(self.learn.model, x.flatten(0, 1))

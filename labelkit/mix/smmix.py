@@ -210,8 +210,7 @@ class SMMix(ModelMix):
         **kwargs              # `p`, `until`, `decoupled`, … of `Mix`
     ):
         super().__init__(alpha, **kwargs)
-        self.keep(switch=switch, sides=check_pair("sides", sides, rising=True), fine=fine)
-        self.keep(consistency=consistency, attention=attention)
+        self.keep(locals(), sides=check_pair("sides", sides, rising=True))
 
     def setup(self):
         check_attention(self.learn.model)

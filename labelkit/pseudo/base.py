@@ -165,6 +165,7 @@ class PseudoLabel(LabelCallback):
     instead = "pseudo-labels are classes that exclude each other"
     reasons = ("",)  # what the ledger's reasons mean
     columns = None   # further columns of the ledger: name -> dtype
+    wants_features = False  # whether it looks in front of the model's last layer: see `features`
     # what was suggested, how confidently, and accepted or not; made when training begins
     ledger = None
     teacher = None   # a model that predicts the weak view in the place of the trained one
@@ -183,8 +184,7 @@ class PseudoLabel(LabelCallback):
     ):
         super().__init__(**kwargs)
         for view in filter(None, (weak, strong)): as_view(view)  # says what is no view
-        self.keep(weight=weight, weak=weak, strong=strong)
-        self.keep(augment_labeled=augment_labeled, weak_grad=weak_grad)
+        self.keep(locals())
 
     def setup(self):
         self._views = ViewPair(self.weak, self.strong, self.dls, self.rng)
@@ -195,6 +195,7 @@ class PseudoLabel(LabelCallback):
         if self.augment_labeled and s.kind != "segmentation": _show_weak(s, self._views)
 
     def before_forward(self, s:Supervision):
+        if self.wants_features: s.want_features()
         self.show_labeled(s)
         mine = s.own(self)
         views = self._views.still if s.kind == "segmentation" else self._views
@@ -207,6 +208,10 @@ class PseudoLabel(LabelCallback):
         "Logits of the weak view"
         if self.teacher is not None: return self.teacher(*as_inputs(s.own(self).weak))
         return s.outputs[f"{self.name}.weak"].detach()
+
+    def features(self, s:Supervision)->list: # [B, D], [U, D] and [U, D]
+        "After the pass: features of the labeled samples, of the weak and of the strong views"
+        return [s.features(o) for o in (None, f"{self.name}.weak", f"{self.name}.strong")]
 
     def observe(self, g:Guess): "Learn about the guesses before anything is believed"
     def refine(self, g:Guess): "Correct `g.probs` before anything is believed"
@@ -264,7 +269,7 @@ class WeakViews(LabelCallback):
         **kwargs   # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(weak=weak)
+        self.keep(locals())
 
     def setup(self): self._views = ViewPair(self.weak, None, self.dls, self.rng)
     def before_forward(self, s:Supervision): _show_weak(s, self._views)

@@ -5,7 +5,8 @@ strangers."""
 
 # %% auto #0
 __all__ = ['shared_information', 'head_agreement', 'otsu_threshold', 'DivergentHeads',
-           'head_losses', 'relation_loss', 'known_or_not', 'DivCon']
+           'head_losses', 'relation_loss', 'running_score', 'score_weight', 'with_strangers',
+           'known_or_not', 'DivCon']
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a0000e
 from functools import partial
@@ -14,16 +15,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.auxiliary import Auxiliary
+from ..core.auxiliary import Auxiliary, network_of
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.teachers import evaluating
 from ..core.technique import technique
 from ..data.sets import mnist_5k
-from ..errors import LabelKitError
-from ..models import head_of, with_features
+from ..models import head_of
 from ..parts.banks import Queue
+from ..parts.heads import ask_head
 from ..processes import gather_rows
 from labelkit.pseudo.base import (
     STAGE, PseudoLabel, above_threshold, consistency_loss, hard_target,
@@ -111,6 +112,33 @@ def relation_loss(
     near = (features@kept.T/temperature).softmax(1)
     return -(targets*(near@said).clamp_min(1e-8).log()).sum(1).mean()
 
+# %% ../../nbs/pseudo/divcon.ipynb #55a00029
+def running_score(
+    old:torch.Tensor,       # [U] scores so far, below 0 for samples that are new
+    agreement:torch.Tensor, # [U] of their heads, now
+    low:torch.Tensor,       # the least agreement of all samples
+    high:torch.Tensor,      # the largest
+    decay:float,            # share of the score that stays at a visit, 0..1
+)->torch.Tensor: # [U] in 0..1
+    "The agreement, stretched to 0..1, averaged into the score"
+    new = (agreement-low)/(high-low).clamp_min(1e-8)
+    return torch.where(old < 0, new, decay*old + (1-decay)*new)
+
+def score_weight(
+    score:torch.Tensor, # [U] in 0..1
+    cut:torch.Tensor,   # a scalar, where the scores fall into two groups
+    power:float,        # how steeply the weight falls below the cut
+)->torch.Tensor: # [U] in 0..1
+    "min((score/cut)^power, 1): what a guess counts"
+    return (score/cut.clamp_min(1e-8)).clamp_max(1)**power
+
+def with_strangers(
+    probs:torch.Tensor, # [U, C] distributions over the known classes
+    score:torch.Tensor, # [U] in 0..1
+)->torch.Tensor: # [U, C+1] distributions, the last class is "none of them"
+    "The score is shared out as `probs` say, and what is left of 1 goes to the strangers"
+    return torch.cat([probs*score[:,None], 1-score[:,None]], 1)
+
 # %% ../../nbs/pseudo/divcon.ipynb #55a00016
 def known_or_not(
     learn # trained on data with some classes unknown (`known=`)
@@ -167,6 +195,7 @@ class DivCon(PseudoLabel):
     layer. Kong et al. 2025, https://arxiv.org/abs/2505.24443"""
     needs = ("unlabeled", "ids", "vision")
     targets = ("single",)
+    wants_features = True
     limits = dict(
         threshold=(0, 1), heads=(2, None), diversity=(0, None), relation=(0, None),
         power=(0, None), ema_decay=(0, 1), warmup=(0, None),
@@ -187,8 +216,7 @@ class DivCon(PseudoLabel):
         **kwargs               # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, heads=heads, diversity=diversity, relation=relation)
-        self.keep(power=power, ema_decay=ema_decay, warmup=warmup)
+        self.keep(locals())
 
     def setup(self):
         super().setup()
@@ -200,12 +228,8 @@ class DivCon(PseudoLabel):
         self.agreement,self.inlier = torch.full((2, self.ledger.n_ids), -1., device=device)
         self.cut = torch.ones((), device=device)
 
-    def before_forward(self, s:Supervision):
-        s.want_features()
-        super().before_forward(s)
-
     def after_forward(self, s:Supervision):
-        parts = [s.features(o).detach() for o in (None, f"{self.name}.weak", f"{self.name}.strong")]
+        parts = [o.detach() for o in self.features(s)]
         labeled,weak,strong = self.experts(torch.cat(parts)).float().split(list(map(len, parts)))
         mine = s.own(self)
         mine.probs = weak.detach().softmax(2)
@@ -231,18 +255,14 @@ class DivCon(PseudoLabel):
         ids,alike = gather_rows(g.ids, head_agreement(g.s.own(self).probs))
         self.agreement[ids] = alike
         low,high = self.agreement[self.agreement >= 0].aminmax()
-        score = (alike-low)/(high-low).clamp_min(1e-8)
-        old = self.inlier[ids]
-        new = self.ema_decay*old + (1-self.ema_decay)*score
-        self.inlier[ids] = torch.where(old < 0, score, new)
+        self.inlier[ids] = running_score(self.inlier[ids], alike, low, high, self.ema_decay)
         self.cut = otsu_threshold(self.inlier[self.inlier >= 0])
 
     def believe(self, g):
         score = self.inlier[g.ids].clamp_min(0)
-        g.s.own(self).open = torch.cat([g.probs*score[:,None], 1-score[:,None]], 1)
+        g.s.own(self).open = with_strangers(g.probs, score)
         if self.learn.epoch < self.warmup: return torch.zeros_like(score)
-        weight = (score/self.cut.clamp_min(1e-8)).clamp_max(1)**self.power
-        return above_threshold(g.probs, self.threshold)*weight
+        return above_threshold(g.probs, self.threshold)*score_weight(score, self.cut, self.power)
 
     def note(self, g, mask): super().note(g, mask, rows=dict(inlier=self.inlier[g.ids]))
 
@@ -251,11 +271,6 @@ class DivCon(PseudoLabel):
     )->torch.Tensor: # [N] in 0..1
         """How far the heads agree, in evaluation mode. Raises `LabelKitError` before training, and
         after unpickling"""
-        if self.experts is None or self.experts.module is None:
-            raise LabelKitError(
-                "DivCon has no heads yet, or they were left out of a pickle: train with it first"
-            )
-        with evaluating(self.learn.model, self.experts.module):
-            parts = x.to(self.cut.device).split(512)
-            features = [with_features(self.learn.model, o)[1].float() for o in parts]
-            return torch.cat([head_agreement(self.experts(o).softmax(2)) for o in features])
+        agree = lambda said: head_agreement(said.softmax(2))
+        experts = network_of(self.experts, self, "heads")
+        return ask_head(self.learn.model, experts, x, agree)

@@ -54,6 +54,6 @@ class FixMatch(PseudoLabel):
         **kwargs             # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold)
+        self.keep(locals())
 
     def believe(self, g): return above_threshold(g.probs, self.threshold)

@@ -61,7 +61,7 @@ class FlexMatch(PseudoLabel):
         **kwargs              # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, warmup=warmup, mapping=mapping)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

@@ -91,7 +91,7 @@ class InPL(PseudoLabel):
         super().__init__(**kwargs)
         if energy_threshold not in ("auto", *named_thresholds):
             check_range("energy_threshold", energy_threshold, -torch.inf)
-        self.keep(energy_threshold=energy_threshold, margin=margin, ema_decay=ema_decay)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

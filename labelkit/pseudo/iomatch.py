@@ -13,15 +13,15 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..core.auxiliary import Auxiliary
+from ..core.auxiliary import Auxiliary, network_of
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
-from ..core.teachers import Frozen, evaluating
+from ..core.teachers import Frozen
 from ..core.technique import technique
 from ..data.sets import mnist_5k
-from ..errors import LabelKitError
-from ..models import head_of, with_features
+from ..models import head_of
+from ..parts.heads import ask_head
 from ..parts.running import WindowMean
 from .base import STAGE, PseudoLabel, consistency_loss
 
@@ -75,10 +75,7 @@ def open_probs(
     x:torch.Tensor,   # [N, ...] inputs
 )->torch.Tensor: # [N, K+1] distributions, the last class is "none of them"
     "What the open-set head says of each sample, in evaluation mode"
-    device = next(heads.parameters()).device
-    with evaluating(model, heads):
-        features = [with_features(model, o.to(device))[1].float() for o in x.split(512)]
-        return torch.cat([heads(o)[1].softmax(1) for o in features])
+    return ask_head(model, heads, x, lambda said: said[1].softmax(1))
 
 # %% ../../nbs/pseudo/iomatch.ipynb #c445a461
 def auroc(
@@ -146,6 +143,7 @@ class IOMatch(PseudoLabel):
     `predict_open` and `inlier_score` ask the open-set head. Needs unlabeled samples and a model
     that ends in a linear layer. Li, Qi, Shi, Gao 2023, https://arxiv.org/abs/2308.13168"""
     targets = ("single",)
+    wants_features = True
     limits = dict(
         threshold=(0, 1), open_threshold=(0, 1), open_weight=(0, None), binary_weight=(0, None),
         warmup=(0, None),
@@ -165,8 +163,7 @@ class IOMatch(PseudoLabel):
         **kwargs                 # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, open_threshold=open_threshold, warmup=warmup, align=align)
-        self.keep(open_weight=open_weight, binary_weight=binary_weight)
+        self.keep(locals())
 
     def setup(self):
         super().setup()
@@ -175,12 +172,8 @@ class IOMatch(PseudoLabel):
         self.heads = Auxiliary(heads, self.learn)
         self.means = WindowMean((c,), self.queue, self.dls.device or "cpu")
 
-    def before_forward(self, s:Supervision):
-        s.want_features()
-        super().before_forward(s)
-
     def after_forward(self, s:Supervision):
-        parts = [s.features(o) for o in (None, f"{self.name}.weak", f"{self.name}.strong")]
+        parts = self.features(s)
         sizes = list(map(len, parts))
         binary,open_ = (o.float().split(sizes) for o in self.heads(torch.cat(parts)))
         s.own(self).binary = binary[1].detach()
@@ -212,11 +205,8 @@ class IOMatch(PseudoLabel):
     )->torch.Tensor: # [N, K+1] distributions, the last class is "none of them"
         """What the open-set head says, in evaluation mode. Raises `LabelKitError` before training,
         and after unpickling (the heads are not saved)"""
-        if self.heads is None or self.heads.module is None:
-            raise LabelKitError(
-                "IOMatch has no heads yet, or they were left out of a pickle: train with it first"
-            )
-        return open_probs(self.learn.model, self.heads.module, x)
+        heads = network_of(self.heads, self, "heads")
+        return open_probs(self.learn.model, heads, x)
 
     def inlier_score(self,
         x:torch.Tensor # [N, ...]

@@ -86,8 +86,7 @@ class MeanTeacher(PseudoLabel):
         **kwargs                    # `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(weight, **kwargs)
-        self.keep(ema_decay=ema_decay, loss=loss, ramp=ramp)
-        self.keep(unlabeled_only=unlabeled_only, batch_stats=batch_stats)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

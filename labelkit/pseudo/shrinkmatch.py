@@ -96,7 +96,7 @@ class ShrinkMatch(PseudoLabel):
         **kwargs               # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, shrink=shrink, ema_decay=ema_decay)
+        self.keep(locals())
 
     def setup(self):
         super().setup()
@@ -106,9 +106,8 @@ class ShrinkMatch(PseudoLabel):
         self.sure = RunningMean(torch.zeros((), device=self.dls.device or "cpu"), decay=0.)
         self.begun = False
 
-    def before_forward(self, s:Supervision):
-        if self.shrink: s.want_features()
-        super().before_forward(s)
+    @property
+    def wants_features(self): return self.shrink > 0
 
     def observe(self, g):
         self.sure.decay = self.ema_decay if self.begun else 0.

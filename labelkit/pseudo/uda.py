@@ -92,7 +92,7 @@ class UDA(PseudoLabel):
         **kwargs               # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, temperature=temperature, tsa=tsa)
+        self.keep(locals())
 
     def believe(self, g): return above_threshold(g.probs, self.threshold, strict=True)
     def teach(self, g): return sharpen(g.logits, self.temperature)

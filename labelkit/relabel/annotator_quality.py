@@ -6,7 +6,7 @@ they say, and ask next where the answer is most likely wrong."""
 # %% auto #0
 __all__ = ['FIELD_WEIGHTS', 'POOLS', 'quality_score', 'check_gold', 'gold_quality',
            'weighted_consensus', 'posterior_consensus', 'bayes_risk', 'risk_by_site',
-           'next_questions', 'GoldVote', 'AnnotatorQuality']
+           'next_questions', 'GoldVote', 'with_gold', 'trained_on', 'AnnotatorQuality']
 
 # %% ../../nbs/relabel/annotator_quality.ipynb #a9a00014
 from functools import partial
@@ -232,6 +232,27 @@ class GoldVote(LabelModel):
         quality = self.accuracy if self.quality is None else self.quality
         return weighted_consensus(votes, quality[:, None]*self.producer)
 
+# %% ../../nbs/relabel/annotator_quality.ipynb #a9a00056
+def with_gold(
+    consensus:torch.Tensor, # [N, C], rows sum to one
+    gold:torch.Tensor,      # [N] long, true classes, -1 where not known
+)->torch.Tensor: # [N, C]
+    "The consensus, and the truth where it is known"
+    truth = F.one_hot(gold.clamp_min(0), consensus.shape[1]).float()
+    return torch.where((gold >= 0)[:, None], truth, consensus)
+
+def trained_on(
+    consensus:torch.Tensor, # [N, C], see `with_gold`
+    known:torch.Tensor,     # [N] bool, whether the truth is known
+    answers:torch.Tensor,   # [N] long, how many people were asked
+    max_risk:float=1.,      # of a sample that is trained on
+)->tuple: # `told` and `risky`, [N] bool, and `reason`, [N] long, see `AnnotatorQuality.reasons`
+    "Of which samples something is known, and which of these are too risky"
+    told = known | (answers > 0)
+    risky = told & (bayes_risk(consensus) > max_risk)
+    reason = torch.where(known, 1, torch.where(~told, 2, torch.where(risky, 3, 0)))
+    return told,risky,reason
+
 # %% ../../nbs/relabel/annotator_quality.ipynb #a9a00037
 _rates = [.05, .15, .45, .55, .6]
 
@@ -293,6 +314,7 @@ class AnnotatorQuality(Relabel):
     https://arxiv.org/abs/2412.18483"""
     reasons = ("consensus", "gold label", "nobody was asked", "consensus too risky")
     columns = dict(risk=torch.float, answers=torch.long)
+    switches = ("votes",)
     limits = dict(pool=POOLS, smoothing=(0, None), max_risk=(0, 1))
     explorer = "labelkit.explore.votes_explorer:VotesExplorer"
     voted = weak_label = lf_names = fitted = None
@@ -310,51 +332,35 @@ class AnnotatorQuality(Relabel):
         **kwargs              # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(votes=votes, gold=gold, pool=pool, smoothing=smoothing, quality=quality)
-        self.keep(max_risk=max_risk, soft=soft)
+        self.keep(locals())
         if (votes is None) != (gold is None):
             raise LabelKitError("votes and gold belong together: pass both, by sample id")
 
-    @property
-    def off(self): return self.votes is None or super().off
-
     def find(self):
         c = n_classes(self.learn)
-        votes,_ = check_votes(self.votes, c)
+        votes,_ = check_votes(self.votes, c, self.ledger.n_ids)
         votes = votes.cpu()
-        if len(votes) != self.ledger.n_ids:
-            raise LabelKitError(
-                f"votes has {len(votes)} rows for {self.ledger.n_ids} samples: pass one for each, "
-                "by id"
-            )
         self.fitted = GoldVote(self.gold, self.pool, self.smoothing, self.quality).fit(votes, c)
         gold = check_gold(self.gold, len(votes), c)
-        known = gold >= 0
-        probs = torch.where(
-            known[:, None],
-            F.one_hot(gold.clamp_min(0), c).float(),
-            self.fitted.predict_proba(votes),
-        )
+        probs = with_gold(self.fitted.predict_proba(votes), gold)
         names = getattr(self.votes, "columns", range(votes.shape[1]))
         self.lf_names = [str(o) for o in names]
         self.voted = votes
         self.weak_label = probs
-        self._use(probs, known, (votes >= 0).sum(1))
+        answers = (votes >= 0).sum(1)
+        self._use(probs, answers, *trained_on(probs, gold >= 0, answers, self.max_risk))
 
-    def _use(self, probs, known, answers):
+    def _use(self, probs, answers, told, risky, reason):
         "Fill the table of the samples that are trained on"
-        risk = bayes_risk(probs)
-        told = known | (answers > 0)
-        risky = told & (risk > self.max_risk)
         ids = self.ids
         some = ids[told[ids]]
         targets = probs if self.soft else F.one_hot(probs.argmax(1), probs.shape[1])
         self.table.set_targets(some, targets[some])
         self.table.set_weights(ids, (~risky[ids]).float())
-        reason = torch.where(known, 1, torch.where(~told, 2, torch.where(risky, 3, 0)))
-        more = dict(reason=reason[ids], risk=risk[ids], answers=answers[ids])
+        risk = bayes_risk(probs)[ids]
+        more = dict(reason=reason[ids], risk=risk, answers=answers[ids])
         label = probs.argmax(1)[ids].where(told[ids], self.labels)
-        self.note(ids, label, 1-risk[ids], (told & ~risky)[ids], **more)
+        self.note(ids, label, 1-risk, (told & ~risky)[ids], **more)
 
     def annotators(self):
         "A pandas row for each annotator: answers about gold samples, accuracy, answers in all"

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
+from ..core.auxiliary import network_of
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
-from ..errors import LabelKitError
 from ..parts.peer import Peer, predict_together
 from ..processes import gather_rows
 from .stage import nearly_half_wrong
@@ -73,7 +73,7 @@ class SmallLoss(LabelCallback):
         **kwargs             # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(noise_rate=noise_rate, ramp=ramp)
+        self.keep(locals())
 
     def after_forward(self, s:Supervision):
         if self.searching: return
@@ -127,6 +127,7 @@ class CoTeaching(LabelCallback):
     stage = "relabel"
     needs = ("ids",)
     targets = CLASSES
+    switches = ("noise_rate",)
     limits = dict(
         noise_rate=(0, 1), ramp=(0, None), variant=("paper", "official"), ranking=("train", "eval")
     )
@@ -145,11 +146,7 @@ class CoTeaching(LabelCallback):
         **kwargs  # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(noise_rate=noise_rate, ramp=ramp, variant=variant, ranking=ranking)
-        self.keep(peer_fn=peer_fn)
-
-    @property
-    def off(self): return self.noise_rate == 0 or super().off
+        self.keep(locals())
 
     def setup(self):
         self.ledger = Ledger.of(self.dls, reasons=("small loss", "left out: large loss"))
@@ -180,8 +177,5 @@ class CoTeaching(LabelCallback):
     )->torch.Tensor: # [N, C] distributions
         """What the trained networks say, in evaluation mode. Raises `LabelKitError` before
         training, and after unpickling (the peer is not saved)"""
-        if self.peer is None:
-            raise LabelKitError(
-                "CoTeaching has no second network yet, or it was left out of a pickle: train first"
-            )
-        return predict_together([self.learn.model, self.peer.module][:1+both], x)
+        peer = network_of(self.peer, self, "second network")
+        return predict_together([self.learn.model, peer][:1+both], x)

@@ -332,7 +332,7 @@ class ComplementaryLabels(LabelCallback):
         **kwargs                 # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(loss=loss, transition=transition, weight=weight, variant=variant)
+        self.keep(locals())
 
     def setup(self):
         c = n_classes(self.learn)

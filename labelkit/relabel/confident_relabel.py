@@ -239,6 +239,7 @@ class ConfidentRelabel(Relabel):
     cleanlab's statistics, and a suggested label, severity and reason for every flag. Samples
     without a label are left alone. Northcutt et al. 2021, https://arxiv.org/abs/1911.00068"""
     reasons = _reasons
+    switches = ("share",)
     columns = dict(label_quality=torch.float, severity=torch.long, flagged=torch.bool)
     limits = dict(
         action=("prune", "reweight", "relabel"), weighting=("quality", "class"), share=(0, 1),
@@ -265,11 +266,7 @@ class ConfidentRelabel(Relabel):
         **kwargs        # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(action=action, weighting=weighting, soft=soft, share=share, filter_by=filter_by)
-        self.keep(folds=folds, epochs=epochs, lr=lr, model_fn=model_fn, pred_probs=pred_probs)
-
-    @property
-    def off(self): return self.share == 0 or super().off
+        self.keep(locals())
 
     def find(self):
         probs = self.cross_validate() if self.pred_probs is None else check_probs(

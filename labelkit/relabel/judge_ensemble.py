@@ -272,7 +272,7 @@ class JudgeEnsemble(Relabel):
     ):
         super().__init__(**kwargs)
         if judges is not None: named_judges(judges)
-        self.keep(judges=judges, action=action, threshold=threshold, folds=folds)
+        self.keep(locals())
 
     def _inputs(self):
         inputs = self.samples.inputs(self._at)

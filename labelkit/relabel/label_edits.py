@@ -136,6 +136,7 @@ class LabelEdits(Relabel):
     One class label a sample. Raises `LabelKitError` for the log of other data. Reviewing what a
     program has flagged: Northcutt, Athalye, Mueller 2021, https://arxiv.org/abs/2103.14749"""
     reasons = ("not reviewed", "kept in review", "corrected in review", "label removed in review")
+    switches = ("trust", "log")
     limits = dict(trust=(0, 1))
     explorer = "labelkit.explore.review:Review"
 
@@ -147,10 +148,8 @@ class LabelEdits(Relabel):
         **kwargs        # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(log=log, trust=trust)
+        self.keep(locals())
 
-    @property
-    def off(self): return self.trust == 0 or self.log is None or super().off
     @property
     def due(self): return self.learn.epoch == 0 or not self.found  # a new fit reads the log again
 

@@ -96,9 +96,10 @@ def check_votes(
     # [N, m] whole numbers: tensor, array, list, or a table of pandas, where a gap abstains
     votes,
     c:int=None, # number of classes; largest vote + 1 if `None`
+    n:int=None, # number of samples, where the votes are by id
 )->tuple: # votes as long [N, m], c
     """Votes as a tensor and the number of classes. Raises `LabelKitError` for anything that is not
-    a matrix of votes"""
+    a matrix of votes, and for those of other samples"""
     votes = numbers_of("votes", votes, ndim=None, gap=-1)
     if votes.ndim != 2 or votes.is_floating_point() or not votes.numel():
         raise LabelKitError(f"votes has shape {tuple(votes.shape)} and type {votes.dtype}: "
@@ -114,6 +115,10 @@ def check_votes(
         raise LabelKitError(
             "votes: every function abstains on every sample, so c, the number of classes, is not "
             "known: pass c"
+        )
+    if n is not None and len(votes) != n:
+        raise LabelKitError(
+            f"votes has {len(votes)} rows for {n} samples: pass one for each, by id"
         )
     return votes,max(high+1, 2) if c is None else c
 

@@ -254,6 +254,7 @@ class LabelProportions(Relabel):
     distances as they are and trains on hard labels."""
     targets = ("soft",)
     instead = "targets are the class shares of a sample's bag"
+    switches = ("rounds",)
     limits = dict(
         rounds=(0, None), n_neighbors=(1, None), bag_lam=(0, None), sim_lam=(0, None),
         steps=(1, None), damping=(0, .99), variant=("paper", "official"),
@@ -279,12 +280,8 @@ class LabelProportions(Relabel):
         **kwargs              # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(rounds=rounds, n_neighbors=n_neighbors, bag_lam=bag_lam, sim_lam=sim_lam)
-        self.keep(steps=steps, damping=damping, variant=variant, hard=hard)
-        self.keep(features=features, bags=bags)
+        self.keep(locals())
 
-    @property
-    def off(self): return self.rounds == 0 or super().off
     @property
     def due(self): return self.schedule.due(self.learn)
 

@@ -116,6 +116,7 @@ class NestedDropout(LabelCallback):
     k)` and `by_channels` the first k. `CoTeaching` applies the same cut to its second network.
     Chen, Hu, Shen, Ai, Suykens 2021, https://arxiv.org/abs/2104.13766"""
     stage = "relabel"
+    switches = ("sigma",)
     limits = dict(sigma=(0, None))
 
     def __init__(self,
@@ -123,10 +124,7 @@ class NestedDropout(LabelCallback):
         **kwargs         # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(sigma=sigma)
-
-    @property
-    def off(self): return self.sigma == 0 or super().off
+        self.keep(locals())
 
     def setup(self): self._probs = channel_probs(head_of(self.learn.model).in_features, self.sigma)
 

@@ -128,7 +128,7 @@ class ProportionLoss(LabelCallback):
         **kwargs   # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(weight=weight, soft_weight=soft_weight, bags=bags)
+        self.keep(locals())
 
     def setup(self): self._bag = bags_of(self.dls, self.bags)[0].to(self.dls.device or "cpu")
 

@@ -135,7 +135,7 @@ class Crops(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(scale=scale, flip=flip, size=size)
+        self.keep(locals())
 
     def setup(self): self._crops = CropViews(self.scale, flip=self.flip, size=self.size)
 
@@ -233,7 +233,7 @@ class ReLabel(LabelCallback):
         super().__init__(**kwargs)
         store = as_store(store, "make one with `label_map_store(path, dls, teacher)`")
         CropViews(scale, ratio, size=size)  # refuses sizes that are none
-        self.keep(store=store, scale=scale, ratio=ratio, flip=flip, size=size, variant=variant)
+        self.keep(locals())
 
     def setup(self):
         c = n_classes(self.learn)

@@ -115,11 +115,7 @@ def combine_votes(
     """The label model's answer to votes; probabilities are answers already. Raises `LabelKitError`
     for other samples or classes"""
     if votes.is_floating_point(): return check_weak_labels(votes, n, c).float(),votes.amax(1) > 0
-    check_votes(votes, c)
-    if len(votes) != n:
-        raise LabelKitError(
-            f"votes has {len(votes)} rows for {n} samples: pass one for each, by id"
-        )
+    check_votes(votes, c, n)
     return label_model.fit(votes, c).predict_proba(votes),(votes >= 0).any(1)
 
 # %% ../../nbs/relabel/weak_supervision.ipynb #c1a106ce
@@ -197,8 +193,7 @@ class WeakSupervision(Relabel):
                 f"lfs={lfs!r} is neither a list of labeling functions nor a function that makes "
                 "them: pass one of the two"
             )
-        self.keep(lfs=lfs, votes=votes, label_model=label_model)
-        self.keep(weight=weight, keep_given=keep_given)
+        self.keep(locals())
 
     @property
     def needs(self):
