@@ -354,9 +354,9 @@ def _prove(card, claim, seeds, jobs, device, folder, again, progress):
                 _write(card, claim, part, folder)
                 if progress: progress(r, len(part["runs"]), total)
         finally: runs.close()
-    train([(n, first) for n in rows])
+    if before: train([(n, first) for n in rows])
     # code that gives the very numbers of before is no reason to train the other seeds again
-    same = [n for n in rows if _alike(have[n, first], before.get((n, first)))]
+    same = [n for n in rows if _alike(have.get((n, first)), before.get((n, first)))]
     have = {k: r for k,r in before.items() if k[0] in same} | have
     train([(n, s) for s in seeds for n in rows])
     part["runs"] = [have[n, s] for s in seeds for n in rows]
