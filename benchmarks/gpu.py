@@ -6,7 +6,8 @@ to the package (CIFAR-10 is where LABELKIT_DATA says); and a step of FixMatch wi
 on 64 and 448 images of 32x32, weights in channels-last, views on the device: steps a second plain,
 in half precision and compiled, where the time goes (views, model, loss, plumbing), memory, and how
 often a step waits for the device and where. Results go to benchmarks/results/gpu.json with the
-card's name; where there is no GPU nothing is measured, and `--tiny` only shows that the script runs:
+card's name; where there is no GPU nothing is measured, and `--tiny` only shows that the script
+runs:
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --tiny --device cpu
