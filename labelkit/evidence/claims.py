@@ -229,7 +229,8 @@ def proof(
 # %% ../../nbs/evidence/claims.ipynb #ac1f2ecb
 def _trial(claim, rows, device, slug, name, seed):
     if device is not None: default_device(device == "cuda")
-    kept = partial(record, slug=slug) if name == claim.row and seed == 0 else None
+    first = name == claim.row and seed == 0 and not claim.long
+    kept = partial(record, slug=slug) if first else None
     return run(
         name,
         rows[name],
@@ -365,4 +366,4 @@ def _prove(card, claim, seeds, jobs, device, folder, again, progress):
 def _keep_first(card, claim, part, r, folder):
     "What the technique's first run says for all of them, and its recording"
     part["setting"] = dict(data=r["data"], trained=_trained(claim, r))
-    if r["kept"] and not claim.long: save_record(r["kept"], card.slug, folder/"recorded")
+    if r["kept"]: save_record(r["kept"], card.slug, folder/"recorded")
