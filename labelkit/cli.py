@@ -8,7 +8,6 @@ __all__ = ['cmd_list', 'cmd_show', 'cmd_atlas', 'cmd_run', 'cmd_compare', 'progr
            'cmd_demo', 'cmd_prove', 'tutorials', 'copy_tutorials', 'cmd_lab', 'make_parser', 'main']
 
 # %% ../nbs/cli.ipynb #406ef3a1
-from inspect import Parameter
 from pathlib import Path
 import argparse, math, os, re, shutil, subprocess, sys, textwrap, warnings
 
@@ -76,13 +75,13 @@ def cmd_list(a):
 
 def cmd_show(a):
     "Show a technique's card and its settings"
-    from labelkit.evidence.describe import knobs
+    from labelkit.lesson.arguments import knobs
     if a.technique == "baseline": raise LabelKitError("the baseline has no card: it is labels only")
     c, = cards_of(a.technique.replace("+", " "))
-    default = lambda v: "" if v is Parameter.empty else getattr(v, "__name__", repr(v))
-    settings = {k: o | dict(default=default(o["default"])) for k,o in knobs(c.cls).items()}
+    found = knobs(c.cls)
     if a.json:
         claims = [p.line() for p in c.proofs()]
+        settings = {k.name: dict(default=k.default, type=k.type, comment=k.meaning) for k in found}
         return _print_json(_card(c) | dict(settings=settings, claims=claims))
     _table([(f"{c.name} ({c.family}, {c.year})",), (c.summary,)])
     print()
@@ -96,9 +95,9 @@ def cmd_show(a):
     )
     for p in c.proofs(): told["long claim" if p.claim.long else "claim"] = p.sentence()
     _table([(k, v) for k,v in told.items() if v])
-    if not settings: return
+    if not found: return
     print("\nsettings, with their defaults")
-    _table([(f"  {k}", o["default"], o["comment"]) for k,o in settings.items()])
+    _table([(f"  {k.name}", k.default, k.meaning) for k in found])
 
 def cmd_atlas(a):
     "List every technique of the plan, and which exist"

@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.data import PartialDL, WeightedDL
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.core import DataLoaders, TfmdDL
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import tensor
 
 from labelkit.data.arrays import ArrayDataset, ArrayDL, Arrays
-from labelkit.data.loaders import label_dls
+from labelkit.data.loaders import from_arrays, label_dls
 
 N = 24
 BROKEN = 0,7,13
@@ -151,3 +152,20 @@ def own(): return label_dls(
     DataLoaders(*[DataLoader([(tensor([float(i)]), i % 2) for i in range(9)], bs=3)]*2),
     unlabeled=[tensor([float(i)]) for i in range(9, 20)], ratio=2,
 )
+
+
+def quadrants(n=120, c=4, seed=0, bs=16, **kwargs):
+    "Images whose brightest quadrant is the class, as many to validate as to train"
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(2*n) % c
+    x = torch.rand(2*n, 1, 4, 4, generator=g)*.4
+    for i,k in enumerate(y.tolist()): x[i, 0, 2*(k//2):2*(k//2)+2, 2*(k%2):2*(k%2)+2] += .5
+    return from_arrays(x[:n], y[:n], x[n:], y[n:], seed=seed, bs=bs, **kwargs)
+
+
+class Records(Callback):
+    "Keeps the record of each batch of the last fit"
+    order = 6
+    def before_fit(self): self.seen = []
+    def after_pred(self):
+        if self.training: self.seen.append(self.learn.supervision.record)

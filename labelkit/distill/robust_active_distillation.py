@@ -13,10 +13,8 @@ from functools import partial
 from math import ceil
 
 import torch
-from torch import nn
 
 from ..core.claim import Claim, made
-from ..core.fit import trained
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import technique
@@ -24,7 +22,7 @@ from ..data.arrays import LabelDataLoaders
 from ..data.samples import Samples, predict_unlabeled
 from ..data.sets import mnist_5k
 from .base import Distill, soft_kl
-from .stage import taught
+from .stage import pixel_regression, taught
 from ..errors import LabelKitError, check_range
 from ..models import small_cnn
 from ..parts.rounds import Rounds
@@ -177,14 +175,11 @@ def a_hundred(
     "100 digits with a label and 3,900 without, 14×14 pixels"
     return mnist_5k(labeled=100, bs=32, ratio=4, seed=seed)
 
-def _linear(dls): return nn.Sequential(nn.Flatten(), nn.Linear(14*14, dls.c))
-
 def often_wrong(
     dls # loaders of the student
 ):
     "Softmax regression on the pixels, trained on forty labels: one answer in three is wrong"
-    seed = int(torch.randint(10**6, (1,)))
-    return trained(mnist_5k(labeled=40, bs=32, seed=seed), _linear, epochs=10, lr=1e-2)
+    return pixel_regression(40)
 
 def _asked(policy):
     settings = dict(budget=400) if policy == "rad" else dict(budget=400, policy=policy)

@@ -12,16 +12,14 @@ from functools import partial
 import math
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from ..core.claim import Claim, made
-from ..core.fit import trained
 from ..core.technique import technique
 from ..data.arrays import LabelDataLoaders
 from ..data.sets import mnist_5k
 from .base import Distill
-from .stage import taught
+from .stage import pixel_regression, taught
 from ..errors import LabelKitError
 from ..models import small_cnn
 
@@ -117,14 +115,11 @@ def unlabeled_digits(
     "4,000 digits of 14×14 pixels. Their labels are there for the ceiling; the students see none"
     return mnist_5k(seed=seed)
 
-def _linear(dls): return nn.Sequential(nn.Flatten(), nn.Linear(14*14, dls.c))
-
 def a_weak_teacher(
     dls # loaders of the student
 ):
     "Softmax regression on the pixels, trained on a hundred labels, others each time"
-    seed = int(torch.randint(10**6, (1,)))
-    return trained(mnist_5k(labeled=100, bs=32, seed=seed), _linear, epochs=10, lr=1e-2)
+    return pixel_regression(100)
 
 _claim = Claim(
     "A strong student that may disagree with its weak supervisor becomes better than one that "

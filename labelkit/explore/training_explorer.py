@@ -13,6 +13,7 @@ from numbers import Real
 import numpy as np
 
 from ..errors import LabelKitError, check_range
+from ..evidence.recorded import rounded
 from .explorer import Explorer, fixed
 
 # %% ../../nbs/explore/training_explorer.ipynb #28377193
@@ -59,7 +60,6 @@ _linear = "linear"
 _share = "share of its first value"
 
 def _number(v): return fixed(v, 3) if v == 0 or 1e-3 <= abs(v) < 1e6 else f"{v:.2e}"
-def _short(values): return [None if v is None else float(f"{v:.6g}") for v in values]
 
 class TrainingExplorer(Explorer):
     """The losses of a training by name and epoch, with the metrics of validation and what the
@@ -153,7 +153,7 @@ class TrainingExplorer(Explorer):
         return cls(parts, **data | kwargs)
 
     def compute(self, seed):
-        pick = lambda curves: {k: _short([v[r] for r in self.rows]) for k,v in curves.items()}
+        pick = lambda curves: rounded({k: [v[r] for r in self.rows] for k,v in curves.items()}, 6)
         self.shares = {k: share_of_first(v) for k,v in self.parts.items()}
         text = {
             k: [[self._words(k, r, scale) for r in self.rows] for scale in (_linear, _share)]

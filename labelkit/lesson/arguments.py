@@ -14,11 +14,12 @@ from fastcore.docments import docments
 # %% ../../nbs/lesson/arguments.ipynb #6a0b0006
 @dataclass
 class Knob:
-    "An argument: its name, its default and its meaning as text, and the class that has it"
+    "An argument as text: its name, default, meaning and type, and the class that has it"
     name:str
     default:str
     meaning:str
     owner:str
+    type:str  # as annotated; "" where it is not
 
 def _default(v):
     if v is inspect.Parameter.empty: return "must be given"
@@ -31,12 +32,20 @@ def _range(limit):
     if number(low) and number(high): return f" ({low} to {high})"
     return f" (from {low})" if number(low) and high is None else ""
 
+def _comments(fn):
+    "None where no source is at hand, as in a session typed by hand"
+    try: return {k: v or "" for k,v in docments(fn).items()}
+    except OSError: return {}
+
 def _knobs_of(fn, owner, limits):
     "Those that stand in the source of `fn`, but not `self`, and not what it hands on"
-    for name,d in docments(fn, full=True).items():
-        if name in ("self", "return") or d.kind.name.startswith("VAR_"): continue
-        meaning = " ".join((d.docment or "").split()) + _range(limits.get(name))
-        yield Knob(name, _default(d.default), meaning, owner)
+    comments = _comments(fn)
+    for name,p in inspect.signature(fn).parameters.items():
+        if name == "self" or p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL): continue
+        meaning = " ".join(comments.get(name, "").split()) + _range(limits.get(name))
+        annotated = "" if p.annotation is p.empty else p.annotation
+        kind = getattr(annotated, "__name__", str(annotated))
+        yield Knob(name, _default(p.default), meaning, owner, kind)
 
 # %% ../../nbs/lesson/arguments.ipynb #6a0b0008
 class Knobs(list):

@@ -13,7 +13,6 @@ from labelkit.evidence.describe import (
     describe,
     describe_callbacks,
     describe_data,
-    knobs,
     name_of,
     plain,
     plain_message,
@@ -86,12 +85,6 @@ def test_data_say_what_was_done_to_them():
     noisy = describe_data(digits(noise_rate=.3, noise="pair"))
     assert "noise_rate=0.3, noise=pair; 539" in noisy
     assert "bag_size=4" in describe_data(digits(bag_size=4))
-
-
-def test_knobs_have_defaults_and_comments():
-    told = knobs(FixMatch)
-    assert told["threshold"]["default"] == .95 and told["threshold"]["comment"]
-    assert "weight" in told  # handed on to the base
 
 
 def test_a_message_is_one_line_without_fastais_note():

@@ -54,3 +54,11 @@ def test_limits_are_said():
 
 def test_functions_too():
     assert [k.name for k in knobs(digits)] == list(inspect.signature(digits).parameters)[:-1]
+
+
+def test_types_are_said_and_source_is_not_needed():
+    typed = {}
+    exec("def f(a, b:float=.5, c:'list[int]'=None): pass", typed)
+    said = [(k.name, k.default, k.meaning, k.type) for k in knobs(typed["f"])]
+    assert said == [("a", "must be given", "", ""), ("b", "0.5", "", "float"),
+                    ("c", "None", "", "list[int]")]

@@ -6,22 +6,15 @@ import numpy as np, pytest, torch
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders
 from torch import nn
 
-from labelkit.data.loaders import from_arrays, label_dls
+from small import quadrants
+from labelkit.data.loaders import label_dls
 from labelkit.data.samples import Samples
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.parts.cross_validation import out_of_fold, step_counter, stratified_folds
 
 
-def data(n=120, c=4, noise_rate=.25, seed=0, bs=16, **kwargs):
-    "Images whose brightest quadrant is the class"
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(2*n) % c
-    x = torch.rand(2*n, 1, 4, 4, generator=g)*.4
-    for i,k in enumerate(y.tolist()): x[i, 0, 2*(k//2):2*(k//2)+2, 2*(k%2):2*(k%2)+2] += .5
-    return from_arrays(
-        x[:n], y[:n], x[n:], y[n:], noise_rate=noise_rate, seed=seed, bs=bs, **kwargs
-    )
+def data(n=120, noise_rate=.25, **kwargs): return quadrants(n, noise_rate=noise_rate, **kwargs)
 
 def net(dls): return lambda: small_cnn(dls, width=4)
 def judge(dls, make, **kwargs):

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from places import REFERENCES
+from small import Records, quadrants
 from labelkit.core.checkpoint import Checkpoint
 from labelkit.core.record import Supervision
 from labelkit.data.loaders import from_arrays, label_dls
@@ -29,15 +30,7 @@ reference = json.loads((REFERENCES/"relabel.json").read_text())[0]
 quick = dict(folds=2, epochs=1)
 
 
-def data(n=120, c=4, noise_rate=.25, seed=0, bs=16, **kwargs):
-    "Images whose brightest quadrant is the class"
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(2*n) % c
-    x = torch.rand(2*n, 1, 4, 4, generator=g)*.4
-    for i,k in enumerate(y.tolist()): x[i, 0, 2*(k//2):2*(k//2)+2, 2*(k%2):2*(k%2)+2] += .5
-    return from_arrays(
-        x[:n], y[:n], x[n:], y[n:], noise_rate=noise_rate, seed=seed, bs=bs, **kwargs
-    )
+def data(n=120, noise_rate=.25, **kwargs): return quadrants(n, noise_rate=noise_rate, **kwargs)
 
 
 def probs_for(dls, sure=.9):
@@ -66,13 +59,6 @@ def same(a, b):
         all(torch.equal(p, q) for p, q in zip(weights(a), weights(b)))
         and a.recorder.losses == b.recorder.losses
     )
-
-
-class Records(Callback):
-    order = 6
-    def before_fit(self): self.seen = []
-    def after_pred(self):
-        if self.training: self.seen.append(self.learn.supervision.record)
 
 
 def batch(ids, y=None, c=3):

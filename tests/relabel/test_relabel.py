@@ -3,11 +3,12 @@ teachers' maps, and wrong input"""
 import json
 
 import pytest, torch
-from fastai.basics import Callback, Learner
+from fastai.basics import Learner
 from torch import nn
 
 from contract import fit, model
 from places import REFERENCES
+from small import Records
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn, small_vit, wide_resnet
@@ -26,13 +27,6 @@ REFERENCE = {e["name"]: e for e in json.loads((REFERENCES / "store.json").read_t
     "relabel_label_pooling"
 ]
 gen = lambda seed=0: torch.Generator().manual_seed(seed)
-
-
-class Records(Callback):
-    order = 6
-    def before_fit(self): self.seen = []
-    def after_pred(self):
-        if self.training: self.seen.append(self.learn.supervision.record)
 
 
 class TestPooling:

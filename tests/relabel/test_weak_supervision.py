@@ -8,6 +8,7 @@ from fastai.basics import Callback, DataLoader, DataLoaders, Learner, accuracy
 from torch import nn
 
 from places import REFERENCES
+from small import Records, quadrants as data
 from labelkit.data.settings import annotators, weak_labels
 from labelkit.data.loaders import from_arrays, label_dls
 from labelkit.data.sets import digits
@@ -417,14 +418,6 @@ class TestFunctions:
             auto_lfs(**(dict(x=torch.rand(4, 1, 4, 4), y=torch.tensor([0, 0, 1, 1])) | kwargs))
 
 
-def data(n=120, c=4, seed=0, bs=16, **kwargs):
-    "Images whose brightest quadrant is the class"
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(2*n) % c
-    x = torch.rand(2*n, 1, 4, 4, generator=g)*.4
-    for i,k in enumerate(y.tolist()): x[i, 0, 2*(k//2):2*(k//2)+2, 2*(k%2):2*(k%2)+2] += .5
-    return from_arrays(x[:n], y[:n], x[n:], y[n:], seed=seed, bs=bs, **kwargs)
-
 def make(cbs, dls, seed=0):
     random.seed(seed)
     np.random.seed(seed)
@@ -441,12 +434,6 @@ def make(cbs, dls, seed=0):
 def fit(learn, epochs=2):
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs, 3e-3)
     return learn
-
-class Records(Callback):
-    order = 6
-    def before_fit(self): self.seen = []
-    def after_pred(self):
-        if self.training: self.seen.append(self.learn.supervision.record)
 
 quadrant = lambda k, x: torch.where(
     x[:, 0, 2 * (k // 2) : 2 * (k // 2) + 2, 2 * (k % 2) : 2 * (k % 2) + 2].mean((1, 2)) > 0.5,
