@@ -27,7 +27,8 @@ from .compare import Comparison
 from .describe import versions
 from .figure import figure_svg, number, table_html
 from .jobs import in_a_row, in_processes
-from .recorded import record, rounded, save_record
+from .recorded import record, save_record
+from ..explore.numbers import rounded
 from .runs import check_row, run, sendable
 from .statistics import t_interval
 from ..models import small_cnn
