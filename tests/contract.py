@@ -18,6 +18,9 @@ from labelkit.models import small_cnn, small_vit
 
 SLUGS = sorted(registry)
 
+# on a GPU "the same numbers" means those of deterministic kernels, where there are some
+if torch.cuda.is_available(): torch.use_deterministic_algorithms(True, warn_only=True)
+
 # Techniques that cannot keep a rule, with the reason. The test of that rule is left out for them
 # alone.
 EXCEPTIONS:dict[tuple[str, str], str] = {}
@@ -85,7 +88,7 @@ def fit(learn, epochs=1, cbs=(), seed=3):
     return learn
 
 
-def weights(learn): return {k: v.clone() for k,v in learn.model.state_dict().items()}
+def weights(learn): return {k: v.cpu().clone() for k,v in learn.model.state_dict().items()}
 def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
 
 

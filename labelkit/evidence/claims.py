@@ -27,7 +27,8 @@ from .compare import Comparison
 from .describe import versions
 from .figure import figure_svg, number, table_html
 from .jobs import in_a_row, in_processes
-from .recorded import record, rounded, save_record
+from .recorded import record, save_record
+from ..explore.numbers import rounded
 from .runs import check_row, run, sendable
 from .statistics import t_interval
 from ..models import small_cnn
@@ -229,7 +230,8 @@ def proof(
 # %% ../../nbs/evidence/claims.ipynb #ac1f2ecb
 def _trial(claim, rows, device, slug, name, seed):
     if device is not None: default_device(device == "cuda")
-    kept = partial(record, slug=slug) if name == claim.row and seed == 0 else None
+    first = name == claim.row and seed == 0 and not claim.long
+    kept = partial(record, slug=slug) if first else None
     return run(
         name,
         rows[name],
@@ -354,9 +356,9 @@ def _prove(card, claim, seeds, jobs, device, folder, again, progress):
                 _write(card, claim, part, folder)
                 if progress: progress(r, len(part["runs"]), total)
         finally: runs.close()
-    train([(n, first) for n in rows])
+    if before: train([(n, first) for n in rows])
     # code that gives the very numbers of before is no reason to train the other seeds again
-    same = [n for n in rows if _alike(have[n, first], before.get((n, first)))]
+    same = [n for n in rows if _alike(have.get((n, first)), before.get((n, first)))]
     have = {k: r for k,r in before.items() if k[0] in same} | have
     train([(n, s) for s in seeds for n in rows])
     part["runs"] = [have[n, s] for s in seeds for n in rows]
@@ -365,4 +367,4 @@ def _prove(card, claim, seeds, jobs, device, folder, again, progress):
 def _keep_first(card, claim, part, r, folder):
     "What the technique's first run says for all of them, and its recording"
     part["setting"] = dict(data=r["data"], trained=_trained(claim, r))
-    if r["kept"] and not claim.long: save_record(r["kept"], card.slug, folder/"recorded")
+    if r["kept"]: save_record(r["kept"], card.slug, folder/"recorded")

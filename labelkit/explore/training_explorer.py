@@ -13,8 +13,8 @@ from numbers import Real
 import numpy as np
 
 from ..errors import LabelKitError, check_range
-from ..evidence.recorded import rounded
 from .explorer import Explorer, fixed
+from .numbers import rounded
 
 # %% ../../nbs/explore/training_explorer.ipynb #28377193
 def series(
