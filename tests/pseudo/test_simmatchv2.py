@@ -191,14 +191,14 @@ def test_banks_and_teacher_in_a_fit():
     torch.testing.assert_close(cb.teacher_projector.model.layers[1].weight, mean[1])
     assert not torch.equal(history[0][1], history[-1][1]), "the projector is not trained"
     given = learn.dls.given
-    assert cb.labeled.known.all()
-    assert torch.equal(cb.labeled["labels"].argmax(1), given[given >= 0])
+    assert cb.graph.labeled.known.all()
+    assert torch.equal(cb.graph.labeled["labels"].argmax(1), given[given >= 0])
     torch.testing.assert_close(
-        cb.unlabeled["features"][cb.unlabeled.known].norm(dim=1),
-        torch.ones(int(cb.unlabeled.known.sum())),
+        cb.graph.unlabeled["features"][cb.graph.unlabeled.known].norm(dim=1),
+        torch.ones(int(cb.graph.unlabeled.known.sum())),
     )
-    torch.testing.assert_close(cb.mean.value.sum(), tensor(1.))
-    assert len(cb.unlabeled["features"]) == (given == -1).sum()
+    torch.testing.assert_close(cb.graph.mean.value.sum(), tensor(1.))
+    assert len(cb.graph.unlabeled["features"]) == (given == -1).sum()
 
 
 def test_losses_of_a_step():
@@ -209,11 +209,9 @@ def test_losses_of_a_step():
     class Check(Callback):
         order = 6
         def before_batch(self):
-            self.before = (
-                None
-                if not self.training
-                else SimpleNamespace(mean=cb.mean.value.clone(), l=cb.labeled.state_dict())
-            )
+            if not self.training: return
+            mean = cb.graph.mean.value.clone()
+            self.before = SimpleNamespace(mean=mean, l=cb.graph.labeled.state_dict())
 
         def after_pred(self):
             if not self.training: return
@@ -247,16 +245,16 @@ def test_nothing_is_learned_in_a_search():
     learn = learner([cb := SimMatchV2()])
     with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
     assert (
-        not cb.labeled.known.any()
-        and not cb.unlabeled.known.any()
+        not cb.graph.labeled.known.any()
+        and not cb.graph.unlabeled.known.any()
         and cb.teacher.steps == 0
-        and torch.equal(cb.mean.value, torch.full((10,), 0.1))
+        and torch.equal(cb.graph.mean.value, torch.full((10,), 0.1))
     )
 
 
 def test_a_bank_smaller_than_the_data():
     learn = fit(learner([cb := SimMatchV2(bank=20, k=3, dim=8)]), 2)
-    assert cb.unlabeled["features"].shape == (20, 8) and all(
+    assert cb.graph.unlabeled["features"].shape == (20, 8) and all(
         torch.isfinite(v).all() for v in weights(learn).values()
     )
     assert not same(weights(learn), weights(fit(learner([SimMatchV2(k=3, dim=8)]), 2)))
