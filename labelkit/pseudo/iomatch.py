@@ -8,8 +8,6 @@ __all__ = ['open_targets', 'one_vs_all_loss', 'OpenHeads', 'open_probs', 'auroc'
            'known_auroc', 'IOMatch']
 
 # %% ../../nbs/pseudo/iomatch.ipynb #d79a4a03
-from functools import partial
-
 import torch
 from torch import nn
 
@@ -19,11 +17,10 @@ from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.teachers import Frozen
 from ..core.technique import technique
-from ..data.sets import mnist_5k
 from ..models import head_of
 from ..parts.heads import ask_head
 from ..parts.running import WindowMean
-from .base import STAGE, PseudoLabel, consistency_loss
+from .base import OPEN_STAGE, PseudoLabel, consistency_loss
 
 # %% ../../nbs/pseudo/iomatch.ipynb #01b373e8
 def open_targets(
@@ -120,7 +117,7 @@ _claim = Claim(
          "of IOMatch, and by the largest probability elsewhere.",
     score=known_auroc,
     unit="AUROC",
-    **(STAGE | dict(data=partial(mnist_5k, labeled=60, known=6, ratio=4))),
+    **OPEN_STAGE,
 )
 
 # %% ../../nbs/pseudo/iomatch.ipynb #c445a466
