@@ -122,6 +122,7 @@ mix/index
 pseudo/index
 relabel/index
 distill/index
+represent/index
 data/index
 core/index
 parts/index
@@ -149,6 +150,7 @@ FAMILIES = dict(
     pseudo="Pseudo-labeling",
     relabel="Re-labeling",
     distill="Distillation",
+    represent="Representations",
 )
 
 

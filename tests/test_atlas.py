@@ -62,7 +62,7 @@ def test_words_that_all_occur():
 def test_text_fits_and_says_what_is_typed(width):
     text = atlas().text(width)
     assert all(len(l) <= width for l in text.splitlines()[:-1])
-    assert " + 1  manifold_mixup: " in text and "   1  MoCHi" in text
+    assert " + 1  manifold_mixup: " in text and "   4  LAGNN" in text
 
 
 def test_html_is_escaped_and_whole():

@@ -71,6 +71,7 @@ def spelled(
 # what somebody has -> the question that leads there
 LACKS = {
     "overfitting": "Is every sample labeled, and the network learns them by heart?",
+    "no labels": "Are there no labels yet, and features to be learned?",
     "few labels": "Are few samples labeled, and many not?",
     "strangers": "Are there classes among the unlabeled samples that have no name?",
     "noise": "Are some of the labels wrong?",

@@ -1,0 +1,84 @@
+"MoCo: the loss by hand, the queue and the slow copy"
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from contract import data, fit, learner
+from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
+from labelkit.parts.contrast import info_nce
+from labelkit.represent.moco import MoCo, first_is_right, queue_logits
+
+unit = lambda *shape: torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+class TestLoss:
+    def test_by_hand(self):
+        q,k = tensor([[[1., 0.]], [[.6, .8]]])
+        queue = tensor([[0., 1.], [.8, .6]])
+        out = queue_logits(q, k, queue, .5)
+        torch.testing.assert_close(out, tensor([[1.2, 0., 1.6]]))
+        total = math.exp(1.2) + 1 + math.exp(1.6)
+        assert float(first_is_right(out)) == pytest.approx(-math.log(math.exp(1.2)/total))
+
+    def test_own_keys_are_left_out(self):
+        q,k = unit(2, 3, 5)
+        queue = unit(4, 5)
+        same = torch.zeros(3, 4, dtype=torch.bool)
+        same[1, 2] = True
+        out = queue_logits(q, k, queue, .2, same)
+        assert out[1, 3] == -torch.inf and out.isfinite().sum() == 14
+        alone = queue_logits(q[1:2], k[1:2], queue[[0, 1, 3]], .2)
+        torch.testing.assert_close(first_is_right(out[1:2]), first_is_right(alone))
+
+    def test_all_left_out(self):
+        q = unit(2, 5).requires_grad_()
+        loss = first_is_right(queue_logits(q, unit(2, 5), unit(1, 5), .2, torch.ones(2, 1).bool()))
+        loss.backward()
+        assert loss == 0 and q.grad.isfinite().all()
+
+    def test_of_one_query_as_info_nce(self):
+        q,k = unit(2, 1, 5)
+        queue = unit(7, 5)
+        torch.testing.assert_close(
+            first_is_right(queue_logits(q, k, queue, .1)), info_nce(q, k, .1, queue)
+        )
+
+
+class TestCallback:
+    def test_what_joins_the_queue(self):
+        b = look(learner([MoCo(dim=8, size=40)]))
+        queue = b.state["moco"].queue
+        assert queue.rows.shape == (40, 9)  # of 48 the oldest have gone
+        ids = torch.cat([b.record.ids, b.record.unlabeled_ids])[-40:]
+        assert queue.rows[:, -1].tolist() == ids.tolist()
+        torch.testing.assert_close(queue.rows[:, :-1].norm(dim=1), torch.ones(40))
+        assert not queue.rows.requires_grad
+
+    def test_one_view_has_a_gradient(self):
+        b = look(learner([MoCo()]))
+        assert list(b.record.requests) == ["moco.one"]
+
+    def test_the_copy_follows(self):
+        learn = fit(learner([cb := MoCo(ema_decay=0.)]))
+        for a,b in zip(cb.teacher.model.parameters(), learn.model.parameters()):
+            torch.testing.assert_close(a, b)
+        for a,b in zip(
+            cb.slow_projector.model.parameters(), cb.projector.module.parameters()
+        ): torch.testing.assert_close(a, b)
+        assert cb.teacher.steps == 4
+
+    def test_a_search_leaves_the_queue(self):
+        learn = learner([cb := MoCo()])
+        with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
+        assert len(cb.queue) == 0
+
+    def test_all_labeled(self):
+        learn = fit(learner([MoCo()], dls=data(labeled=None)))
+        assert learn.supervision.parts["moco"][0] > 0
+
+    def test_refused(self):
+        for k,v in dict(size=0, ema_decay=2.).items():
+            with pytest.raises(LabelKitError, match=f"{k}="): MoCo(**{k: v})
