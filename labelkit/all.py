@@ -61,6 +61,7 @@ from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
 from labelkit.pseudo.uda import UDA
+from labelkit.pseudo.wad import WAD
 from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
 from labelkit.relabel.base import Relabel
@@ -100,7 +101,7 @@ __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkp
            'Mix', 'MixUp', 'MoCHi', 'MoCo', 'NestedDropout', 'ProportionLoss', 'PseudoLabel',
            'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SLA',
            'SMMix', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
-           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong',
+           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong',
            'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
            'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
