@@ -1,0 +1,116 @@
+"FPL, IFPL and GRIP: who gets a label, how many in each round, whose scores, and a fresh start"
+import pytest
+import torch
+from torch import tensor
+
+from contract import data, fit, learner, model
+from labelkit.errors import LabelKitError
+from labelkit.parts.phases import weights_of
+from labelkit.pseudo.pseudo_label_schedules import (
+    PseudoLabelSchedules, schedule_counts, shared_out, topic_scores, worst_recall,
+)
+from labelkit.data.sets import sentences
+
+
+def greedy(scores, k):
+    "All pairs from the highest score on, one class a sample, k samples a class"
+    n,c = scores.shape
+    label = [-1]*n
+    left = [k]*c
+    for i in scores.flatten().argsort(descending=True).tolist():
+        row,cls = divmod(i, c)
+        if label[row] < 0 and left[cls]:
+            label[row] = cls
+            left[cls] -= 1
+    return label
+
+
+class TestSharing:
+    @pytest.mark.parametrize("k", [1, 3, 7, 30])
+    def test_it_is_the_greedy_one(self, k):
+        scores = torch.rand(40, 5, generator=torch.Generator().manual_seed(k)).log_softmax(1)
+        assert shared_out(scores, k).tolist() == greedy(scores, k)
+
+    def test_edges(self):
+        favourite = tensor([[.9, .1, 0.]]).repeat(4, 1) + torch.arange(4)[:, None]/100
+        assert sorted(shared_out(favourite, 1).tolist()) == [-1, 0, 1, 2]  # nobody asked for two
+        assert shared_out(favourite[:1], 1).tolist() == [0]
+        assert shared_out(favourite, 4).tolist() == [0]*4
+        assert favourite.isfinite().all()  # what was given is untouched
+
+    def test_counts(self):
+        assert schedule_counts("fpl", 10, 16, 900, 5) == [16]
+        assert schedule_counts("ifpl", 3, 16, 900, 5) == [16]*3
+        assert schedule_counts("grip", 10, 16, 1000, 5) == list(range(20, 201, 20))
+        assert schedule_counts("grip", 3, 16, 7, 5) == [1, 1, 2]  # the last takes all
+
+
+class TestRounds:
+    def scorer(self, dls):
+        "Right for every sample, but of one class less surely"
+        scores = torch.nn.functional.one_hot(dls.truth, 10).float()*5
+        scores[:, 3] -= 1
+        return scores
+
+    def run(self, *args, epochs=4, **kwargs):
+        dls = data()
+        cb = PseudoLabelSchedules(self.scorer(dls), *args, **kwargs)
+        return fit(learner([cb], dls=dls), epochs),cb
+
+    def test_labels_of_a_table_of_scores(self):
+        learn,cb = self.run("fpl", k=2)
+        label = cb.pseudo_label
+        assert (label[label >= 0] == learn.dls.truth[label >= 0]).all()
+        assert label[label >= 0].bincount(minlength=10).tolist() == [2]*10
+        assert (label[learn.dls.given >= 0] == -1).all()
+        assert cb.ledger.epochs == [0]
+
+    def test_grip_takes_everything_in_the_end(self):
+        _,cb = self.run("grip", rounds=4)
+        assert cb.ledger.epochs == [0, 1, 2, 3]
+        assert (cb.pseudo_label >= 0).sum() == 96
+        _,cb = self.run("grip", rounds=4, epochs=2)  # fewer epochs than rounds
+        assert (cb.pseudo_label >= 0).sum() == 96
+
+    def test_a_later_round_begins_anew(self):
+        found = []
+        class Spy(PseudoLabelSchedules):
+            def before_steps(self):
+                super().before_steps()
+                found.append(torch.equal(
+                    weights_of(self.learn)["head.weight"], self.beginning["head.weight"]
+                ))
+        for fresh in (True, False):
+            found.clear()
+            fit(learner([Spy(self.scorer(data()), "ifpl", rounds=2, fresh=fresh)]), 4)
+            assert found == [True, False, fresh, False]
+
+    def test_scorers_of_any_kind(self):
+        dls = data()
+        net = model(5)
+        for o in (net, lambda x: net(x)):
+            cb = PseudoLabelSchedules(o, "fpl", k=3)
+            fit(learner([cb], dls=dls))
+            assert (cb.pseudo_label >= 0).sum() == 30
+        cb = PseudoLabelSchedules(None, "fpl", k=3, warmup=.5)
+        fit(learner([cb], dls=dls), 4)
+        assert cb.ledger.epochs == [2]
+        with pytest.raises(LabelKitError, match="scorer gives 7 scores for 10 classes"):
+            fit(learner([PseudoLabelSchedules(torch.zeros(160, 7))], dls=dls))
+
+
+def test_sentences_are_scored_without_a_label():
+    dls = sentences(labeled=10)
+    scores = topic_scores(dls)
+    assert scores.shape == (dls.n_ids, 5)
+    right = (scores.argmax(1) == dls.truth).float()
+    assert .4 < right.mean() < .7
+    assert right[shared_out(scores, 16) >= 0].mean() > right.mean()
+
+
+def test_worst_recall():
+    learn = learner()
+    with torch.no_grad():
+        learn.model.head.weight.zero_()
+        learn.model.head.bias.copy_(torch.eye(10)[3])
+    assert worst_recall(learn) == 0
