@@ -18,7 +18,7 @@ from .stage import few_digits, rand_augment
 from ..core.auxiliary import Auxiliary, loss_scale
 from ..core.claim import Claim, made, several
 from ..core.record import Supervision
-from ..core.supervision import LabelCallback
+from ..core.supervision import LabelCallback, check_finite
 from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
 from ..models import head_of, unwrap, with_features
@@ -149,6 +149,7 @@ class MADAug(LabelCallback):
     def before_forward(self, s:Supervision):
         model = unwrap(self.learn.model)
         with evaluating(model): features = with_features(model, *s.inputs)[1].float()
+        check_finite(features, s.ids)  # dice need numbers
         if self.seen % self.every == 0 and len(s.x) > 1: self._improve(s, model, features)
         self.seen += 1
         s.x = self.augment(s.x, features, self._share())

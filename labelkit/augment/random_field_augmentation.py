@@ -123,8 +123,8 @@ _claim = Claim(
     {
         "labels only": [],
         "shifts": made("WeakViews"),
-        "equal everywhere": made("RandomFieldAugmentation", warp=.15, color=.1, gamma=inf),
-        "random fields": made("RandomFieldAugmentation", warp=.15, color=.1),
+        "equal everywhere": made("RandomFieldAugmentation", color=.1, gamma=inf),
+        "random fields": made("RandomFieldAugmentation", color=.1),
     },
     over="equal everywhere",
     lack="overfitting",
