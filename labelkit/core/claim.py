@@ -85,6 +85,7 @@ LACKS = {
     "a teacher": "Is there a better model, too large to be used?",
     "a weak teacher": "Is the teacher weaker than the student could be?",
     "few questions": "Does every question to the teacher cost something?",
+    "another style": "Will the pictures look different from those that are labeled?",
 }
 
 @dataclass(frozen=True)

@@ -74,12 +74,14 @@ class ViewsExplorer(Explorer):
         cb,       # a technique with a learner
         **kwargs  # passed on to `ViewsExplorer`
     ):
-        "The explorer on the technique's data"
+        "The explorer on the technique's data, with its own `policies()` where it has some"
         if getattr(cb, "learn", None) is None:
             raise LabelKitError(
                 f"{type(cb).__name__} belongs to no learner yet: give it to one first"
             )
-        return cls(cb.dls, **kwargs)
+        # what the technique itself does to pictures, where it says so
+        own = getattr(cb, "policies", None)
+        return cls(cb.dls, **(dict(policies=own()) if own else {}) | kwargs)
 
     def compute(self, seed):
         x,names = _pictures(self.dls, self.n, seed)

@@ -1,0 +1,99 @@
+"The official disturbance and its reversed gradient; who learns what, single samples, refusals"
+import pytest
+import torch
+from torch import tensor
+
+from augment.augmenttools import close, published
+from contract import data, fit, learner
+from labelkit.augment.advstyle import AdvStyle, restyle, spread, style_of
+from labelkit.core.record import Supervision
+from labelkit.errors import LabelKitError
+
+OFFICIAL = published("advstyle_forward_and_reversed_gradient")
+
+
+def official():
+    torch.manual_seed(0)
+    i = OFFICIAL["inputs"]
+    noise = [tensor(i[k]).view(4, 2) for k in ("noise_mean", "noise_std")]
+    return torch.randn(4, 2, 3, 3), noise, OFFICIAL["expected"]
+
+
+class TestOfficial:
+    def test_where_intensities_begin(self):
+        x,_,want = official()
+        mean,std = (spread(o) for o in style_of(x))
+        close(mean, want["initial_intensity_mean"], 1e-4)
+        close(std, want["initial_intensity_std"], 1e-4)
+
+    def test_output_and_gradient(self):
+        x,noise,want = official()
+        s = [spread(o).requires_grad_() for o in style_of(x)]
+        y = restyle(x, *(e*o for e,o in zip(noise, s)))
+        close(y.sum(), want["y_sum"], 1e-3)
+        close(y[0, 0].flatten(), want["y_row0"], 1e-4)
+        up = torch.arange(1., 73).view(4, 2, 3, 3)/36
+        grads = torch.autograd.grad(-(y*up).sum(), s)  # reversed: a step against it raises the loss
+        close(grads[0], want["grad_mean"], 1e-3)
+        close(grads[1], want["grad_std"], 1e-3)
+
+
+class TestFunctions:
+    def test_nothing_is_moved_by_nothing(self):
+        x = torch.randn(3, 2, 4, 4)
+        close(restyle(x, torch.zeros(3, 2), torch.zeros(3, 2)), x, 1e-5)
+
+    def test_by_hand(self):
+        x = tensor([[[[0., 2.]]]])
+        mean,std = style_of(x, 0.)
+        close(mean, [[1.]])
+        close(std, [[2**.5]])
+        close(restyle(x, tensor([[1.]]), std)[0, 0, 0], [0., 4.], 1e-4)
+
+    def test_one_sample_and_one_place_are_finite(self):
+        stats = style_of(torch.randn(1, 3, 1, 1))
+        assert all(torch.equal(spread(o), torch.zeros(3)) for o in stats)
+        assert restyle(torch.randn(1, 3, 1, 1), *stats).isfinite().all()
+
+
+class TestCallback:
+    def test_intensities_are_learned_apart(self):
+        learn = learner([cb := AdvStyle()])
+        fit(learn)
+        mine = {id(p) for p in cb.intensity.module.parameters()}
+        assert not mine & {id(p) for p in learn.model.parameters()}
+        assert not mine & {id(p) for p in learn.opt.all_params().itemgot(0)}
+
+    def test_an_ascent_raises_the_loss(self):
+        learn = learner([cb := AdvStyle(ascents=40, style_lr=.1)], dls=data(n=160, bs=64))
+        cb.learn = learn
+        learn.create_opt()
+        cb._ensure_ready()
+        x,y = learn.dls.train.one_batch()[:2]
+        s = Supervision(x, y, 10)
+        start = [p.detach().abs().sum() for p in cb.intensity.module.parameters()]
+        module = learn.model.get_submodule(cb._layer)
+        before = {k: v.clone() for k,v in learn.model.state_dict().items()}
+        for _ in range(40): cb._ascend(s, learn.model, module)
+        end = [p.detach().abs().sum() for p in cb.intensity.module.parameters()]
+        assert sum(end) > sum(start)
+        assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
+        assert not module._forward_hooks
+
+    @pytest.mark.parametrize("style", ["batch", "mix"])
+    def test_baselines_have_no_network(self, style):
+        learn = learner([cb := AdvStyle(style=style)])
+        fit(learn)
+        assert not cb.auxiliaries
+
+    def test_refused(self):
+        with pytest.raises(LabelKitError, match="style='pink'"): AdvStyle(style="pink")
+        with pytest.raises(LabelKitError, match="no layer 'nose'"):
+            fit(learner([AdvStyle(layer="nose")]))
+        with pytest.raises(LabelKitError, match="maps \\[B, C, H, W\\]"):
+            fit(learner([AdvStyle(layer="head")]))
+
+    def test_a_layer_with_another_output(self):
+        cb = AdvStyle()
+        cb._layer = "body"
+        with pytest.raises(LabelKitError, match="'body' gives tuple"): cb._maps((1, 2))

@@ -1,0 +1,117 @@
+"Ranks and choices by hand, categories that keep shape and labels, folds, and what is refused"
+import json
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import tensor
+
+from augment.augmenttools import close
+from contract import data
+from labelkit.augment.crafted_shifts import (
+    CATEGORIES,
+    Study,
+    category_folds,
+    category_view,
+    crafted_dls,
+    crafted_shifts,
+    lost_by_choice,
+    rank_correlation,
+    ranks,
+    study,
+)
+from labelkit.errors import LabelKitError
+
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+
+class TestOrder:
+    def test_ranks_with_ties(self):
+        assert ranks(tensor([2., 1., 2., 5.])).tolist() == [2.5, 1., 2.5, 4.]
+
+    def test_as_scipy(self):
+        a = torch.rand(20, generator=gen()).mul(6).round()  # with ties
+        b = torch.rand(20, generator=gen(1)).mul(6).round()
+        close(rank_correlation(a, b), spearmanr(a, b).statistic)
+
+    def test_ends(self):
+        a = torch.rand(7, generator=gen())
+        close(rank_correlation(a, a.exp()), 1.)
+        close(rank_correlation(a, -a), -1.)
+
+    def test_lost(self):
+        assert lost_by_choice(tensor([1., 2.]), tensor([.5, .5])) == 0
+        close(lost_by_choice(tensor([1., 2.]), tensor([.9, .6])), .3)
+
+    def test_refused(self):
+        one = tensor([1.])
+        for a,b in ((one, one), (torch.rand(3), torch.rand(2))):
+            with pytest.raises(LabelKitError, match="two or more"): rank_correlation(a, b)
+        with pytest.raises(LabelKitError, match="no order"):
+            rank_correlation(torch.ones(3), torch.rand(3))
+
+
+class TestViews:
+    @pytest.mark.parametrize("name", CATEGORIES)
+    @pytest.mark.parametrize("c", [1, 3])
+    def test_shape_range_and_seed(self, name, c):
+        x = torch.rand(9, c, 14, 14, generator=gen())
+        a,b = (category_view(name)(x, gen(2)) for _ in range(2))
+        assert torch.equal(a, b) and a.shape == x.shape
+        assert a.min() >= 0 and a.max() <= 1 + 1e-5
+        assert not torch.equal(a, x)
+
+    @pytest.mark.parametrize("name", ["geometry", "light", "blur", "noise", "holes"])
+    def test_no_strength_changes_nothing(self, name):
+        x = torch.rand(5, 1, 14, 14)
+        close(category_view(name, 0.)(x, gen()), x, 1e-4)
+
+    def test_blur_keeps_flat_pictures_and_the_mean(self):
+        flat = torch.full((3, 2, 10, 10), .3)
+        close(category_view("blur")(flat, gen()), flat, 1e-5)
+
+    def test_refused(self):
+        with pytest.raises(LabelKitError, match="'fog'"): category_view("fog")
+        with pytest.raises(LabelKitError, match="strength"): category_view("blur", 2.)
+
+
+class TestSets:
+    def test_every_picture_once_in_each(self):
+        x = torch.rand(4, 1, 8, 8)
+        y = tensor([3, 1, 4, 1])
+        made,labels,kind = crafted_shifts(x, y, ["blur", "noise"])
+        assert made.shape == (8, 1, 8, 8)
+        assert labels.tolist() == y.tolist()*2 and kind.tolist() == [0]*4 + [1]*4
+
+    def test_loaders(self):
+        dls = data(labeled=None)
+        crafted = crafted_dls(dls, ["light", "holes"])
+        assert len(crafted.valid_ds) == 2*len(dls.valid_ds)
+        assert len(crafted.train_ds) == len(dls.train_ds) and crafted.vocab == dls.vocab
+
+    @pytest.mark.parametrize("k", [2, 3, 6])
+    def test_folds_share_nothing(self, k):
+        folds = category_folds(k)
+        assert len(folds) == k and sorted(sum(folds, [])) == sorted(CATEGORIES)
+
+    def test_too_many_folds(self):
+        with pytest.raises(LabelKitError, match="k=7"): category_folds(7)
+
+
+class TestStudy:
+    def test_by_hand(self, tmp_path):
+        run = dict(source=[.9, .8, .7], crafted=[.5, .6, .4], target=[.3, .5, .2])
+        found = dict(candidates=["a", "b", "c"], runs=[run, run])
+        path = tmp_path/"study.json"
+        path.write_text(json.dumps(found))
+        s = study(path)
+        close(s.agreement("source"), [.5, .5])
+        close(s.agreement("crafted"), [1., 1.])
+        close(s.lost("source"), [.2, .2])
+        assert "difference" in repr(s) and "lost" in s._repr_html_()
+
+    def test_of_the_package(self):
+        s = study()
+        assert isinstance(s, Study) and len(s.found["runs"]) == 5
+        assert s.runs("target").shape == (5, len(s.found["candidates"]))

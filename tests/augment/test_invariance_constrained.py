@@ -1,0 +1,80 @@
+"The chain and the dual variable of the official code, the counts, and what is refused"
+import pytest
+import torch
+from torch import tensor
+
+from augment.augmenttools import close, published
+from contract import fit, learner
+from labelkit.augment.invariance_constrained import InvarianceConstrained, metropolis, next_dual
+from labelkit.core.technique import find
+from labelkit.errors import LabelKitError
+
+
+class TestMetropolis:
+    def test_official_chain(self):
+        e = published("invariance_constrained_chain_and_dual")
+        losses = tensor(e["inputs"]["proposal_losses"])
+        at,accepted = metropolis(losses, tensor(e["inputs"]["uniforms"]))
+        want = e["expected"]
+        assert accepted.int().tolist() == want["accepted"]
+        assert at.tolist() == want["final_state_step"]
+        close(losses.gather(0, at[None])[0], want["final_loss"])
+
+    def test_one_proposal_is_kept(self):
+        at,accepted = metropolis(torch.rand(1, 4), torch.rand(0, 4))
+        assert at.tolist() == [0]*4 and accepted.shape == (0, 4)
+
+    def test_zero_is_left_and_never_entered_from_zero(self):
+        at,_ = metropolis(tensor([[0., 0., 1.], [1e-9, 0., 0.]]), torch.full((1, 3), .999))
+        assert at.tolist() == [1, 0, 0]
+
+
+class TestDual:
+    def test_official_steps(self):
+        e = published("invariance_constrained_chain_and_dual")
+        i = e["inputs"]
+        made = [
+            float(next_dual(tensor(i["dual"]), tensor(o), i["margin"], i["dual_lr"]))
+            for o in i["mean_aug_loss"]
+        ]
+        close(made, e["expected"]["dual_next"], 1e-6)
+        z = i["dual_at_zero_lr_1"]
+        last = next_dual(tensor(z["dual"]), tensor(z["loss"]), z["margin"], z["lr"])
+        assert float(last) == e["expected"]["dual_clamped"]
+
+
+class TestCallback:
+    def test_trace_and_counts(self):
+        cb = InvarianceConstrained(level=.1, rounds=2)
+        learn = fit(learner([cb]), 2)
+        steps = 2*len(learn.dls.train)
+        assert cb.trace.shape == (2, 3)
+        assert cb.counts[0].sum() == 2*cb.counts[1].sum() == steps*16*2*2
+        # the dual variable is the sum of all its steps, while the loss is above the level
+        loss = cb.trace[:, 2].sum()*len(learn.dls.train)
+        close(cb.dual, cb.rate/steps*(loss - steps*cb.level), 1e-3)
+
+    def test_uniform_accepts_all_and_a_fixed_weight_stays(self):
+        cb = InvarianceConstrained(steps=1, gamma=2., rate=0.)
+        fit(learner([cb]))
+        assert float(cb.dual) == 2 and torch.equal(cb.counts[0], cb.counts[1])
+
+    def test_a_level_that_is_never_broken_leaves_the_weight_at_zero(self):
+        cb = InvarianceConstrained(level=100.)
+        fit(learner([cb]))
+        assert float(cb.dual) == 0
+
+    def test_policies(self):
+        cb = InvarianceConstrained()
+        learn = learner([cb])
+        fit(learn)
+        x = learn.dls.valid.one_batch()[0][:4]
+        for make in cb.policies().values():
+            assert make(30)(x, torch.Generator()).shape == x.shape
+
+    @pytest.mark.parametrize("wrong", [dict(steps=0), dict(level=-1.), dict(magnitude=31)])
+    def test_refused(self, wrong):
+        with pytest.raises(LabelKitError, match=next(iter(wrong))): InvarianceConstrained(**wrong)
+
+    def test_found_by_its_name(self):
+        assert find("InvarianceConstrained").cls is InvarianceConstrained

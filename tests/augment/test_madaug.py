@@ -1,0 +1,106 @@
+"The curriculum, the mix of views, the step in thought, what the policy learns, and refusals"
+from math import tanh
+
+import pytest
+import torch
+from torch import nn, tensor
+from torch.nn import functional as F
+
+from augment.augmenttools import close
+from contract import fit, learner
+from labelkit.augment.madaug import MADAug, Policy, augmented_share, look_ahead, mixed_views
+from labelkit.errors import LabelKitError
+
+
+class TestCurriculum:
+    def test_published_formula(self):
+        "min(tanh(e/40)+.01, 1) of 240 epochs is a ramp of a sixth"
+        for e in (0, 1, 20, 40, 120, 239):
+            close(augmented_share(e/240, 40/240), min(tanh(e/40)+.01, 1))
+
+    def test_no_ramp(self): assert augmented_share(0., 0.) == 1
+
+
+class TestMix:
+    def test_by_hand_and_straight_through(self):
+        views = tensor([1., 3.]).view(2, 1, 1, 1, 1)
+        w = tensor([[.25, .75]], requires_grad=True)
+        m = tensor([[.2, .4]], requires_grad=True)
+        y = mixed_views(views, w, m)
+        close(y, [[[[2.5]]]])
+        y.sum().backward()
+        close(w.grad, [[1., 3.]])  # what each view would add
+        close(m.grad, [[.25, .75]])  # its weight, straight through
+
+
+class TestLookAhead:
+    def test_by_hand(self):
+        "Loss (wx−t)² with w=1: from x=2, t=0 the step is w − .1·2·2·2 = .2; then (.2·1 − 1)²"
+        net = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(net.weight)
+        mse = lambda z, t: ((z-t)**2).sum()
+        x = tensor([[2.]], requires_grad=True)
+        args = tensor([[0.]]), tensor([[1.]]), tensor([[1.]])
+        loss = look_ahead(net, mse, x, *args, .1)
+        close(loss, .64)
+        # w' = 1 − .2·x²; d/dx (w'−1)² = 2(w'−1)·(−.4x) = 2·(−.8)·(−.8)
+        close(torch.autograd.grad(loss, x)[0], [[1.28]])
+        close(net.weight, [[1.]])
+
+    def test_against_a_step_that_is_taken(self):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        x,x2 = torch.randn(2, 6, 4)
+        t,t2 = torch.randint(3, (2, 6))
+        said = look_ahead(net, F.cross_entropy, x, t, x2, t2, .3)
+        opt = torch.optim.SGD(net.parameters(), .3)
+        F.cross_entropy(net(x), t).backward()
+        opt.step()
+        close(said, F.cross_entropy(net(x2), t2), 1e-5)
+
+
+class TestPolicy:
+    def test_begins_alike(self):
+        w,m = Policy(8, 5)(torch.randn(3, 8))
+        close(w, torch.full((3, 5), .2))
+        close(m, torch.full((3, 5), .5))
+
+    def test_an_operation_that_ruins_the_other_half_becomes_rarer(self):
+        "Two views of x, the picture and its negative; a step on the negative is the wrong way"
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        policy = Policy(4, 2)
+        opt = torch.optim.Adam(policy.parameters(), .1)
+        x = torch.randn(32, 1, 2, 2)
+        t = F.one_hot((x.sum((1, 2, 3)) > 0).long(), 2).float()
+        ce = lambda z, t: -(t*z.log_softmax(1)).sum(1).mean()
+        for _ in range(20):
+            w,m = policy(x[:16].flatten(1))
+            mixed = mixed_views(torch.stack([x[:16], -x[:16]]), w, m)
+            look_ahead(net, ce, mixed, t[:16], x[16:], t[16:], .5).backward()
+            opt.step()
+            opt.zero_grad()
+        assert policy(x.flatten(1))[0].mean(0)[0] > .7
+
+
+class TestCallback:
+    def test_policy_moves_apart_from_the_model(self):
+        learn = learner([cb := MADAug(every=2)])
+        fit(learn)
+        assert any(float(p.detach().abs().sum()) for p in cb.policy.module.layers[1].parameters())
+        mine = {id(p) for p in cb.policy.module.parameters()}
+        assert not mine & {id(p) for p in learn.opt.all_params().itemgot(0)}
+        assert cb.seen == len(learn.dls.train)
+
+    def test_share_of_augmented_pictures(self):
+        learn = learner([cb := MADAug(ramp=0.)])
+        fit(learn)
+        x = torch.rand(64, 1, 8, 8)
+        f = learn.model.features(x).detach()
+        torch.testing.assert_close(cb.augment(x, f, 0.), x, atol=1e-5, rtol=0)
+        changed = (cb.augment(x, f, .5) - x).abs().flatten(1).amax(1) > 1e-3
+        assert 8 < int(changed.sum()) < 40
+
+    def test_refused(self):
+        for wrong in (dict(n=0), dict(every=0), dict(temperature=0.)):
+            with pytest.raises(LabelKitError, match=next(iter(wrong))): MADAug(**wrong)

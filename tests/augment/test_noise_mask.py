@@ -1,0 +1,100 @@
+"The official mask and means, the policy gradient by hand, what is learned, and what is refused"
+import pytest
+import torch
+from torch import tensor
+from torch.distributions import Beta
+
+from augment.augmenttools import close, published
+from contract import fit, learner
+from labelkit.augment.noise_mask import NoiseMask, beta_logs, grown_mask, policy_loss
+from labelkit.errors import LabelKitError
+from labelkit.parts.running import RunningMean
+
+OFFICIAL = published("noise_mask_pipeline")
+
+
+class TestOfficial:
+    def test_mask(self):
+        i = OFFICIAL["inputs"]
+        want = OFFICIAL["expected"]
+        cells = tensor([i["mask_2x2"]])
+        sharp = grown_mask(cells, *i["size"], 1e-3, 3)[0, 0]
+        close(sharp[0], want["upsampled_row0"])
+        soft = grown_mask(cells, *i["size"], i["sigma"], i["kernel"])[0, 0]
+        close(soft[0], want["blurred_row0"])
+        close(soft[3], want["blurred_row3"])
+
+    def test_running_mean(self):
+        i = OFFICIAL["inputs"]
+        raw = tensor(i["raw_alpha_output"])
+        base = tensor(i["base_alpha"])
+        logs = beta_logs(base, raw, 1-i["decay"])
+        close(logs, OFFICIAL["expected"]["new_log_alpha"])
+        m = i["base_momentum"]
+        mean = RunningMean(base[0], m)
+        mean.update(raw)
+        close(mean.value[None], OFFICIAL["expected"]["next_base_alpha"])
+
+
+class TestPolicyLoss:
+    def test_by_hand(self):
+        "Losses 1 and 3: advantages −1 and 1"
+        logs = tensor([-2., -.5], requires_grad=True)
+        value = policy_loss(logs, tensor([1., 3.]))
+        close(value, (2. - .5)/2)
+        value.backward()
+        close(logs.grad, [-.5, .5])  # a step against it makes the first likelier
+
+    def test_one_sample_teaches_nothing(self):
+        logs = tensor([-2.], requires_grad=True)
+        policy_loss(logs, tensor([5.])).backward()
+        close(logs.grad, [0.])
+
+    def test_it_is_the_gradient_of_the_expected_loss(self):
+        "Loss 1 − m for a mask m ~ Beta(a, 1): dE/da = −1/(a+1)²"
+        a = tensor(2., requires_grad=True)
+        torch.manual_seed(0)
+        d = Beta(a, tensor(1.))
+        m = d.sample((400_000,))
+        policy_loss(d.log_prob(m), 1-m).backward()
+        close(a.grad, -1/9, .01)
+
+    def test_the_losses_get_no_gradient(self):
+        losses = torch.rand(3, requires_grad=True)
+        assert not policy_loss(torch.rand(3), losses).requires_grad
+
+
+class TestCallback:
+    def test_masks_are_shares(self):
+        learn = learner([cb := NoiseMask(until=1.)])
+        fit(learn)
+        x = learn.dls.valid.one_batch()[0][:5]
+        mask,logs,_ = cb.draw(x)
+        assert mask.shape == (5, 1, 8, 8) and mask.min() > 0 and mask.max() < 1
+        assert logs.shape == (5,) and logs.requires_grad
+
+    def test_the_policy_learns_and_the_model_does_not_see_it(self):
+        learn = learner([cb := NoiseMask(until=1.)])
+        fit(learn)
+        state = cb.policy.module.state_dict()
+        assert any(float(v.abs().sum()) for v in cb.base.state_dict().values())
+        mine = {id(p) for p in cb.policy.module.parameters()}
+        assert not mine & {id(p) for p in learn.opt.all_params().itemgot(0)}
+        assert all(v.isfinite().all() for v in state.values())
+
+    def test_clean_at_the_end(self):
+        learn = learner([NoiseMask(until=.5)])
+        fit(learn, 2)
+        first,second = learn.supervision.parts["noise_mask"]
+        assert first == first and second != second  # NaN: no mask, no policy gradient
+
+    def test_share_zero_is_uniform_noise(self):
+        learn = learner([cb := NoiseMask(share=0.)])
+        fit(learn)
+        assert not cb.base.value.any()
+        logs = beta_logs(cb.base.value, torch.randn(3, 2, 7, 7), 0.)
+        assert not logs.any()  # Beta(1, 1)
+
+    def test_refused(self):
+        for wrong in (dict(grid=0), dict(share=2.), dict(sigma=0.)):
+            with pytest.raises(LabelKitError, match=next(iter(wrong))): NoiseMask(**wrong)
