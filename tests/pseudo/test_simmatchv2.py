@@ -203,7 +203,7 @@ def test_banks_and_teacher_in_a_fit():
 
 def test_losses_of_a_step():
     "The node loss has the propagated label and the aligned confidence; several views are averaged"
-    cb = SimMatchV2(threshold=.12, views=2)
+    cb = SimMatchV2(threshold=.12, views=2, node_weight=10.)
     seen = []
 
     class Check(Callback):
