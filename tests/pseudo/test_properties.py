@@ -91,6 +91,15 @@ def test_the_ledger_of_mean_teacher_has_its_answers_about_unlabeled_samples():
     assert kept.seen and (cb.ledger.columns["epoch"][learn.dls.given >= 0] == -1).all()
 
 
+@pytest.mark.parametrize("slug", [o for o in FAMILY if o != "self_training"])
+def test_the_ledger_says_in_which_epoch(slug):
+    cb = build(slug, active=True)
+    fit(learner([cb], slug=slug), 2)
+    assert cb.ledger.epochs == [0, 1]
+    assert set(cb.ledger.columns["epoch"].tolist()) - {-1} <= {0, 1}
+    assert cb.ledger.columns["epoch"].max() == 1
+
+
 def masks(n=24, size=8):
     "Images whose brightness tells the class of each pixel"
     x = torch.rand(n, 1, size, size)
