@@ -19,6 +19,7 @@ from labelkit.distill.base import soft_kl
 from labelkit.distill.robust_active_distillation import (
     RobustActiveDistillation,
     inclusion_probabilities,
+    n_questions,
     rad_value,
     rad_weights,
     sample_without_replacement,
@@ -26,6 +27,11 @@ from labelkit.distill.robust_active_distillation import (
 )
 
 net = partial(small_cnn, c=10, c_in=1, width=4)
+
+
+def test_what_a_budget_allows():
+    assert n_questions(.1, 405) == 40 and n_questions(7, 400) == 7 and n_questions(1., 9) == 9
+    with pytest.raises(LabelKitError, match="budget=10 is more than the 9"): n_questions(10, 9)
 
 
 class Asked:

@@ -6,12 +6,12 @@ import torch
 from torch import tensor
 from torch.nn import functional as F
 
-from contract import data
+from contract import data, with_dropout
 from labelkit.data.views import RandAugment
 from labelkit.errors import LabelKitError
 from labelkit.parts.banks import Bank, Queue
 from labelkit.parts.contrast import info_nce, nt_xent
-from labelkit.parts.heads import Projector, normalize_features
+from labelkit.parts.heads import Projector, ask_head, normalize_features
 from labelkit.parts.running import RunningMean, WindowMean, align_distribution
 from labelkit.parts.view_pair import ViewPair
 
@@ -22,12 +22,13 @@ def resumed(part, again):
 
 
 def test_a_running_mean_by_hand():
-    mean = RunningMean(tensor([1., 0.]), .5)
+    "Three quarters of it stay; with a half nobody would see which share stays"
+    mean = RunningMean(tensor([1., 0.]), .75)
     mean.update(tensor([[0., 1.], [0., 1.], [1., 0.], [1., 0.]]))
-    assert mean.value.tolist() == [.75, .25]
+    assert mean.value.tolist() == [.875, .125]
     mean.update(tensor([[0., 1.]]))
-    assert mean.value.tolist() == [.375, .625]
-    assert torch.equal(resumed(mean, RunningMean(torch.zeros(2), .5)).value, mean.value)
+    assert mean.value.tolist() == [.65625, .34375]
+    assert torch.equal(resumed(mean, RunningMean(torch.zeros(2), .75)).value, mean.value)
 
 
 def test_a_window_forgets_the_first_batches():
@@ -131,3 +132,13 @@ def test_projections_have_length_one():
     torch.testing.assert_close(z.norm(dim=1), torch.ones(5))
     with pytest.raises(LabelKitError, match="no linear layer"):
         normalize_features(torch.nn.Sequential(torch.nn.Flatten()))
+
+
+def test_a_head_is_asked_as_in_evaluation():
+    model = with_dropout()
+    head = torch.nn.Sequential(torch.nn.Dropout(.5), torch.nn.Linear(model.n_features, 3))
+    x = torch.rand(5, 1, 8, 8)
+    said = ask_head(model, head, x, lambda o: o.softmax(1), bs=2)
+    assert model.training and head.training and not said.requires_grad
+    model.eval()
+    torch.testing.assert_close(said, head[1](model.features(x)).softmax(1))

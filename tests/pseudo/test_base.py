@@ -31,7 +31,7 @@ from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
 from labelkit.pseudo.mean_teacher import MeanTeacher, agreement_loss
 from labelkit.pseudo.simmatchv2 import SimMatchV2
-from labelkit.pseudo.self_training import SelfTraining
+from labelkit.pseudo.self_training import SelfTraining, surest
 
 still = lambda x: x  # a view that changes nothing
 
@@ -148,7 +148,7 @@ def test_a_teacher_is_not_the_student_itself():
 
 
 def test_the_teacher_is_the_average_and_is_never_trained():
-    cb = MeanTeacher(ema_decay=.5)
+    cb = MeanTeacher(ema_decay=.75)
     history = []
 
     class Weights(Callback):
@@ -157,8 +157,7 @@ def test_the_teacher_is_the_average_and_is_never_trained():
         def after_step(self): history.append(self.learn.model.head.weight.detach().clone())
     fit(learner([cb, Weights()]))
     mean = history[0]
-    # from the first step on the average's decay is 1/2
-    for w in history[1:]: mean = .5*mean + .5*w
+    for i,w in enumerate(history[1:]): mean = torch.lerp(w, mean, min(.75, 1-1/(i+2)))
     torch.testing.assert_close(cb.teacher.model.head.weight, mean)
     assert (
         all(p.grad is None and not p.requires_grad for p in cb.teacher.model.parameters())
@@ -415,6 +414,13 @@ def test_policies(kwargs, n):
     learn = fit(learner([cb := SelfTraining(warmup=0., rounds=1, **kwargs)]))
     assert (cb.pseudo_label >= 0).sum() == n == cb.ledger.history()["accepted"].sum()
     assert (cb.pseudo_label[learn.dls.given >= 0] == -1).all()
+
+
+def test_the_surest_by_hand():
+    probs = torch.tensor([[.9, .1], [.8, .2], [.4, .6], [.45, .55]])
+    said = lambda *args: surest(probs, *args).nonzero().flatten().tolist()
+    assert said(2) == [0, 1] and said(.75) == [0, 1, 2] and said(1) == [0]
+    assert said(2, True) == said(.5, True) == [0, 2] and said(1, True) == [0, 2]
 
 
 def test_soft_labels_are_learned_and_resumed(tmp_path):

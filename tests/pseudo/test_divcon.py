@@ -14,12 +14,24 @@ from labelkit.models import small_cnn
 from labelkit.pseudo.base import consistency_loss, hard_target
 from labelkit.pseudo.divcon import (
     DivCon, head_agreement, head_losses, known_or_not, otsu_threshold, relation_loss,
-    shared_information,
+    running_score, score_weight, shared_information, with_strangers,
 )
 from mix.mixtools import Keep
 from places import REFERENCES
 
 close = torch.testing.assert_close
+
+
+def test_scores_by_hand():
+    "A new sample begins with its first agreement, another one keeps most of what it had"
+    old = tensor([-1., 0., .5])
+    low = tensor(.2)
+    high = tensor(1.)
+    score = running_score(old, tensor([.6, .6, 1.]), low, high, .75)
+    close(score, tensor([.5, .125, .625]))
+    close(running_score(old[:1], low[None], low, low, .75), tensor([0.]))  # all agree alike
+    close(score_weight(tensor([.2, .4, .9]), tensor(.4), 2.), tensor([.25, 1., 1.]))
+    close(with_strangers(tensor([[.75, .25]]), tensor([.8])), tensor([[.6, .2, .2]]))
 
 
 def test_reference():

@@ -13,7 +13,13 @@ from contract import data, fit, learner, same, weights
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.teachers import EMA, Future, VirtualStudent
-from labelkit.pseudo.future_self_training import FutureSelfTraining, draw_batch
+from labelkit.core.record import Supervision
+from labelkit.pseudo.future_self_training import (
+    FutureSelfTraining,
+    another_batch,
+    draw_batch,
+    in_one_pass,
+)
 
 
 def net():
@@ -206,6 +212,18 @@ def test_further_batches_of_own_loaders_leave_global_random_numbers_alone():
     assert x.shape == (6,1,8,8) and y.shape == (6,) and torch.equal(state, torch.get_rng_state())
     rows = draw_batch(data().unlabeled, 5, torch.Generator())
     assert len(rows) == 1 and rows[0].shape == (5,1,8,8)
+
+
+def test_another_batch_is_of_other_samples_and_as_many():
+    dls = data()
+    s = Supervision(torch.rand(6, 1, 8, 8), torch.arange(6), 10, unlabeled=torch.rand(9, 1, 8, 8))
+    s.labeled_weight = .25
+    other = another_batch(s, dls, torch.Generator().manual_seed(0))
+    assert (len(other.x), len(other.y), len(other.unlabeled)) == (6, 6, 9)
+    assert other.labeled_weight == .25 and (other.c, other.kind) == (10, "single")
+    a,b = in_one_pass(lambda x: x.flatten(1).sum(1), other.x, other.unlabeled)
+    torch.testing.assert_close(b, other.unlabeled.flatten(1).sum(1))
+    assert len(a) == 6
 
 
 def test_a_search_teaches_nobody():

@@ -12,9 +12,11 @@ from labelkit.core.technique import registry
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.pseudo.base import PseudoLabel
+from labelkit.pseudo.divcon import DivCon
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.inpl import InPL
+from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
 from labelkit.pseudo.uda import UDA
 
@@ -89,6 +91,32 @@ def test_the_ledger_of_mean_teacher_has_its_answers_about_unlabeled_samples():
         return True
     learn = fit(learner([cb, kept := Losses(look)]))
     assert kept.seen and (cb.ledger.columns["epoch"][learn.dls.given >= 0] == -1).all()
+
+
+def test_heads_judge_the_weak_view():
+    "What the heads say of the weak view decides; the strong one learns"
+    def look(cb, judged):
+        def compare(s):
+            weak = s.features(f"{cb.name}.weak").detach()
+            want,got = judged(weak, s.own(cb))
+            torch.testing.assert_close(got, want)
+            assert not torch.equal(weak, s.features(f"{cb.name}.strong").detach())
+            return True
+        return Losses(compare)
+    fit(learner([cb := IOMatch(), seen := look(cb, lambda f, own: (cb.heads(f)[0], own.binary))]))
+    assert seen.seen
+    judged = lambda f, own: (cb.experts(f).float().softmax(2), own.probs)
+    fit(learner([cb := DivCon(), seen := look(cb, judged)]))
+    assert seen.seen
+
+
+@pytest.mark.parametrize("slug", [o for o in FAMILY if o != "self_training"])
+def test_the_ledger_says_in_which_epoch(slug):
+    cb = build(slug, active=True)
+    fit(learner([cb], slug=slug), 2)
+    assert cb.ledger.epochs == [0, 1]
+    assert set(cb.ledger.columns["epoch"].tolist()) - {-1} <= {0, 1}
+    assert cb.ledger.columns["epoch"].max() == 1
 
 
 def masks(n=24, size=8):

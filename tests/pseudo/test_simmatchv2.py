@@ -18,6 +18,7 @@ from labelkit.pseudo.simmatchv2 import (
     SimMatchV2,
     decay_for,
     edge_edge_loss,
+    edge_losses,
     edges,
     node_edge_loss,
     propagated_labels,
@@ -137,6 +138,26 @@ def test_rows_that_hold_nothing_are_left_out(k, t):
     assert (e[:,~known].exp() == 0).all()
 
 
+def test_the_weak_view_teaches_the_edges_of_every_strong_view():
+    weak = unit(3, 4).requires_grad_()
+    strong = unit(6, 4, seed=1).requires_grad_()
+    bank = unit(5, 4, seed=2)
+    labels = torch.rand(5, 3).softmax(1)
+    target = torch.rand(3, 3).softmax(1)
+    known = tensor([True, True, False, True, True])
+    agree,arrive = edge_losses(strong, weak.detach(), target, bank, labels, known, .2)
+    far = [F.softmax(o@bank[known].T/.2, 1) for o in (strong, weak)]
+    want = -(far[1].repeat(2, 1)*far[0].log()).sum(1).mean()
+    torch.testing.assert_close(agree, want)
+    arrived = (far[0]@labels[known]).log()
+    torch.testing.assert_close(arrive, -(target.repeat(2, 1)*arrived).sum(1).mean())
+    agree.backward()
+    (grad,) = torch.autograd.grad(want, strong)
+    torch.testing.assert_close(strong.grad, grad)
+    nobody = edge_losses(strong, weak.detach(), target, bank, labels, torch.zeros(5).bool())
+    assert [o.item() for o in nobody] == [0., 0.]
+
+
 def test_the_bank_keeps_by_id():
     widths = dict(features=2, labels=2)
     b = Bank(tensor([1, 3, 4, 8]), 10, widths, size=2)
@@ -162,7 +183,7 @@ def test_the_teacher_remembers_a_share_of_the_training():
 
 
 def test_banks_and_teacher_in_a_fit():
-    cb = SimMatchV2(ema_decay=.5)
+    cb = SimMatchV2(ema_decay=.75)
     history = []
 
     class Weights(Callback):
@@ -186,7 +207,8 @@ def test_banks_and_teacher_in_a_fit():
 
     learn = fit(learner([cb, Weights()]))
     mean = history[0]
-    for w in history[1:]: mean = [.5*a + .5*b for a,b in zip(mean, w)]
+    for i,w in enumerate(history[1:]):
+        mean = [torch.lerp(b, a, min(.75, 1-1/(i+2))) for a,b in zip(mean, w)]
     torch.testing.assert_close(cb.teacher.model.head.weight, mean[0])
     torch.testing.assert_close(cb.teacher_projector.model.layers[1].weight, mean[1])
     assert not torch.equal(history[0][1], history[-1][1]), "the projector is not trained"

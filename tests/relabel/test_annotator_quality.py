@@ -20,7 +20,9 @@ from labelkit.relabel.annotator_quality import (
     posterior_consensus,
     quality_score,
     risk_by_site,
+    trained_on,
     weighted_consensus,
+    with_gold,
 )
 from labelkit.relabel.label_models import MajorityVote
 
@@ -42,6 +44,19 @@ def learner(dls, cb):
 def fit(learn):
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     return learn
+
+
+def test_who_is_trained_on_by_hand():
+    said = torch.tensor([[.9, .1], [.5, .5], [.5, .5], [.6, .4]])
+    gold = torch.tensor([-1, 1, -1, -1])
+    said = with_gold(said, gold)
+    assert said[1].tolist() == [0, 1] and said[0].tolist() == pytest.approx([.9, .1])
+    told,risky,reason = trained_on(said, gold >= 0, torch.tensor([3, 0, 0, 2]), .3)
+    assert told.tolist() == [True, True, False, True]
+    assert risky.tolist() == [False, False, False, True]
+    assert [AnnotatorQuality.reasons[i] for i in reason] == [
+        "consensus", "gold label", "nobody was asked", "consensus too risky"
+    ]
 
 
 def test_score_is_the_papers():
