@@ -6,7 +6,7 @@ use the label where it half does, and leave the crop out where nothing of it is 
 # %% auto #0
 __all__ = ['calibrate_regions', 'crop_store', 'few_digits', 'FerKD', 'HalfOfEach']
 
-# %% ../../nbs/relabel/ferkd.ipynb #65d958ed
+# %% ../../nbs/relabel/ferkd.ipynb #71fe99d4
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from ..storage.builder import Samples, build_store
 from ..storage.soft_labels import LabelStore, as_store
 from ..storage.stored_views import CropViews
 
-# %% ../../nbs/relabel/ferkd.ipynb #8db9461c
+# %% ../../nbs/relabel/ferkd.ipynb #126020c9
 def calibrate_regions(
     soft:torch.Tensor,    # [B, C] what a teacher said about each crop
     labels:torch.Tensor,  # [B, C] one-hot labels of the images, or distributions
@@ -43,7 +43,7 @@ def calibrate_regions(
     targets = torch.where((region == 2)[:, None], soft, softened)
     return targets,(region > 0).float(),region
 
-# %% ../../nbs/relabel/ferkd.ipynb #10e354c0
+# %% ../../nbs/relabel/ferkd.ipynb #f1469e58
 def crop_store(
     path,          # a new folder, or a store to go on with
     data,          # `DataLoaders`, or a tensor of images [N, C, H, W]
@@ -71,7 +71,7 @@ def _well_read():
         many = mnist_5k()
         return trained(many, partial(small_cnn, width=16), epochs=4, lr=1e-2)
 
-# %% ../../nbs/relabel/ferkd.ipynb #175bb147
+# %% ../../nbs/relabel/ferkd.ipynb #57caca28
 def _stored(dls, cls=None, **settings):
     "FerKD with a store of its own, which goes when the callback goes"
     folder = TemporaryDirectory()
@@ -103,7 +103,7 @@ _claim = Claim(
     "it is read from the abstract. The softening was chosen with other seeds.",
 )
 
-# %% ../../nbs/relabel/ferkd.ipynb #a640dbf2
+# %% ../../nbs/relabel/ferkd.ipynb #cabfb370
 def _untaught(dls, folder):
     "Arguments of an example: crops, and what a network says that has learned nothing"
     with no_random(): teacher = small_cnn(dls, width=4)
