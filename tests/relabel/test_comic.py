@@ -1,0 +1,152 @@
+"""COMIC: values of the official code, the cap, the focus, and edges"""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fastai.basics import Learner
+from torch import nn
+
+from labelkit.data.loaders import from_arrays
+from labelkit.errors import LabelKitError
+from labelkit.models import small_cnn
+from labelkit.relabel.comic import (
+    COMIC,
+    balanced_targets,
+    class_weights,
+    mean_precision,
+    multi_focal_loss,
+    precision_by_class,
+    recall_labels,
+    two_digits,
+)
+
+reference = json.loads((Path(__file__).parents[1]/"reference"/"comic.json").read_text())
+
+
+def test_values_of_the_official_code():
+    given = reference["inputs"]
+    want = reference["expected"]
+    y = torch.tensor(given["given"]).float()
+    logits = torch.tensor(given["logits"]) - given["margin"]*y
+    counts = torch.tensor(given["class_counts"]).float()
+    torch.testing.assert_close(class_weights(counts), torch.tensor(want["class_weight_before"]))
+    found = recall_labels(logits.sigmoid(), y, given["tau"])
+    corrected = torch.maximum(y, found.float())
+    assert corrected.int().tolist() == want["corrected"]
+    w = class_weights(counts + found.sum(0))
+    torch.testing.assert_close(w, torch.tensor(want["class_weight_used"]))
+    loss = multi_focal_loss(logits, corrected, w, given["gamma_neg"], given["gamma_pos"],
+                            given["clip"])
+    # the official code multiplies by the batch size
+    assert float(loss)*given["batch_size"] == pytest.approx(want["loss"], abs=1e-5)
+
+
+def test_room_is_for_the_surest():
+    p = torch.tensor([[.9, .95], [.8, .2], [.85, .99], [.1, .1]])
+    y = torch.zeros(4, 2)
+    y[0, 1] = 1
+    room = torch.tensor([2., 0.])
+    assert recall_labels(p, y, .5, room).tolist() == [
+        [True, False], [False, False], [True, False], [False, False]
+    ]
+    # a fraction of a place is none, and less than nothing is nothing
+    assert recall_labels(p, y, .5, torch.tensor([.0, -3.])).sum() == 0
+    assert recall_labels(p, y, .5).sum() == 4
+    # given labels and shares of mixed ones are never recalled
+    assert not recall_labels(p, torch.full_like(p, .3), .5).any()
+
+
+def test_no_positive_label_is_no_division_by_zero():
+    z = torch.randn(3, 4, requires_grad=True)
+    loss = multi_focal_loss(z, torch.zeros(3, 4), torch.ones(4))
+    loss.backward()
+    assert loss.isfinite() and z.grad.isfinite().all()
+    assert class_weights(torch.zeros(4)).tolist() == [1]*4
+
+
+def test_extreme_logits_are_finite():
+    z = torch.tensor([[80., -80.]], requires_grad=True)
+    for y in ([[0., 1.]], [[1., 0.]]):
+        loss = multi_focal_loss(z, torch.tensor(y), torch.ones(2))
+        (grad,) = torch.autograd.grad(loss, z)
+        assert loss.isfinite() and grad.isfinite().all()
+
+
+def test_weights_of_samples_count():
+    z = torch.randn(2, 3)
+    y = torch.tensor([[1., 0, 0], [0, 1, 0]])
+    first = multi_focal_loss(z, y, torch.ones(3), weights=torch.tensor([1., 0.]))
+    assert float(first) == pytest.approx(float(multi_focal_loss(z[:1], y[:1], torch.ones(3)))/2)
+
+
+def test_the_expert_that_is_right_counts_more():
+    head = torch.tensor([[4., 0.]])
+    tail = torch.tensor([[-4., 0.]])
+    said = balanced_targets(head, tail, torch.tensor([[1., 1.]]))
+    assert said[0, 0] > .95 and said[0, 1] == .5
+    assert balanced_targets(head, tail, torch.tensor([[0., 0.]]))[0, 0] < .05
+
+
+def learner(cb, y=None, n=24):
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(n, 1, 8, 8, generator=g)
+    y = (torch.rand(n, 3, generator=g) < .3).float() if y is None else y
+    dls = from_arrays(x, y, x, y, kind="multi", bs=8)
+    torch.manual_seed(0)
+    return Learner(dls, small_cnn(dls, width=2), cbs=cb)
+
+def fit(learn, n=2):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
+    return learn
+
+def test_no_more_is_recalled_than_the_cap_allows():
+    cb = COMIC(warmup=0., tau=0., cap=.5)
+    fit(learner(cb))
+    assert (cb.found <= .5*cb.given + 1).all() and cb.found.sum() > 0
+    assert int(cb.recalled.sum()) <= int(cb.found.sum())
+    none = COMIC(warmup=0., tau=0., cap=0.)
+    fit(learner(none))
+    assert not none.recalled.any()
+
+def test_the_warm_up_is_the_learners_own():
+    cb = COMIC(warmup=.5)
+    learn = fit(learner(cb), 2)
+    first,second = learn.supervision.parts["comic"]
+    assert first != first and second == second  # NaN, and a number
+
+def test_no_labels_at_all():
+    cb = COMIC(warmup=0., tau=0.)
+    learn = fit(learner(cb, torch.zeros(24, 3)))
+    assert not cb.recalled.any()
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+
+def test_one_label_a_sample_counts_as_one_of_several():
+    x = torch.rand(16, 1, 8, 8)
+    dls = from_arrays(x, torch.arange(16) % 4, x, torch.arange(16) % 4, bs=8)
+    cb = COMIC(warmup=0., tau=0.)
+    fit(Learner(dls, small_cnn(dls, width=2), cbs=cb, loss_func=nn.CrossEntropyLoss()))
+    assert cb.recalled.any()
+
+def test_precision_leaves_out_what_never_occurs():
+    y = torch.zeros(24, 3)
+    y[:4, 0] = 1
+    learn = learner([], y)
+    with learn.no_bar():
+        ap = precision_by_class(learn)
+        assert ap.isnan().tolist() == [False, True, True]
+        assert mean_precision(learn) == pytest.approx(float(ap[0]))
+
+def test_the_data():
+    dls = two_digits(300, 50, seed=3)
+    given = dls.train_ds.arrays.y.cpu()
+    assert dls.train_ds.arrays.x.shape == (300, 1, 14, 28)
+    assert (given <= dls.all_labels).all()
+    assert float(given.sum()/dls.all_labels.sum()) == pytest.approx(.5, abs=.1)
+    counts = dls.all_labels.sum(0)
+    assert counts[0] > 5*counts[9]
+    assert dls.all_labels.sum(1).max() == 2
+    valid = two_digits(300, 50, seed=4).valid_ds.arrays.y
+    assert torch.equal(valid, dls.valid_ds.arrays.y)
+    for bad in (dict(hidden=-1), dict(imbalance=.5)):
+        with pytest.raises(LabelKitError): two_digits(**bad)
