@@ -73,8 +73,10 @@ from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
 from labelkit.relabel.base import Relabel
 from labelkit.relabel.co_teaching import CoTeaching
+from labelkit.relabel.comic import COMIC
 from labelkit.relabel.complementary_labels import ComplementaryLabels
 from labelkit.relabel.confident_relabel import ConfidentRelabel
+from labelkit.relabel.ferkd import FerKD
 from labelkit.relabel.judge_ensemble import JudgeEnsemble
 from labelkit.relabel.label_edits import LabelEdits
 from labelkit.relabel.label_models import (
@@ -97,14 +99,14 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint',
-           'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
+__all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC',
+           'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
            'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
            'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill', 'DivCon', 'EMA',
-           'Ensemble', 'FeatureTransformation', 'FixMatch', 'FlexMatch', 'FutureSelfTraining',
-           'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp',
-           'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO',
-           'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
+           'Ensemble', 'FeatureTransformation', 'FerKD', 'FixMatch', 'FlexMatch',
+           'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL',
+           'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation',
+           'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
            'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote',
            'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
            'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules',
