@@ -22,11 +22,14 @@ from labelkit.data.settings import add_noise, annotators, bags, long_tail
 from labelkit.data.views import default_views
 from labelkit.distill.base import Distill
 from labelkit.distill.dataset_reinforcement import DatasetReinforcement, reinforce
+from labelkit.distill.debate_ensemble import DebateEnsemble
 from labelkit.distill.hard import HARD
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.distill.mdcs import MDCS
 from labelkit.distill.mealv2 import MEALv2
 from labelkit.distill.robust_active_distillation import RobustActiveDistillation
+from labelkit.distill.salt import SALT
+from labelkit.distill.ssld import SSLD
 from labelkit.distill.weak_to_strong import WeakToStrong
 from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
@@ -85,20 +88,21 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 
 __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
-           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote',
-           'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
-           'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
-           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
-           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
-           'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel',
-           'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
-           'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs',
-           'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare',
-           'default_views', 'dense_targets', 'digits', 'fashion_mnist', 'from_arrays',
-           'given_labels', 'label_dls', 'label_map_store', 'label_report', 'labeling_function',
-           'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted',
-           'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce', 'report', 'scoreboard',
-           'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
-           'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble',
+           'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch',
+           'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL',
+           'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
+           'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment',
+           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SALT', 'SLA', 'SMMix',
+           'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimMatchV2', 'SoftLabels',
+           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
+           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
+           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
+           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
+           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
+           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
+           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
+           'trained', 'wide_resnet']
