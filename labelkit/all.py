@@ -28,11 +28,14 @@ from labelkit.data.settings import add_noise, annotators, bags, long_tail
 from labelkit.data.views import default_views
 from labelkit.distill.base import Distill
 from labelkit.distill.dataset_reinforcement import DatasetReinforcement, reinforce
+from labelkit.distill.debate_ensemble import DebateEnsemble
 from labelkit.distill.hard import HARD
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.distill.mdcs import MDCS
 from labelkit.distill.mealv2 import MEALv2
 from labelkit.distill.robust_active_distillation import RobustActiveDistillation
+from labelkit.distill.salt import SALT
+from labelkit.distill.ssld import SSLD
 from labelkit.distill.weak_to_strong import WeakToStrong
 from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
@@ -102,8 +105,8 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC',
            'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
            'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
-           'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill', 'DivCon', 'EMA',
-           'Ensemble', 'FeatureTransformation', 'FerKD', 'FixMatch', 'FlexMatch',
+           'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble', 'DecoupledMixUp', 'Distill',
+           'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FerKD', 'FixMatch', 'FlexMatch',
            'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL',
            'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation',
            'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
@@ -111,13 +114,13 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
            'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules',
            'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix',
-           'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining', 'ShrinkMatch',
-           'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WAD',
-           'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs',
-           'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare',
-           'default_views', 'dense_targets', 'digits', 'fashion_mnist', 'from_arrays',
-           'given_labels', 'label_dls', 'label_map_store', 'label_report', 'labeling_function',
-           'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted',
-           'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce', 'report', 'scoreboard',
-           'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
-           'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+           'RobustActiveDistillation', 'SALT', 'SLA', 'SMMix', 'SSLD', 'SelfMix', 'SelfTraining',
+           'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision',
+           'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise',
+           'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10',
+           'cifar100', 'compare', 'default_views', 'dense_targets', 'digits', 'fashion_mnist',
+           'from_arrays', 'given_labels', 'label_dls', 'label_map_store', 'label_report',
+           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
+           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
+           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
+           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']
