@@ -67,6 +67,7 @@ from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
 from labelkit.pseudo.pseudo_label_schedules import PseudoLabelSchedules
+from labelkit.pseudo.robust_self_training import RobustSelfTraining
 from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
@@ -114,13 +115,14 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
            'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules',
            'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix',
-           'RobustActiveDistillation', 'SALT', 'SLA', 'SMMix', 'SSLD', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision',
-           'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise',
-           'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10',
-           'cifar100', 'compare', 'default_views', 'dense_targets', 'digits', 'fashion_mnist',
-           'from_arrays', 'given_labels', 'label_dls', 'label_map_store', 'label_report',
-           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
-           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
-           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
-           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+           'RobustActiveDistillation', 'RobustSelfTraining', 'SALT', 'SLA', 'SMMix', 'SSLD',
+           'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
+           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong',
+           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
+           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
+           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
+           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
+           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
+           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
+           'trained', 'wide_resnet']

@@ -7,7 +7,7 @@ labels to take, and when to take new ones."""
 __all__ = ['TOPICS', 'shared_out', 'schedule_counts', 'worst_recall', 'topic_scores',
            'PseudoLabelSchedules']
 
-# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #51270444
+# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #1148880e
 from functools import partial
 
 import torch
@@ -27,7 +27,7 @@ from ..parts.rounds import round_epochs
 from .base import top_k_per_class
 from ..storage.ledger import Ledger
 
-# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #e5d745ed
+# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #9087989e
 def shared_out(
     scores:torch.Tensor, # [N, C] the higher, the more the sample is of that class
     k:int,               # how many each class takes at most
@@ -58,7 +58,7 @@ def schedule_counts(
     if schedule == "ifpl": return [k]*rounds
     return [max(i*(n//rounds)//c, 1) for i in range(1, rounds)] + [-(-n//c)]
 
-# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #a93ad248
+# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #c2341963
 def worst_recall(
     learn # after its training, of one input
 )->float: # 0..1
@@ -67,7 +67,7 @@ def worst_recall(
     with evaluating(learn.model): right = (learn.model(x).argmax(1) == y).float()
     return min(float(right[y == c].mean()) for c in y.unique())
 
-# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #0946632a
+# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #f129aed9
 # in words of the documentation, what each topic of `sentences` is about
 TOPICS = [
     "a statement of the language: an expression statement, assignment, assert, del, return, raise",
@@ -129,7 +129,7 @@ _claim = Claim(
          "FPL and GRIP gain alike.",
 )
 
-# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #aebb0080
+# %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #acce40b3
 @technique(
     "pseudo_label_schedules",
     family="pseudo",
