@@ -74,9 +74,9 @@ _claim = Claim(
     "Strong copies of a coreset teach more than strong copies of as many random samples.",
     {
         "plain": [],
-        "random": made("DataEfficientAugmentation", share=.1, choose="random", warmup=.1),
-        "largest loss": made("DataEfficientAugmentation", share=.1, choose="loss", warmup=.1),
-        "coreset": made("DataEfficientAugmentation", share=.1, warmup=.1),
+        "random": made("DataEfficientAugmentation", choose="random", warmup=.1),
+        "largest loss": made("DataEfficientAugmentation", choose="loss", warmup=.1),
+        "coreset": made("DataEfficientAugmentation", warmup=.1),
     },
     over="random",
     lack="overfitting",
@@ -86,6 +86,8 @@ _claim = Claim(
     epochs=15,
     lr=1e-2,
     model=partial(small_cnn, width=16),
+    note="All but the plain row add copies of 30 % of each class. Tried with other seeds: 10 % of "
+         "500 or of 1000 digits (no difference), and weights by cluster size (worse).",
 )
 
 # %% ../../nbs/augment/data_efficient_augmentation.ipynb #de000020

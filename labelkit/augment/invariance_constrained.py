@@ -18,6 +18,7 @@ from ..core.supervision import LabelCallback
 from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
 from ..models import unwrap
+from ..processes import gather_rows
 
 # %% ../../nbs/augment/invariance_constrained.ipynb #b1c00012
 def metropolis(
@@ -146,7 +147,7 @@ class InvarianceConstrained(LabelCallback):
         own = self.learn.supervision.record.own(self)
         if "loss" not in vars(own): return  # it did not act in this batch
         n = len(self.dls.train)
-        loss = own.loss.detach()
+        loss = gather_rows(own.loss.detach()[None])[0].mean()  # over processes
         self.dual = next_dual(self.dual, loss, self.level, self.rate/(n*self.learn.n_epoch))
         accepted = own.accepted.float().mean() if len(own.accepted) else torch.ones_like(loss)
         self.trace[-1] += torch.stack([self.dual, accepted, loss])/n

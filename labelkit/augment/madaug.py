@@ -123,6 +123,7 @@ class MADAug(LabelCallback):
         n=(1, 10), every=(1, None), ramp=(0, None), temperature=(.01, None), magnitude=(0, 30),
         policy_lr=(1e-9, None),
     )
+    explorer = "labelkit.explore.views_explorer:ViewsExplorer"
 
     def __init__(self,
         n:int=2,               # operations for each picture

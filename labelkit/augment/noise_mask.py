@@ -112,6 +112,7 @@ class NoiseMask(LabelCallback):
     limits = dict(
         grid=(1, None), share=(0, 1), sigma=(.01, None), until=(0, 1), policy_lr=(1e-9, None)
     )
+    explorer = "labelkit.explore.views_explorer:ViewsExplorer"
 
     def __init__(self,
         grid:int=7,            # cells a side

@@ -72,6 +72,14 @@ class TestCallback:
         for make in cb.policies().values():
             assert make(30)(x, torch.Generator()).shape == x.shape
 
+    def test_the_explorer_shows_its_own_policies(self):
+        cb = InvarianceConstrained()
+        fit(learner([cb]))
+        e = cb.explore(magnitudes=(0, 30), n=2)
+        assert list(e.policies) == ["all alike", "as often as kept"]
+        other = cb.explore(magnitudes=(0, 30), n=2, policies={"still": lambda m: lambda x: x})
+        assert list(other.policies) == ["still"]
+
     @pytest.mark.parametrize("wrong", [dict(steps=0), dict(level=-1.), dict(magnitude=31)])
     def test_refused(self, wrong):
         with pytest.raises(LabelKitError, match=next(iter(wrong))): InvarianceConstrained(**wrong)
