@@ -45,7 +45,8 @@ _claim = Claim(
     lack="no labels",
     reported="The abstract promises better and faster learning than a strong MoCo, measured by "
     "linear classification, detection and segmentation.",
-    note="",
+    note="Equal steps, 310 of them. Tried on other seeds: fewer mixes of more negatives (64, 32, "
+    "16) gain about one percent in a linear probe and nothing for neighbours.",
     **ALL_IMAGES,
 )
 
