@@ -36,7 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("step", "contract", "precision", "claims")
 # bounds in seconds, so that all of it stays under ten minutes
-LIMITS = dict(step=180, contract=180, precision=120, claims=420)
+LIMITS = dict(step=120, contract=240, precision=240, claims=420)
 
 
 # ---- the contract's quick half
