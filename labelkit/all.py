@@ -32,6 +32,7 @@ from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
 from labelkit.evidence.compare import Comparison, compare
 from labelkit.evidence.label_report import label_report
+from labelkit.evidence.labeling_instructions import labeling_instructions
 from labelkit.evidence.report import report
 from labelkit.evidence.scoreboard import scoreboard
 from labelkit.mix.adautomix import AdAutoMix
@@ -65,9 +66,13 @@ from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
 from labelkit.relabel.base import Relabel
 from labelkit.relabel.co_teaching import CoTeaching
+from labelkit.relabel.comic import COMIC
 from labelkit.relabel.complementary_labels import ComplementaryLabels
 from labelkit.relabel.confident_relabel import ConfidentRelabel
+from labelkit.relabel.ferkd import FerKD
 from labelkit.relabel.judge_ensemble import JudgeEnsemble
+from labelkit.relabel.label_budget import LabelBudget
+from labelkit.relabel.label_critic import LabelCritic
 from labelkit.relabel.label_edits import LabelEdits
 from labelkit.relabel.label_models import (
     CovarianceLabelModel, DawidSkene, MajorityVote, apply_lfs, labeling_function, lf_analysis,
@@ -83,21 +88,22 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
-           'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
-           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote',
-           'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
-           'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
-           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
-           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
-           'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel',
-           'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
-           'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs',
-           'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare',
-           'default_views', 'dense_targets', 'digits', 'fashion_mnist', 'from_arrays',
-           'given_labels', 'label_dls', 'label_map_store', 'label_report', 'labeling_function',
+__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC', 'Checkpoint',
+           'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
+           'CovarianceLabelModel', 'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene',
+           'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FerKD', 'FixMatch',
+           'FlexMatch', 'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL',
+           'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelBudget',
+           'LabelCallback', 'LabelCritic', 'LabelEdits', 'LabelKitError', 'LabelLog',
+           'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2', 'MajorityVote',
+           'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'NestedDropout',
+           'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix',
+           'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining', 'ShrinkMatch',
+           'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision',
+           'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher',
+           'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare', 'default_views',
+           'dense_targets', 'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls',
+           'label_map_store', 'label_report', 'labeling_function', 'labeling_instructions',
            'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted',
            'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce', 'report', 'scoreboard',
            'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
