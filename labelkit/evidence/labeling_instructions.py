@@ -167,7 +167,7 @@ class Instructions:
     def html(self, path)->Path: # `path`
         """Write a page that needs nothing else. An unwritable `path` raises `LabelKitError` and
         leaves nothing behind"""
-        page = html_page(self.title, self.sections(), versions())
+        page = html_page(self.title, self.sections(), versions(), images=True)
         with atomic_path(path) as tmp: tmp.write_bytes(page)
         return Path(path)
 

@@ -88,10 +88,12 @@ def test_a_page_is_text(tmp_path):
     assert "http" not in re.sub(r"http://www\.w3\.org\S*", "", text.split("<body")[1])
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pictures(channels):
+def test_pictures(channels, tmp_path):
     f,y = two_ways()
     x = (255*torch.rand(30, channels, 9, 7)).byte()
     page = labeling_instructions(f, y, items=x, n=2, borderline=1)
+    text = page.html(tmp_path/"page.html").read_text()
+    assert "default-src 'none'" in text and "img-src data:" in text
     assert page.sections().count("data:image/png;base64,") >= 4
     assert page.precision_by_step().index[0] == 1
 
