@@ -226,11 +226,12 @@ class LabelBudget(Relabel):
 
     def _better(self):
         for_sale = (self._good >= 0).nonzero().flatten()
-        at = self._at[for_sale]
-        ids,logits = predict_samples(self.learn, self.samples, at)
-        probs = torch.zeros(len(at), logits.shape[1])
-        place = {int(o): i for i,o in enumerate(self.samples.ids[at])}
-        probs[[place[int(o)] for o in ids]] = logits.softmax(1).cpu()
+        probs = torch.zeros(len(for_sale), 1)  # nobody is asked where chance decides
+        if self.which != "random":
+            ids,logits = predict_samples(self.learn, self.samples, self._at[for_sale])
+            of_all = torch.zeros(len(self.samples), logits.shape[1])
+            of_all[self.samples.places(ids)] = logits.softmax(1).cpu()
+            probs = of_all[self._at[for_sale]]
         rows = for_sale[worth_asking(probs, self.bought["good"], self.which, self.rng)]
         if self.learn.opt is not None: self.learn.opt.clear_state()
         return rows,self._good[rows]

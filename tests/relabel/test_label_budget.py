@@ -113,6 +113,21 @@ def test_what_is_not_for_sale_is_not_bought():
     assert (cb.table.weights > 0).nonzero().flatten().tolist() == [3]
     assert cb.bought == dict(cheap=0, good=1) and cb.cost == 4
 
+@pytest.mark.parametrize("which", ["unsure", "sure"])
+def test_the_network_says_whom_to_ask(which):
+    dls = data()
+    cb = LabelBudget(dls.given, budget=32, price=4, share=.5, which=which, stage=.5)
+    learn = learner(dls, cb)
+    fit(learn, 1)
+    cb.stages = 1  # the network as it is now is asked
+    cb.bought["good"] = 3
+    rows,labels = cb._better()
+    x = dls.train_ds.arrays.x
+    with torch.no_grad(): sure = learn.model.eval()(x).softmax(1).amax(1)
+    want = sure.argsort(descending=which == "sure")[:3]
+    assert set(cb.ids[rows].tolist()) == set(want.tolist())
+    assert torch.equal(labels, dls.given[cb.ids[rows]])
+
 def test_errors():
     dls = data()
     with pytest.raises(LabelKitError, match="buys no label"):
