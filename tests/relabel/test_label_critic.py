@@ -18,6 +18,7 @@ from labelkit.relabel.label_critic import (
     ask_both,
     best_labels,
     compare_answers,
+    rivals,
 )
 
 reference = json.loads((Path(__file__).parents[1]/"reference"/"label_critic.json").read_text())
@@ -137,3 +138,7 @@ def test_errors():
     with pytest.raises(LabelKitError, match="nobody was asked"): LabelCritic().queue()
     with pytest.raises(LabelKitError, match="undecided='ask'"): LabelCritic(undecided="ask")
     with pytest.raises(LabelKitError, match="a judge answers 1"): compare_answers([.5], [1])
+
+def test_rivals():
+    said = torch.tensor([[0, -1, 2], [1, 1, 1], [2, 1, 2]])
+    assert rivals(said, torch.tensor([0, 1, 1])).tolist() == [2, 1, 2]
