@@ -41,6 +41,7 @@ from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import proof
 from labelkit.evidence.compare import Comparison, compare
 from labelkit.evidence.label_report import label_report
+from labelkit.evidence.labeling_instructions import labeling_instructions
 from labelkit.evidence.report import report
 from labelkit.evidence.scoreboard import scoreboard
 from labelkit.mix.adautomix import AdAutoMix
@@ -82,6 +83,8 @@ from labelkit.relabel.complementary_labels import ComplementaryLabels
 from labelkit.relabel.confident_relabel import ConfidentRelabel
 from labelkit.relabel.ferkd import FerKD
 from labelkit.relabel.judge_ensemble import JudgeEnsemble
+from labelkit.relabel.label_budget import LabelBudget
+from labelkit.relabel.label_critic import LabelCritic
 from labelkit.relabel.label_edits import LabelEdits
 from labelkit.relabel.label_models import (
     CovarianceLabelModel, DawidSkene, MajorityVote, apply_lfs, labeling_function, lf_analysis,
@@ -110,19 +113,19 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FerKD', 'FixMatch', 'FlexMatch',
            'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL',
            'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation',
-           'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
-           'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote',
-           'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
-           'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules',
-           'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix',
-           'RobustActiveDistillation', 'RobustSelfTraining', 'SALT', 'SLA', 'SMMix', 'SSLD',
-           'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
+           'LaSO', 'LabelBudget', 'LabelCallback', 'LabelCritic', 'LabelEdits', 'LabelKitError',
+           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS',
+           'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
+           'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel',
+           'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel',
+           'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining', 'SALT', 'SLA', 'SMMix',
+           'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
            'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong',
            'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
            'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
            'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
-           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
-           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
-           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
-           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
-           'trained', 'wide_resnet']
+           'label_report', 'labeling_function', 'labeling_instructions', 'lf_analysis', 'long_tail',
+           'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
+           'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',
+           'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table',
+           'technique', 'trained', 'wide_resnet']

@@ -72,7 +72,7 @@ _page = """<!doctype html>
 <html lang='en'><head><meta charset='utf-8'>
 <meta name='viewport' content='width=device-width, initial-scale=1'>
 <meta http-equiv='Content-Security-Policy'
- content="default-src 'none'; style-src 'unsafe-inline'">
+ content="default-src 'none'; style-src 'unsafe-inline'{allowed}">
 <title>{title}</title><style>
 {style}</style></head>
 <body><main><h1>{title}</h1>{intro}{body}</main>
@@ -84,10 +84,12 @@ def html_page(
     body:str,      # HTML
     versions:dict, # of what made it: name -> version
     intro:str="",  # HTML under the heading
+    images:bool=False, # show pictures that are in the page itself
 )->bytes:
     "A page that needs nothing else and follows the reader's light or dark"
     page = _page.format(
         title=escape(title),
+        allowed="; img-src data:" if images else "",
         style=(resources.files("labelkit")/"static"/"report.css").read_text(encoding="utf-8"),
         intro=intro,
         body=body,

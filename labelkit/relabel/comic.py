@@ -5,7 +5,7 @@ missing, look harder at what is rare, and balance the two."""
 
 # %% auto #0
 __all__ = ['recall_labels', 'class_weights', 'multi_focal_loss', 'Experts', 'balanced_targets',
-           'two_digits', 'precision_by_class', 'mean_precision', 'COMIC']
+           'balance_losses', 'two_digits', 'precision_by_class', 'mean_precision', 'COMIC']
 
 # %% ../../nbs/relabel/comic.ipynb #ae28410c
 from functools import partial
@@ -96,6 +96,21 @@ def balanced_targets(
     p = torch.stack([head, tail]).sigmoid()
     right = (y*p + (1-y)*(1-p)).clamp_min(1e-6)**gamma
     return (p*right).sum(0)/right.sum(0)
+
+def balance_losses(
+    experts:list,        # logits [B, C] of the experts for frequent and for rare classes
+    logits:torch.Tensor, # [B, C] of the network
+    y:torch.Tensor,      # [B, C] labels
+    counts:torch.Tensor, # [C] positives of each class
+    focus:tuple=(),      # further arguments of `multi_focal_loss`
+)->tuple: # two scalars
+    """What the experts learn, each class n/mean(n) or its reverse, and what the network learns of
+    them"""
+    n = counts.clamp_min(1.)
+    shares = (n/n.mean(), (1/n)/(1/n).mean())
+    taught = sum(multi_focal_loss(z, y, w, *focus) for z,w in zip(experts, shares))
+    target = balanced_targets(*(z.detach() for z in experts), y)
+    return taught,multi_focal_loss(logits, target, class_weights(n), *focus)
 
 # %% ../../nbs/relabel/comic.ipynb #4a9c2bac
 def two_digits(
@@ -254,7 +269,7 @@ class COMIC(LabelCallback):
         s.labeled_weight = 0.
         focus = (self.gamma_neg, self.gamma_pos, self.clip, s.weights)
         s.add_loss(self.name, multi_focal_loss(logits, y, class_weights(counts), *focus))
-        if self.balance: self.follow(s, y, counts)
+        if self.balance: self.follow(s, logits, y, counts, focus)
 
     def recall(self, s, probs):
         "Labels that are recalled in this batch, and a note of them"
@@ -265,20 +280,12 @@ class COMIC(LabelCallback):
         self.recalled[s.ids.to(self.recalled.device)] = found
         return found
 
-    def follow(self, s, y, counts):
+    def follow(self, s, logits, y, counts, focus):
         "Teach the experts, and let the model follow them"
-        experts = self.experts(s.features().detach())
-        n = counts.clamp_min(1.)
         margin = self.margin*s.targets
-        loss = partial(
-            multi_focal_loss, gamma_neg=self.gamma_neg, gamma_pos=self.gamma_pos, clip=self.clip,
-            weights=s.weights,
-        )
-        shares = (n/n.mean(), (1/n)/(1/n).mean())
-        taught = sum(loss(z-margin, y, w) for z,w in zip(experts, shares))
+        experts = [z-margin for z in self.experts(s.features().detach())]
+        taught,followed = balance_losses(experts, logits, y, counts, focus)
         s.add_loss(f"{self.name}.experts", taught, auxiliary=True)
-        target = balanced_targets(*(z.detach()-margin for z in experts), y)
-        followed = loss(s.pred-margin, target, class_weights(n))
         s.add_loss(f"{self.name}.balance", followed, self.balance)
 
 def _sum(rows): return gather_rows(rows.float().sum(0, keepdim=True))[0].sum(0)

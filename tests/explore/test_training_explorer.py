@@ -12,7 +12,8 @@ from labelkit.explore.training_explorer import TrainingExplorer, series, share_o
 NAN = float("nan")
 # What a technique needs to be shown, and what it says without.
 NEEDS_LOG = dict.fromkeys(
-    ["confident_relabel", "judge_ensemble"], "has no label log, and decisions need one"
+    ["confident_relabel", "judge_ensemble", "label_critic"],
+    "has no label log, and decisions need one",
 )
 
 

@@ -1,0 +1,139 @@
+"""LabelBudget: what a budget buys, the front, the two stages"""
+import pytest
+import torch
+from fastai.basics import Learner
+from torch import nn
+
+from labelkit.data.loaders import from_arrays
+from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
+from labelkit.models import mlp
+from labelkit.relabel.label_budget import (
+    LabelBudget,
+    pareto_front,
+    purchase,
+    spend,
+    worth_asking,
+)
+
+
+@pytest.mark.parametrize("args, want", [
+    ((600, 50, 1/3, 398), (398, 4)),   # two are left over, too little for a fifth good one
+    ((600, 50, 0., 398), (398, 0)),    # none, also where cheap ones run out
+    ((600, 50, 1., 398), (0, 12)),
+    ((600, 50, 1., 10), (10, 10)),     # good ones run out: the rest goes for cheap ones
+    ((700, 50, .1, 398), (398, 6)),    # cheap ones run out
+    ((49, 50, 1., 398), (49, 0)),
+    ((0, 50, .5, 398), (0, 0)),
+    ((1., .5, .5, 9), (0, 2)),         # good labels may be the cheaper ones
+    ((100, 10, .3, 0), (0, 0)),
+])
+def test_what_a_budget_buys(args, want):
+    budget,price,_,n = args
+    cheap,good = purchase(*args)
+    assert cheap + price*good <= budget and max(cheap, good) <= n
+    if args != (1., .5, .5, 9): assert (cheap, good) == want
+
+def test_prices_that_are_none():
+    with pytest.raises(LabelKitError, match="price=0"): purchase(10, 0, .5, 3)
+    with pytest.raises(LabelKitError, match="share=2"): purchase(10, 1, 2, 3)
+
+def test_front():
+    assert pareto_front([1, 2, 3, 4], [.5, .7, .6, .9]).tolist() == [True, True, False, True]
+    # equals do not beat each other
+    assert pareto_front([1, 1], [.5, .5]).tolist() == [True, True]
+    assert pareto_front([1, 1, 2], [.5, .6, .6]).tolist() == [False, True, False]
+    assert pareto_front([3.], [.1]).tolist() == [True]
+
+def test_who_is_asked():
+    p = torch.tensor([[.9, .1], [.5, .5], [.3, .7]])
+    assert worth_asking(p, 2, "unsure").tolist() == [1, 2]
+    assert worth_asking(p, 2, "sure").tolist() == [0, 2]
+    rows = worth_asking(p, 2, rng=torch.Generator().manual_seed(0))
+    assert len(rows.unique()) == 2
+
+def test_spend_leaves_the_random_numbers_alone():
+    x = torch.randn(20, 3)
+    y = (x[:, 0] > 0).long()
+    state = torch.get_rng_state()
+    a = spend(x, 1-y, y, x, y, 0, 20, steps=60)
+    b = spend(x, 1-y, y, x, y, 20, 0, steps=60)
+    assert a > .9 and b < .1  # cheap labels that are all wrong teach just that
+    assert torch.equal(state, torch.get_rng_state())
+    assert a == spend(x, 1-y, y, x, y, 0, 20, steps=60)
+
+
+def data(n=24, c=3):
+    x = torch.randn(2*n, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(2*n) % c
+    return from_arrays(x[:n], y[:n], x[n:], y[n:], bs=n)
+
+def learner(dls, cb):
+    torch.manual_seed(0)
+    return Learner(dls, mlp(dls), cbs=cb, loss_func=nn.CrossEntropyLoss())
+
+def fit(learn, n):
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
+
+def test_two_stages():
+    dls = data()
+    good = (dls.given + 1) % 3
+    cb = LabelBudget(good, budget=20, price=4, share=.4)
+    learn = learner(dls, cb)
+    s = look(learn).record
+    assert s.weights.sum() == 12 and torch.equal(s.targets.argmax(1), s.y)
+    fit(learn, 4)
+    assert cb.bought == dict(cheap=12, good=2) and cb.cost == 20 and cb.stages == 2
+    assert (cb.table.weights > 0).sum() == 2
+    told = cb.ledger.frame()
+    bought = told[told.reason == "good label"]
+    assert len(bought) == 2
+    ids = torch.tensor(bought.id.to_numpy())
+    assert bought.suggested_label.tolist() == good[ids].tolist()
+
+def test_the_second_stage_begins_where_it_should():
+    cb = LabelBudget(data().given, budget=20, price=4, share=.4, stage=1.)
+    fit(learner(data(), cb), 2)
+    assert cb.stages == 1  # never: all of the training is the first stage
+
+@pytest.mark.parametrize("share, kind", [(0., "cheap"), (1., "good")])
+def test_one_kind_alone(share, kind):
+    dls = data()
+    cb = LabelBudget(dls.given, budget=12, price=4, share=share, stage=0. if share == 0 else .5)
+    fit(learner(dls, cb), 2)
+    other = dict(cheap="good", good="cheap")[kind]
+    assert cb.bought[other] == 0 and (cb.table.weights > 0).sum() == cb.bought[kind] > 0
+
+def test_what_is_not_for_sale_is_not_bought():
+    dls = data()
+    good = torch.full((24,), -1)
+    good[3] = 2
+    cb = LabelBudget(good, budget=12, price=4, share=1.)
+    fit(learner(dls, cb), 1)
+    assert (cb.table.weights > 0).nonzero().flatten().tolist() == [3]
+    assert cb.bought == dict(cheap=0, good=1) and cb.cost == 4
+
+@pytest.mark.parametrize("which", ["unsure", "sure"])
+def test_the_network_says_whom_to_ask(which):
+    dls = data()
+    cb = LabelBudget(dls.given, budget=32, price=4, share=.5, which=which, stage=.5)
+    learn = learner(dls, cb)
+    fit(learn, 1)
+    cb.stages = 1  # the network as it is now is asked
+    cb.bought["good"] = 3
+    rows,labels = cb._better()
+    x = dls.train_ds.arrays.x
+    with torch.no_grad(): sure = learn.model.eval()(x).softmax(1).amax(1)
+    want = sure.argsort(descending=which == "sure")[:3]
+    assert set(cb.ids[rows].tolist()) == set(want.tolist())
+    assert torch.equal(labels, dls.given[cb.ids[rows]])
+
+def test_errors():
+    dls = data()
+    with pytest.raises(LabelKitError, match="buys no label"):
+        fit(learner(dls, LabelBudget(dls.given, budget=.5)), 1)
+    with pytest.raises(LabelKitError, match="good has 2 entries"):
+        fit(learner(dls, LabelBudget([1, 2], budget=5)), 1)
+    with pytest.raises(LabelKitError, match="of 3 classes"):
+        fit(learner(dls, LabelBudget(dls.given + 1, budget=5)), 1)
+    with pytest.raises(LabelKitError, match="which='best'"): LabelBudget(which="best")
