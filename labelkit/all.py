@@ -94,6 +94,7 @@ from labelkit.relabel.nested_dropout import NestedDropout
 from labelkit.relabel.proportion_loss import ProportionLoss
 from labelkit.relabel.relabel import ReLabel, label_map_store
 from labelkit.relabel.weak_supervision import WeakSupervision
+from labelkit.represent.base import Contrast
 from labelkit.represent.feature_transformation import FeatureTransformation
 from labelkit.represent.hallucinator import Hallucinator
 from labelkit.represent.mochi import MoCHi
@@ -108,7 +109,7 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 
 __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC',
            'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
-           'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
+           'Contrast', 'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
            'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble', 'DecoupledMixUp', 'Distill',
            'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FerKD', 'FixMatch', 'FlexMatch',
            'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL',
