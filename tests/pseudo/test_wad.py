@@ -20,7 +20,8 @@ REF = {o["name"]: o for o in json.loads((REFERENCES/"wad.json").read_text())}
 
 def test_weights_and_shares_are_the_authors():
     ref = REF["wad_weight_and_alpha_decay"]
-    i,want = ref["inputs"], ref["expected"]
+    i = ref["inputs"]
+    want = ref["expected"]
     _,weights = nearest_class(tensor(i["group_similarities"]))
     close(weights, tensor(want["weights"]), atol=1e-5, rtol=0)
     shares = [share_to_move(k, i["alpha"], i["split"]) for k in i["i"]]
@@ -29,7 +30,8 @@ def test_weights_and_shares_are_the_authors():
 
 def test_moved_samples_are_the_authors():
     ref = REF["wad_small_loss_selection"]
-    i,want = ref["inputs"], ref["expected"]
+    i = ref["inputs"]
+    want = ref["expected"]
     label,_ = nearest_class(tensor(i["class_similarities"]))
     at = {k: n for n,k in enumerate(i["teacher_index"])}
     order = tensor([at[k] for k in i["predict_index_order"]])
@@ -79,7 +81,8 @@ def test_labels_and_weights_are_fixed_before_the_first_step():
 
 def test_what_a_batch_is_told():
     learn = fit(learner([cb := WAD(encoder=pixels, rounds=2, alpha=1.), keep := Keep()]), 2)
-    first,last = keep.seen[0], keep.seen[-1]
+    first = keep.seen[0]
+    last = keep.seen[-1]
     each = F.cross_entropy(
         first.outputs["wad"].detach(), cb.label[first.unlabeled_ids], reduction="none"
     )
