@@ -27,6 +27,7 @@ from labelkit.distill.hard import HARD
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.distill.mdcs import MDCS
 from labelkit.distill.mealv2 import MEALv2
+from labelkit.distill.prockd import ProCKD
 from labelkit.distill.robust_active_distillation import RobustActiveDistillation
 from labelkit.distill.salt import SALT
 from labelkit.distill.ssld import SSLD
@@ -94,13 +95,13 @@ __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkp
            'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
            'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
            'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
-           'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment',
-           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SALT', 'SLA', 'SMMix',
-           'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimMatchV2', 'SoftLabels',
-           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
-           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
-           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
-           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'Mix', 'MixUp', 'NestedDropout', 'ProCKD', 'ProportionLoss', 'PseudoLabel',
+           'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SALT',
+           'SLA', 'SMMix', 'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimMatchV2',
+           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong',
+           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
+           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
+           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
            'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
            'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
