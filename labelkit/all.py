@@ -33,6 +33,7 @@ from labelkit.distill.hard import HARD
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.distill.mdcs import MDCS
 from labelkit.distill.mealv2 import MEALv2
+from labelkit.distill.prockd import ProCKD
 from labelkit.distill.robust_active_distillation import RobustActiveDistillation
 from labelkit.distill.salt import SALT
 from labelkit.distill.ssld import SSLD
@@ -117,7 +118,7 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'LaSO', 'LabelBudget', 'LabelCallback', 'LabelCritic', 'LabelEdits', 'LabelKitError',
            'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS',
            'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
-           'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel',
+           'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask', 'ProCKD', 'ProportionLoss', 'PseudoLabel',
            'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel',
            'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining', 'SALT', 'SLA', 'SMMix',
            'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',

@@ -23,7 +23,9 @@ if torch.cuda.is_available(): torch.use_deterministic_algorithms(True, warn_only
 
 # Techniques that cannot keep a rule, with the reason. The test of that rule is left out for them
 # alone.
-EXCEPTIONS:dict[tuple[str, str], str] = {}
+EXCEPTIONS:dict[tuple[str, str], str] = {
+    ("prockd", "test_what_is_missing_is_said"): "its teacher may know any classes",
+}
 
 
 def data(n=160, labeled=64, bs=16, ratio=2, seed=0, **kwargs):
