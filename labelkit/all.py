@@ -61,6 +61,7 @@ from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
 from labelkit.pseudo.uda import UDA
+from labelkit.pseudo.value_of_labels import ValueOfLabels
 from labelkit.pseudo.wad import WAD
 from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
@@ -94,12 +95,12 @@ __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkp
            'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
            'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel',
            'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WAD',
-           'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs',
-           'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare',
-           'default_views', 'dense_targets', 'digits', 'fashion_mnist', 'from_arrays',
-           'given_labels', 'label_dls', 'label_map_store', 'label_report', 'labeling_function',
-           'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted',
-           'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce', 'report', 'scoreboard',
-           'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10',
-           'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+           'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
+           'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise',
+           'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10',
+           'cifar100', 'compare', 'default_views', 'dense_targets', 'digits', 'fashion_mnist',
+           'from_arrays', 'given_labels', 'label_dls', 'label_map_store', 'label_report',
+           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
+           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
+           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
+           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']
