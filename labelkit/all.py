@@ -54,6 +54,7 @@ from labelkit.pseudo.divcon import DivCon
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
+from labelkit.pseudo.gpc import GPC
 from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
@@ -88,8 +89,8 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
            'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote',
-           'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
+           'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GPC',
+           'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
            'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
            'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
            'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
