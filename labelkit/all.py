@@ -51,6 +51,7 @@ from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
 from labelkit.pseudo.divcon import DivCon
+from labelkit.pseudo.fedlabel import FedLabel
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
@@ -89,19 +90,20 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
            'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
            'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GPC',
-           'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
-           'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
-           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
-           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
-           'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel', 'Relabel',
-           'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
-           'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise',
-           'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10',
-           'cifar100', 'compare', 'default_views', 'dense_targets', 'digits', 'fashion_mnist',
-           'from_arrays', 'given_labels', 'label_dls', 'label_map_store', 'label_report',
-           'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
-           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
-           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
-           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']
+           'DivCon', 'EMA', 'Ensemble', 'FedLabel', 'FixMatch', 'FlexMatch', 'FutureSelfTraining',
+           'GPC', 'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp',
+           'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits',
+           'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart',
+           'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix',
+           'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel',
+           'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix',
+           'SelfTraining', 'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher',
+           'UDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
+           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
+           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
+           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
+           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
+           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
+           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
+           'trained', 'wide_resnet']
