@@ -62,9 +62,11 @@ from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
 from labelkit.pseudo.divcon import DivCon
+from labelkit.pseudo.fedlabel import FedLabel
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
+from labelkit.pseudo.gpc import GPC
 from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
@@ -74,6 +76,7 @@ from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
 from labelkit.pseudo.uda import UDA
+from labelkit.pseudo.value_of_labels import ValueOfLabels
 from labelkit.pseudo.wad import WAD
 from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
@@ -112,20 +115,21 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
            'Contrast', 'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
            'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FerKD', 'FixMatch', 'FlexMatch',
-           'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL',
-           'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation',
-           'LaSO', 'LabelBudget', 'LabelCallback', 'LabelCritic', 'LabelEdits', 'LabelKitError',
-           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS',
-           'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp',
-           'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask', 'ProCKD', 'ProportionLoss', 'PseudoLabel',
-           'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel',
-           'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining', 'SALT', 'SLA', 'SMMix',
-           'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
-           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong',
-           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
-           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
-           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FedLabel', 'FerKD', 'FixMatch',
+           'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'Hallucinator',
+           'IOMatch', 'InPL', 'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble',
+           'KnowledgeDistillation', 'LaSO', 'LabelBudget', 'LabelCallback', 'LabelCritic',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher',
+           'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask', 'ProCKD',
+           'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules', 'RandAugment',
+           'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation',
+           'RobustSelfTraining', 'SALT', 'SLA', 'SMMix', 'SSLD', 'SelfMix', 'SelfTraining',
+           'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision',
+           'Teacher', 'UDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
+           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
+           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
+           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'label_report', 'labeling_function', 'labeling_instructions', 'lf_analysis', 'long_tail',
            'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
            'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',

@@ -1,0 +1,181 @@
+"GPC: marginal likelihoods by hand, moves that go both ways, and labeled samples that stay"
+import math
+
+import pytest
+import torch
+from torch import tensor
+from torch.nn import functional as F
+
+from contract import data, fit, learner
+from labelkit.errors import LabelKitError
+from labelkit.parts.contrast import nt_xent
+from labelkit.pseudo.gpc import (
+    GPC, cluster_accuracy, grow, half_of_five, log_marginal, log_split_ratio, main_directions,
+    merge_clusters, more_centres, prototypes_of, seeded_k_means, split_clusters,
+)
+from mix.mixtools import Keep
+
+close = torch.testing.assert_close
+
+
+def rng(seed=0): return torch.Generator().manual_seed(seed)
+
+def heaps(*at, n=60, spread=.1, seed=0):
+    g = rng(seed)
+    return torch.cat([tensor(o) + spread*torch.randn(n, len(o), generator=g) for o in at])
+
+
+class TestMarginal:
+    def test_is_the_product_of_predictions(self):
+        "p(x₁, x₂) = p(x₁)·p(x₂ | x₁), where the second is a Student distribution after x₁"
+        x = tensor([.3, -.4]).double()
+        kappa = .5
+        psi = .2
+        nu = 2
+        k = kappa+1
+        v = nu+1
+        mean = x[0]/k
+        scale = psi + kappa/k*x[0]**2
+        s = scale*(k+1)/k
+        second = torch.distributions.StudentT(v, mean, (s/v)**.5).log_prob(x[1])
+        first = torch.distributions.StudentT(nu, 0., (psi*(kappa+1)/kappa/nu)**.5).log_prob(x[0])
+        got = log_marginal(x[:, None], tensor([0.]), kappa, psi)
+        assert got == pytest.approx(float(first+second), abs=1e-5)
+
+    def test_one_sample_in_one_dimension(self):
+        got = log_marginal(tensor([[1.]]), tensor([0.]), 1., .5)
+        want = math.log(math.gamma(1.5)/math.sqrt(math.pi)*2**-1.5)
+        assert got == pytest.approx(want, abs=1e-6)
+
+    def test_order_and_place_do_not_matter(self):
+        x = torch.randn(9, 3, generator=rng())
+        a = log_marginal(x, x.mean(0))
+        assert a == pytest.approx(log_marginal(x.flip(0) + 5, x.mean(0) + 5), abs=1e-3)
+
+
+class TestMoves:
+    def test_two_heaps_are_split_and_stay(self):
+        x = heaps([0., 0.], [3., 3.])
+        zero = torch.zeros(len(x), dtype=torch.long)
+        centres = split_clusters(x, x.mean(0, keepdim=True), zero, 0, rng())
+        assert len(centres) == 2
+        _,cluster = seeded_k_means(x, centres, torch.full((len(x),), -1))
+        assert len(merge_clusters(x, centres, cluster, 0, rng())) == 2
+
+    def test_a_merge_replaces_both_parents(self):
+        x = heaps([0., 0.], n=100)
+        two = x[:2]
+        _,cluster = seeded_k_means(x, two, torch.full((100,), -1))
+        centres = merge_clusters(x, two, cluster, 0, rng())
+        assert len(centres) == 1
+        close(centres[0], x.mean(0))
+
+    def test_known_clusters_are_left_alone(self):
+        x = heaps([0., 0.], [3., 3.])
+        zero = torch.zeros(len(x), dtype=torch.long)
+        centre = x.mean(0, keepdim=True)
+        assert torch.equal(split_clusters(x, centre, zero, 1, rng()), centre)
+        both = torch.cat([centre, centre])
+        cluster = torch.arange(len(x)) % 2
+        assert torch.equal(merge_clusters(x, both, cluster, 2, rng()), both)
+
+    def test_a_new_cluster_may_join_a_known_one(self):
+        x = heaps([0., 0.], [3., 3.])
+        cluster = torch.arange(120) // 60
+        cluster[30:60] = 2  # a part of the known heap that was taken for a new class
+        centres = torch.stack([x[cluster == k].mean(0) for k in range(3)])
+        left = merge_clusters(x, centres, cluster, 1, rng())
+        assert len(left) == 2
+        close(left[0], centres[0])
+
+    def test_small_clusters_are_not_split(self):
+        x = heaps([0., 0.], [3., 3.], n=5)
+        zero = torch.zeros(10, dtype=torch.long)
+        assert len(split_clusters(x, x.mean(0, keepdim=True), zero, 0, rng())) == 1
+
+    def test_empty_clusters_go(self):
+        x = heaps([0., 0.], [3., 3.])
+        far = torch.cat([x[:1], x[-1:], tensor([[90., 90.]])])
+        centres,cluster = grow(x, far, torch.full((len(x),), -1), 0, rng())
+        assert len(centres) == 2 and set(cluster.tolist()) == {0, 1}
+
+    def test_it_shrinks_to_what_is_there(self):
+        x = heaps([0., 0.], [3., 0.], [0., 3.], [3., 3.])
+        given = torch.full((len(x),), -1)
+        given[:20] = 0
+        known = x[:20].mean(0, keepdim=True)
+        centres,cluster = grow(x, more_centres(x, known, 12, rng()), given, 1, rng(1))
+        assert len(centres) == 4
+        assert (cluster[:60] == 0).all()
+
+    def test_a_ratio_of_one_sample(self):
+        assert math.isfinite(log_split_ratio(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(2)))
+
+
+class TestOthers:
+    def test_labeled_samples_stay(self):
+        x = heaps([0., 0.], [5., 5.])
+        given = torch.full((len(x),), -1)
+        given[0] = 1  # it lies with the others, and is said not to
+        _,cluster = seeded_k_means(x, tensor([[0., 0.], [5., 5.]]), given)
+        assert cluster[0] == 1 and (cluster[1:60] == 0).all()
+
+    def test_accuracy(self):
+        y = tensor([0, 0, 1, 1, 2])
+        assert cluster_accuracy(tensor([5, 5, 0, 0, 1]), y) == 1
+        assert cluster_accuracy(torch.zeros(5, dtype=torch.long), y) == pytest.approx(.4)
+        assert cluster_accuracy(torch.arange(5), y) == pytest.approx(.6)
+
+    def test_prototypes(self):
+        z = F.normalize(torch.randn(6, 4, generator=rng()), dim=1)
+        cluster = tensor([0, 0, 0, 1, 1, 2])
+        p,t = prototypes_of(z, cluster)
+        close(p.norm(dim=1), torch.ones(3))
+        assert t.mean().item() == pytest.approx(.2) and (t > 0).all()
+
+    def test_directions(self):
+        x = torch.randn(50, 5, generator=rng())*tensor([5., 1., 1., 1., 3.])
+        d = main_directions(x, 2)
+        assert d.shape == (50, 2) and d.var(0)[0] > d.var(0)[1] > 5
+        assert main_directions(x[:3], 8).shape == (3, 3)
+
+
+def test_what_a_batch_is_told():
+    fit(learner([cb := GPC(warmup=.5, rounds=1, start=3), keep := Keep()]), 2)
+    first = keep.seen[0]
+    last = keep.seen[-1]
+    assert set(first.losses) == {"gpc.contrast"}
+    assert set(last.losses) == {"gpc.contrast", "gpc.prototypes"}
+    assert cb.centres.shape[1] == 64 and len(cb.centres) == len(cb.density)
+    assert (cb.cluster[last.unlabeled_ids] >= 0).all()
+    cb.projector.module.train()
+    assert float(last.losses["gpc.contrast"][0]) > 0
+    assert torch.isfinite(nt_xent(cb.centres, cb.centres))
+
+
+def test_labeled_samples_keep_their_class_and_new_ones_come_after():
+    x = data(n=160)
+    labeled = x.truth < 3
+    dls = data(labeled=labeled & (torch.rand(160, generator=rng()) < .6))
+    learn = fit(learner([GPC(warmup=0., rounds=1, start=4)], dls=dls))
+    ids,cluster,z = learn.gpc.clusters()
+    given = dls.given[ids]
+    assert torch.equal(cluster[given >= 0], given[given >= 0])
+    assert sorted(ids.tolist()) == list(range(160)) and z.shape == (160, 64)
+    learn.gpc.k = 10
+    assert int(learn.gpc.clusters()[1].max()) <= 9
+
+
+def test_half_of_five():
+    dls = half_of_five()
+    has = dls.given >= 0
+    assert set(dls.given[has].tolist()) == set(range(5))
+    share = has.sum()/(dls.truth < 5).sum()
+    assert .45 < share < .55 and set(dls.truth[~has].tolist()) == set(range(10))
+
+
+def test_refused():
+    for k,v in dict(k=0, start=0, dims=0, contrast=-1, temperature=0, rounds=0, warmup=2).items():
+        with pytest.raises(LabelKitError, match=f"{k}={v}"): GPC(**{k: v})
+    with pytest.raises(LabelKitError, match="needs unlabeled samples"):
+        fit(learner([GPC()], dls=data(labeled=None)))

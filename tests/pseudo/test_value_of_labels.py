@@ -1,0 +1,106 @@
+"ValueOfLabels: the authors' numbers, two trainings in one, and what counts how much"
+import json
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+from torch import tensor
+from torch.nn import functional as F
+
+from contract import data, fit, learner, same, weights
+from labelkit.errors import LabelKitError
+from labelkit.pseudo.value_of_labels import ValueOfLabels, effective_weights, margin_loss
+from mix.mixtools import Keep
+from places import REFERENCES
+
+close = torch.testing.assert_close
+
+
+def test_reference():
+    (ref,) = json.loads((REFERENCES/"value_of_labels.json").read_text())
+    i = ref["inputs"]
+    want = ref["expected"]
+    counts = tensor(i["counts"])
+    for epoch,w in zip(i["epochs"], want["weights"]):
+        ours = effective_weights(counts) if epoch >= 160 else torch.ones(4)
+        close(ours, tensor(w), atol=1e-4, rtol=1e-5)
+    z = tensor(i["logits"])
+    y = tensor(i["labels"])
+    for epoch in (0, 160):
+        w = effective_weights(counts) if epoch else None
+        loss = margin_loss(z, y, counts, i["max_m"], i["s"], w)
+        assert loss.item() == pytest.approx(want["ldam"][f"epoch_{epoch}"], rel=1e-4)
+
+
+class TestFunctions:
+    def test_weights(self):
+        close(effective_weights(tensor([7, 7, 7])), torch.ones(3))
+        close(effective_weights(tensor([1, 100]), beta=0.), torch.ones(2))
+        w = effective_weights(tensor([0, 10, 1000]))
+        assert w.isfinite().all() and w.mean().item() == pytest.approx(1)
+
+    def test_the_rarest_class_has_the_whole_margin(self):
+        z = torch.zeros(1, 2)
+        rare,often = (margin_loss(z, tensor([k]), tensor([1, 16]), .5, 1.) for k in (0, 1))
+        close(rare, torch.tensor(.5).exp().log1p())
+        close(often, torch.tensor(.25).exp().log1p())
+
+
+def test_the_second_training_begins_where_the_first_did():
+    class Peek(Callback):
+        order = -1
+        def before_fit(self): self.at = {}
+        def before_batch(self):
+            if self.training and self.iter == 0: self.at[self.epoch] = weights(self.learn)
+    learn = learner([cb := ValueOfLabels(first=.5, reweight=0.), peek := Peek()])
+    begin = weights(learn)
+    fit(learn, 4)
+    assert same(peek.at[0], begin) and same(peek.at[2], begin)
+    assert not same(peek.at[1], begin) and not same(peek.at[3], begin)
+    f = cb.ledger.frame()
+    f = f[f.epoch >= 0]
+    assert len(f) == 96 and f.accepted.all() and (f.epoch == 2).all()
+    assert (cb.label[f.id.to_numpy()] == tensor(f.suggested_label.to_numpy())).all()
+
+
+def test_what_a_batch_is_told():
+    fit(learner([cb := ValueOfLabels(first=.5, reweight=.5), keep := Keep()]), 4)
+    n = len(keep.seen)//4
+    assert not keep.seen[0].losses and not keep.seen[2*n-1].losses
+    assert (keep.seen[0].weights == 1).all()
+    assert (keep.seen[2*n-1].weights != 1).any()
+    s = keep.seen[2*n]
+    y = cb.label[s.unlabeled_ids]
+    close(s.losses["value_of_labels"][0], F.cross_entropy(s.outputs["value_of_labels"], y))
+    assert (s.weights == 1).all()
+    s = keep.seen[-1]
+    w = effective_weights(cb.counts)
+    close(s.weights, w[s.y])
+    y = cb.label[s.unlabeled_ids]
+    want = F.cross_entropy(s.outputs["value_of_labels"], y, weight=w)
+    close(s.losses["value_of_labels"][0], want)
+
+
+def test_counts_are_of_labels_given_and_predicted():
+    learn = learner([cb := ValueOfLabels(first=1.)])
+    fit(learn)
+    given = learn.dls.given
+    assert torch.equal(cb.counts, given[given >= 0].bincount(minlength=10))
+    assert (cb.label == -1).all()
+    fit(learner([cb := ValueOfLabels(first=0.)]))
+    assert int(cb.counts.sum()) == 160
+
+
+def test_a_start_without_labels():
+    learn = learner([cb := ValueOfLabels(first=1., pretraining=2, reweight=0.)])
+    begin = weights(learn)
+    fit(learn)
+    assert not same(cb.start, begin)
+    assert torch.equal(cb.start["head.weight"], begin["head.weight"])
+
+
+def test_refused():
+    for k,v in dict(first=2, reweight=-1, beta=2, pretraining=-1).items():
+        with pytest.raises(LabelKitError, match=f"{k}={v}"): ValueOfLabels(**{k: v})
+    with pytest.raises(LabelKitError, match="needs unlabeled samples"):
+        fit(learner([ValueOfLabels()], dls=data(labeled=None)))
