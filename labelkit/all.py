@@ -60,15 +60,19 @@ from labelkit.pseudo.divcon import DivCon
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
+from labelkit.pseudo.hiast import HIAST
 from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
+from labelkit.pseudo.prediction_pretraining import PredictionPretraining
 from labelkit.pseudo.pseudo_label_schedules import PseudoLabelSchedules
 from labelkit.pseudo.robust_self_training import RobustSelfTraining
 from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
+from labelkit.pseudo.spl import SPL
 from labelkit.pseudo.uda import UDA
+from labelkit.pseudo.uplsfda import UPLSFDA
 from labelkit.pseudo.wad import WAD
 from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
 from labelkit.relabel.auto_lfs import auto_lfs
@@ -103,21 +107,21 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
            'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill', 'DivCon', 'EMA',
            'Ensemble', 'FeatureTransformation', 'FixMatch', 'FlexMatch', 'FutureSelfTraining',
-           'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp',
-           'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO',
-           'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
+           'GoldVote', 'Guess', 'HARD', 'HIAST', 'Hallucinator', 'IOMatch', 'InPL',
+           'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation',
+           'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
            'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote',
            'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
-           'NestedDropout', 'NoiseMask', 'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules',
-           'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix',
-           'RobustActiveDistillation', 'RobustSelfTraining', 'SLA', 'SMMix', 'SelfMix',
-           'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels',
-           'Supervision', 'Teacher', 'UDA', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
-           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
-           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
-           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
-           'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
-           'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
-           'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
-           'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table', 'technique',
-           'trained', 'wide_resnet']
+           'NestedDropout', 'NoiseMask', 'PredictionPretraining', 'ProportionLoss', 'PseudoLabel',
+           'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel',
+           'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining', 'SLA', 'SMMix', 'SPL',
+           'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
+           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'UPLSFDA', 'WAD', 'WeakSupervision',
+           'WeakToStrong', 'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher',
+           'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100', 'compare', 'default_views',
+           'dense_targets', 'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls',
+           'label_map_store', 'label_report', 'labeling_function', 'lf_analysis', 'long_tail',
+           'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
+           'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',
+           'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table',
+           'technique', 'trained', 'wide_resnet']

@@ -23,7 +23,11 @@ if torch.cuda.is_available(): torch.use_deterministic_algorithms(True, warn_only
 
 # Techniques that cannot keep a rule, with the reason. The test of that rule is left out for them
 # alone.
-EXCEPTIONS:dict[tuple[str, str], str] = {}
+EXCEPTIONS:dict[tuple[str, str], str] = {
+    ("spl", "test_loss_reaches_the_weights"): (
+        "one epoch is its pre-training, which has a head of its own and leaves the model's alone"
+    ),
+}
 
 
 def data(n=160, labeled=64, bs=16, ratio=2, seed=0, **kwargs):
