@@ -67,15 +67,19 @@ from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.future_self_training import FutureSelfTraining
 from labelkit.pseudo.gpc import GPC
+from labelkit.pseudo.hiast import HIAST
 from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
+from labelkit.pseudo.prediction_pretraining import PredictionPretraining
 from labelkit.pseudo.pseudo_label_schedules import PseudoLabelSchedules
 from labelkit.pseudo.robust_self_training import RobustSelfTraining
 from labelkit.pseudo.self_training import SelfTraining
 from labelkit.pseudo.shrinkmatch import ShrinkMatch
 from labelkit.pseudo.simmatchv2 import SimMatchV2
+from labelkit.pseudo.spl import SPL
 from labelkit.pseudo.uda import UDA
+from labelkit.pseudo.uplsfda import UPLSFDA
 from labelkit.pseudo.value_of_labels import ValueOfLabels
 from labelkit.pseudo.wad import WAD
 from labelkit.relabel.annotator_quality import AnnotatorQuality, GoldVote
@@ -116,17 +120,18 @@ __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxilia
            'Contrast', 'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
            'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble', 'DecoupledMixUp', 'Distill',
            'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FedLabel', 'FerKD', 'FixMatch',
-           'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'Hallucinator',
-           'IOMatch', 'InPL', 'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble',
-           'KnowledgeDistillation', 'LaSO', 'LabelBudget', 'LabelCallback', 'LabelCritic',
-           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
-           'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher',
-           'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask', 'ProCKD',
-           'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules', 'RandAugment',
-           'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation',
-           'RobustSelfTraining', 'SALT', 'SLA', 'SMMix', 'SSLD', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision',
-           'Teacher', 'UDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
+           'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'HIAST',
+           'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'InvarianceConstrained',
+           'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelBudget', 'LabelCallback',
+           'LabelCritic', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
+           'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote',
+           'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
+           'NestedDropout', 'NoiseMask', 'PredictionPretraining', 'ProCKD', 'ProportionLoss',
+           'PseudoLabel', 'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation',
+           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining',
+           'SALT', 'SLA', 'SMMix', 'SPL', 'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch',
+           'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
+           'UPLSFDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
            'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
            'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
            'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',

@@ -25,6 +25,9 @@ if torch.cuda.is_available(): torch.use_deterministic_algorithms(True, warn_only
 # alone.
 EXCEPTIONS:dict[tuple[str, str], str] = {
     ("prockd", "test_what_is_missing_is_said"): "its teacher may know any classes",
+    ("spl", "test_loss_reaches_the_weights"): (
+        "one epoch is its pre-training, which has a head of its own and leaves the model's alone"
+    ),
 }
 
 

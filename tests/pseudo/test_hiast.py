@@ -1,0 +1,93 @@
+"HIAST: the authors' thresholds, images in their order, the two regions, dense labels"
+import json
+import math
+
+import pytest
+import torch
+from torch import tensor
+from torch.nn import functional as F
+
+from contract import fit, learner
+from labelkit.errors import LabelKitError
+from labelkit.pseudo.hiast import HIAST, adaptive_thresholds, region_losses
+from places import REFERENCES
+
+close = torch.testing.assert_close
+
+
+def test_reference():
+    (ref,) = json.loads((REFERENCES/"hiast.json").read_text())
+    i = ref["inputs"]
+    theta = torch.full((3,), i["init"])
+    for image,want in zip(i["probs_per_image"], ref["expected"]):
+        probs = tensor(image)
+        theta = adaptive_thresholds(theta, probs, i["alpha"], i["beta"], i["gamma"])
+        close(theta, tensor(want["after"]), atol=ref["tolerance_abs"], rtol=0)
+        confidence,label = probs.max(1)
+        kept = confidence >= theta[label]
+        assert torch.where(kept, label, 255).tolist() == want["pseudo"]
+        assert [int((kept & (label == c)).sum()) for c in range(3)] == want["kept"]
+
+
+class TestThresholds:
+    def test_a_class_that_is_not_there_stays(self):
+        theta = tensor([.7, .8, .9])
+        new = adaptive_thresholds(theta, tensor([[.9, .1, 0.]]))
+        assert new[0] > .7 and new[1:].tolist() == theta[1:].tolist()
+        assert theta.tolist() == tensor([.7, .8, .9]).tolist()
+
+    def test_never_one(self):
+        theta = tensor([.9, .9])
+        for _ in range(99): theta = adaptive_thresholds(theta, tensor([[1., 0.]]*8))
+        assert theta[0] == tensor(.999)
+
+    def test_the_order_of_images_matters(self):
+        a,b = (tensor([[p, 1-p]]*5) for p in (.95, .6))
+        start = tensor([.9, .9])
+        one,two = (
+            adaptive_thresholds(adaptive_thresholds(start, x), y) for x,y in ((a, b), (b, a))
+        )
+        assert one[0] != two[0]
+
+
+class TestRegions:
+    def test_both_by_hand(self):
+        z = torch.randn(4, 3)
+        t = F.one_hot(tensor([0, 1, 2, 0]), 3).float()
+        soft = torch.rand(4, 3).softmax(1)
+        sure = tensor([True, True, False, False])
+        target = torch.where(sure[:, None], t, soft)
+        p = z.softmax(1)
+        kl = (tensor(1/3)*((1/3)/p).log()).sum(1)
+        known = F.cross_entropy(z[:2], tensor([0, 1])) + .1*kl[:2].mean()
+        rest = (3*-(p*p.log()).sum(1) + F.cross_entropy(z, soft, reduction="none"))[2:].mean()/3
+        close(region_losses(z, target, sure), known + rest)
+
+    @pytest.mark.parametrize("all_of_them", [True, False])
+    def test_an_empty_region_counts_nothing(self, all_of_them):
+        z = torch.randn(3, 4, requires_grad=True)
+        loss = region_losses(z, z.detach().softmax(1), torch.full((3,), all_of_them))
+        loss.backward()
+        assert loss.isfinite() and z.grad.isfinite().all()
+
+    def test_dense(self):
+        z = torch.randn(2, 3, 4, 5)
+        t = z.softmax(1)
+        mask = torch.rand(2, 4, 5) > .5
+        flat = lambda o: o.movedim(1, -1).flatten(0, 2)
+        close(region_losses(z, t, mask), region_losses(flat(z), flat(t), mask.flatten()))
+        assert math.isfinite(region_losses(z, t, mask))
+
+
+def test_the_batch_moves_the_threshold_before_it_is_judged():
+    cb = HIAST(start=.5, decay=.9)
+    fit(learner([cb]))
+    assert ((cb.theta != .5).sum() > 0) and cb.theta.max() <= .999
+    fixed = HIAST(start=.5, decay=1.)
+    fit(learner([fixed]))
+    assert (fixed.theta == .5).all()
+
+
+def test_errors():
+    with pytest.raises(LabelKitError, match="start=2 is not a number between 0 and 1"):
+        HIAST(start=2)

@@ -1,0 +1,92 @@
+"Sub-pseudo labels: which combinations are classes, what each phase trains, and with which head"
+import pytest
+import torch
+from fastai.basics import Callback
+from torch import tensor
+
+from contract import data, fit, learner, model
+from labelkit.errors import LabelKitError
+from labelkit.parts.phases import weights_of
+from labelkit.pseudo.spl import SPL, pretext_labels, sub_labels, weakly_labeled_digits
+
+
+class TestLabels:
+    def test_by_hand(self):
+        weak = tensor([0, 0, 0, 1, 1, 2, -1])
+        said = tensor([0, 1, 1, 1, 0, 0, 2])
+        # cells (0,0) (0,1) (0,1) (1,1) (1,0) (2,0); with two at least, (1,0) and (2,0) are rare
+        assert sub_labels(weak, said, 3, 2).tolist() == [0, 1, 1, 2, 3, 4, -1]
+        assert sub_labels(weak, said, 3, 1).tolist() == [0, 1, 1, 3, 2, 4, -1]
+        assert sub_labels(weak, said, 3, 3).tolist() == [0, 1, 1, 2, 3, 4, -1]
+
+    def test_two_rare_ones_share_a_class_and_the_diagonal_is_kept(self):
+        weak = tensor([0, 0, 0, 1])
+        said = tensor([1, 2, 0, 1])
+        assert sub_labels(weak, said, 3, 2).tolist() == [1, 1, 0, 2]
+
+    def test_what_it_is_held_against(self):
+        weak = tensor([0, 1, -1])
+        said = tensor([0, 0, 1])
+        assert pretext_labels(weak, said, 2, classes="weak").tolist() == [0, 1, -1]
+        assert pretext_labels(weak, said, 2, classes="teacher").tolist() == [0, 0, 1]
+        assert pretext_labels(weak, said, 2, classes="agree").tolist() == [0, -1, -1]
+
+    @pytest.mark.parametrize("least", [1, 3, 20])
+    def test_there_is_room_for_all(self, least):
+        g = torch.Generator().manual_seed(least)
+        weak,said = torch.randint(7, (2, 300), generator=g)
+        most = min(7*8, 2*7 + 300//least)
+        assert sub_labels(weak, said, 7, least).max() < most
+
+
+class Epochs(Callback):
+    order = 6
+    def before_fit(self): self.found = []
+    def after_loss(self):
+        if not self.training or self.iter: return
+        s = self.learn.supervision.record
+        now = weights_of(self.learn)
+        self.found.append((list(s.losses), s.labeled_weight, now["head.weight"], now))
+
+
+def weak_of(dls): return (dls.truth + torch.arange(dls.n_ids) % 2) % 10
+
+
+def test_three_phases_and_two_heads():
+    dls = data()
+    spy = Epochs()
+    cb = SPL(weak_of(dls), first=.25, pretrain=.5, least=2)
+    fit(learner([cb, spy], dls=dls), 4)
+    losses,factors,heads,_ = zip(*spy.found)
+    assert losses == ([], ["spl"], ["spl"], []) and factors == (1, 0, 0, 1)
+    assert torch.equal(heads[1], heads[0])  # fresh
+    # the own head learns nothing in pre-training
+    assert heads[3].sub(heads[1]).abs().max() < 1e-2
+    assert not torch.equal(heads[0], cb.learn.model.head.weight)
+    assert ((cb.pretext >= 0) == (dls.given < 0)).all()
+
+
+def test_a_teacher_replaces_the_first_phase():
+    dls = data()
+    net = model(4)
+    for o in (net, lambda x: net(x)):
+        spy = Epochs()
+        cb = SPL(weak_of(dls), o, first=.25, pretrain=.5)
+        fit(learner([cb, spy], dls=dls), 4)
+        assert [o[1] for o in spy.found][0] == 0 and spy.found[-1][1] == 1
+    assert isinstance(cb.ledger.epochs, list) and cb.ledger.epochs == [0]
+
+
+def test_errors():
+    dls = data()
+    for bad in (weak_of(dls)[:9], weak_of(dls) + 1):
+        with pytest.raises(LabelKitError, match="weak_labels has shape"):
+            fit(learner([SPL(bad)], dls=dls))
+    with pytest.raises(LabelKitError, match="least=0"): SPL(weak_of(dls), least=0)
+
+
+def test_digits():
+    dls = weakly_labeled_digits(3)
+    wrong = dls.weak_labels != dls.truth
+    assert wrong.float().mean() == pytest.approx(.4, abs=.02)
+    assert (dls.weak_labels[wrong] == (dls.truth[wrong] + 1) % 10).all()

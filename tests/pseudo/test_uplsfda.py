@@ -1,0 +1,76 @@
+"UPL-SFDA: the authors' mask and entropy, which pass teaches which, and that no label is read"
+import json
+
+import pytest
+import torch
+from torch import tensor
+
+from contract import data, fit, learner
+from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
+from labelkit.parts.phases import weights_of
+from labelkit.pseudo.uplsfda import UPLSFDA, mean_entropy, reliable_labels
+from places import REFERENCES
+
+close = torch.testing.assert_close
+
+
+def test_reference():
+    "Before the largest component is taken, which labels of whole images do not have"
+    (ref,) = json.loads((REFERENCES/"uplsfda.json").read_text())
+    i,want = (ref[k] for k in ("inputs", "expected"))
+    first,second = (tensor(i[f"{o}_pass_head_probs"]) for o in ("first", "second"))
+    label,_,mask = reliable_labels(first, i["threshold"])
+    by_class = tensor(want["above_threshold_before_component"])
+    for c in range(by_class.shape[1]):
+        assert torch.equal((mask & (label == c)).long(), by_class[:, c])
+    close(mean_entropy(second), tensor(want["mean_entropy"]), atol=1e-5, rtol=0)
+
+
+def test_the_mean_decides_and_not_its_members():
+    probs = tensor([[[.99, .01]], [[.01, .99]]])
+    assert not reliable_labels(probs, .6)[2]
+    assert not reliable_labels(tensor([[[.95, .05]]]), .95)[2]  # strictly above
+    assert mean_entropy(probs) > mean_entropy(probs[:1])
+
+
+class TestPasses:
+    def test_gradient_comes_from_the_second_pass_alone(self):
+        o = look(learner([UPLSFDA(threshold=0.)]))
+        assert o.record.labeled_weight == 0
+        assert list(o.record.apart) == ["uplsfda.first"]
+        assert list(o.record.requests) == ["uplsfda.second"]
+        assert len(o.record.requests["uplsfda.second"]) == 4*len(o.record.x)
+        first,second = (o.requests[f"uplsfda.{k}"] for k in ("first", "second"))
+        assert not torch.equal(first, second)  # other draws
+
+    def test_nothing_believed(self):
+        o = look(learner([UPLSFDA(threshold=1.)]))
+        assert o.losses["uplsfda"][0] == 0 and o.losses["uplsfda.entropy"][0] > 0
+
+    def test_all_heads_begin_alike_and_learn(self):
+        cb = UPLSFDA(threshold=0., heads=3)
+        learn = learner([cb])
+        begin = learn.model.head.weight.detach().clone()
+        fit(learn)
+        heads = [learn.model.head, *cb.copies.module.copies]
+        assert len(heads) == 3
+        for h in heads: assert not torch.equal(h.weight, begin)
+        assert not torch.equal(heads[0].weight, heads[1].weight)
+
+
+def test_labels_have_no_part():
+    found = []
+    for shift in (0, 1):
+        dls = data(labeled=None)
+        y = dls.train_ds.arrays.y
+        y.copy_((y + shift) % 10)
+        learn = learner([UPLSFDA(threshold=0.)], dls=dls)
+        fit(learn)
+        found.append(weights_of(learn))
+    assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+def test_errors():
+    with pytest.raises(LabelKitError, match="heads=1"): UPLSFDA(heads=1)
+    with pytest.raises(LabelKitError, match="threshold=95"): UPLSFDA(threshold=95)
