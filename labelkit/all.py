@@ -102,7 +102,7 @@ from labelkit.relabel.nested_dropout import NestedDropout
 from labelkit.relabel.proportion_loss import ProportionLoss
 from labelkit.relabel.relabel import ReLabel, label_map_store
 from labelkit.relabel.weak_supervision import WeakSupervision
-from labelkit.represent.base import Contrast
+from labelkit.represent.base import Contrastive
 from labelkit.represent.feature_transformation import FeatureTransformation
 from labelkit.represent.hallucinator import Hallucinator
 from labelkit.represent.mochi import MoCHi
@@ -117,24 +117,24 @@ from labelkit.storage.stored_views import AugmentViews, CropViews
 
 __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC',
            'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
-           'Contrast', 'CovarianceLabelModel', 'CropViews', 'CutMix', 'DataEfficientAugmentation',
-           'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FedLabel', 'FerKD', 'FixMatch',
-           'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'HIAST',
-           'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'InvarianceConstrained',
-           'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelBudget', 'LabelCallback',
-           'LabelCritic', 'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions',
-           'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote',
-           'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo',
-           'NestedDropout', 'NoiseMask', 'PredictionPretraining', 'ProCKD', 'ProportionLoss',
-           'PseudoLabel', 'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation',
-           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining',
-           'SALT', 'SLA', 'SMMix', 'SPL', 'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch',
-           'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA',
-           'UPLSFDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
-           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
-           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
-           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'Contrastive', 'CovarianceLabelModel', 'CropViews', 'CutMix',
+           'DataEfficientAugmentation', 'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble',
+           'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation',
+           'FedLabel', 'FerKD', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote',
+           'Guess', 'HARD', 'HIAST', 'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp',
+           'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelBudget',
+           'LabelCallback', 'LabelCritic', 'LabelEdits', 'LabelKitError', 'LabelLog',
+           'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2',
+           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi',
+           'MoCo', 'NestedDropout', 'NoiseMask', 'PredictionPretraining', 'ProCKD',
+           'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules', 'RandAugment',
+           'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation',
+           'RobustSelfTraining', 'SALT', 'SLA', 'SMMix', 'SPL', 'SSLD', 'SelfMix', 'SelfTraining',
+           'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision',
+           'Teacher', 'UDA', 'UPLSFDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong',
+           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
+           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
+           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'label_report', 'labeling_function', 'labeling_instructions', 'lf_analysis', 'long_tail',
            'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
            'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',

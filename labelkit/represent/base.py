@@ -5,7 +5,7 @@ afterwards, and few are enough."""
 
 # %% auto #0
 __all__ = ['ALL_IMAGES', 'all_inputs', 'all_ids', 'head_alone', 'features_of', 'nearest_accuracy',
-           'linear_accuracy', 'probe', 'Contrast']
+           'linear_accuracy', 'probe', 'Contrastive']
 
 # %% ../../nbs/represent/base.ipynb #re900010
 from functools import partial
@@ -108,7 +108,7 @@ def probe(
     return _scores[how](known, labels, asked, truth)
 
 # %% ../../nbs/represent/base.ipynb #re900015
-class Contrast(LabelCallback):
+class Contrastive(LabelCallback):
     """Two views of every image, labeled or not, a projector on the model's features, and a loss
     that says what the two have to do with each other; a technique overrides `contrast`
 

@@ -81,7 +81,7 @@ class FeatureTransformation(MoCo):
     def __init__(self,
         positive:float=2.,   # of the Beta distribution that moves pairs apart; 0 leaves them
         negative:float=1.6,  # of that which mixes the queue; 0 leaves it
-        **kwargs             # `size`, `ema_decay`, … of `MoCo`, and those of `Contrast`
+        **kwargs             # `size`, `ema_decay`, … of `MoCo`, and those of `Contrastive`
     ):
         super().__init__(**kwargs)
         self.keep(positive=positive, negative=negative)

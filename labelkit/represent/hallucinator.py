@@ -70,7 +70,7 @@ class Hallucinator(MoCo):
 
     def __init__(self,
         reach:float=.1,  # largest share by which the query moves away from its key
-        **kwargs         # `size`, `ema_decay`, … of `MoCo`, and those of `Contrast`
+        **kwargs         # `size`, `ema_decay`, … of `MoCo`, and those of `Contrastive`
     ):
         super().__init__(**kwargs)
         self.keep(reach=reach)

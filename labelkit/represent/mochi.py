@@ -76,7 +76,7 @@ class MoCHi(MoCo):
         pairs:int=64,      # mixes of two of them
         own:int=64,        # mixes of one of them with the query itself
         warmup:float=.1,   # share of the training before the first mix
-        **kwargs           # `size`, `ema_decay`, … of `MoCo`, and those of `Contrast`
+        **kwargs           # `size`, `ema_decay`, … of `MoCo`, and those of `Contrastive`
     ):
         super().__init__(**kwargs)
         self.keep(hardest=hardest, pairs=pairs, own=own, warmup=warmup)

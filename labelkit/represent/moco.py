@@ -15,7 +15,7 @@ from ..core.record import Supervision, as_inputs
 from ..core.teachers import EMA
 from ..core.technique import technique
 from ..parts.banks import Queue
-from .base import ALL_IMAGES, Contrast, all_ids
+from .base import ALL_IMAGES, Contrastive, all_ids
 
 # %% ../../nbs/represent/moco.ipynb #30c00011
 def queue_logits(
@@ -63,7 +63,7 @@ _claim = Claim(
     beats="the negatives of one batch",
     claims=(_claim,),
 )
-class MoCo(Contrast):
+class MoCo(Contrastive):
     """Each image's view is to be recognised among a queue of others, by features of a slow copy
 
     The query is the projection of one view; the key, that of the other view by an average of model
@@ -79,7 +79,7 @@ class MoCo(Contrast):
         size:int=1024,         # keys in the queue
         ema_decay:float=.99,   # share of the slow copy that stays at a step
         temperature:float=.2,  # of the similarities, above 0; lower: only the nearest count
-        **kwargs               # `weight`, `dim`, `labels`, `view` of `Contrast`
+        **kwargs               # `weight`, `dim`, `labels`, `view` of `Contrastive`
     ):
         super().__init__(temperature=temperature, **kwargs)
         self.keep(size=size, ema_decay=ema_decay)

@@ -16,7 +16,7 @@ from ..core.technique import technique
 from ..data.sets import mnist_5k
 from ..models import small_cnn
 from ..parts.contrast import nt_xent
-from .base import Contrast, probe
+from .base import Contrastive, probe
 
 # %% ../../nbs/represent/simclr.ipynb #c1a10001
 _claim = Claim(
@@ -49,7 +49,7 @@ _claim = Claim(
     beats="training on the labels alone",
     claims=(_claim,),
 )
-class SimCLR(Contrast):
+class SimCLR(Contrastive):
     """Two views of an image attract each other, and all other views of the batch are pushed away
 
     Adds weight·NT-Xent: the cross-entropy of each of the 2N views with its twin among the other
@@ -58,7 +58,7 @@ class SimCLR(Contrast):
 
     def __init__(self,
         temperature:float=.2, # of the similarities, above 0; lower: only the nearest count
-        **kwargs              # `weight`, `dim`, `labels`, `view` of `Contrast`, and `p`
+        **kwargs              # `weight`, `dim`, `labels`, `view` of `Contrastive`, and `p`
     ): super().__init__(temperature=temperature, **kwargs)
 
     def contrast(self, s:Supervision)->torch.Tensor:

@@ -1,4 +1,4 @@
-"Contrast: which images, where the labels' gradient stops, what a probe says"
+"Contrastive: which images, where the labels' gradient stops, what a probe says"
 import pytest
 import torch
 from fastai.basics import Learner, set_seed
@@ -10,7 +10,7 @@ from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.represent.base import (
-    Contrast,
+    Contrastive,
     all_ids,
     all_inputs,
     features_of,
@@ -82,7 +82,7 @@ class TestLabels:
         assert same(body(a), body(b)) and not torch.equal(a["head.weight"], b["head.weight"])
 
     def test_dense_targets_are_refused(self):
-        assert "segmentation" not in Contrast.targets
+        assert "segmentation" not in Contrastive.targets
 
 
 class TestProbe:
@@ -119,7 +119,7 @@ class TestProbe:
         with pytest.raises(LabelKitError, match="how='cosine'"): probe(None, "cosine")
 
 
-class Watched(Contrast):
+class Watched(Contrastive):
     "No technique of ours: a user's own"
     name = "watched"
     def contrast(self, s): return (self.project(s, "one") - self.project(s, "two")).pow(2).mean()
@@ -128,7 +128,7 @@ class Watched(Contrast):
 def test_a_loss_of_ones_own():
     learn = fit(learner([Watched()]))
     assert list(learn.supervision.parts) == ["labeled", "watched"]
-    with pytest.raises(NotImplementedError, match="overrides contrast"): fit(learner([Contrast()]))
+    with pytest.raises(NotImplementedError, match="overrides contrast"): fit(learner([Contrastive()]))
 
 
 def test_a_view_of_a_table():
