@@ -128,7 +128,8 @@ class Watched(Contrastive):
 def test_a_loss_of_ones_own():
     learn = fit(learner([Watched()]))
     assert list(learn.supervision.parts) == ["labeled", "watched"]
-    with pytest.raises(NotImplementedError, match="overrides contrast"): fit(learner([Contrastive()]))
+    with pytest.raises(NotImplementedError, match="overrides contrast"):
+        fit(learner([Contrastive()]))
 
 
 def test_a_view_of_a_table():
