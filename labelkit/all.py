@@ -77,7 +77,6 @@ from labelkit.relabel.nested_dropout import NestedDropout
 from labelkit.relabel.proportion_loss import ProportionLoss
 from labelkit.relabel.relabel import ReLabel, label_map_store
 from labelkit.relabel.weak_supervision import WeakSupervision
-from labelkit.represent.base import Contrast
 from labelkit.represent.feature_transformation import FeatureTransformation
 from labelkit.represent.hallucinator import Hallucinator
 from labelkit.represent.mochi import MoCHi
@@ -91,21 +90,20 @@ from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
 __all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
-           'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'Contrast',
-           'CovarianceLabelModel', 'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene',
-           'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation',
-           'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD',
-           'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp', 'JudgeEnsemble',
-           'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits', 'LabelKitError',
-           'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MDCS', 'MEALv2',
-           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi',
-           'MoCo', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel',
-           'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix',
-           'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels',
-           'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
-           'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
-           'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets', 'digits',
-           'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
+           'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
+           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
+           'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation', 'FixMatch', 'FlexMatch',
+           'FutureSelfTraining', 'GoldVote', 'Guess', 'HARD', 'Hallucinator', 'IOMatch', 'InPL',
+           'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
+           'Mix', 'MixUp', 'MoCHi', 'MoCo', 'NestedDropout', 'ProportionLoss', 'PseudoLabel',
+           'RandAugment', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SLA',
+           'SMMix', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2',
+           'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'WeakSupervision', 'WeakToStrong',
+           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
+           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
+           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
            'label_report', 'labeling_function', 'lf_analysis', 'long_tail', 'mlp', 'mnist',
            'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet',
            'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard', 'shifted',
