@@ -50,6 +50,7 @@ from labelkit.mix.smmix import SMMix
 from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
+from labelkit.pseudo.cwbass import CWBASS
 from labelkit.pseudo.divcon import DivCon
 from labelkit.pseudo.fedlabel import FedLabel
 from labelkit.pseudo.fixmatch import FixMatch
@@ -87,16 +88,16 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'Checkpoint', 'CoTeaching',
-           'Comparison', 'ComplementaryLabels', 'ConfidentRelabel', 'CovarianceLabelModel',
-           'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene', 'DecoupledMixUp', 'Distill',
-           'DivCon', 'EMA', 'Ensemble', 'FedLabel', 'FixMatch', 'FlexMatch', 'FutureSelfTraining',
-           'GPC', 'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL', 'IntraClusterMixUp',
-           'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelCallback', 'LabelEdits',
-           'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger', 'LossPart',
-           'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix',
-           'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment', 'ReLabel',
-           'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix',
+__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'CWBASS', 'Checkpoint',
+           'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
+           'CovarianceLabelModel', 'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene',
+           'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FedLabel', 'FixMatch',
+           'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL',
+           'IntraClusterMixUp', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelCallback',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix',
+           'Mix', 'MixUp', 'NestedDropout', 'ProportionLoss', 'PseudoLabel', 'RandAugment',
+           'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation', 'SLA', 'SMMix', 'SelfMix',
            'SelfTraining', 'ShrinkMatch', 'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher',
            'UDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews',
            'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store',
