@@ -61,6 +61,7 @@ from labelkit.mix.smmix import SMMix
 from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
+from labelkit.pseudo.cwbass import CWBASS
 from labelkit.pseudo.divcon import DivCon
 from labelkit.pseudo.fedlabel import FedLabel
 from labelkit.pseudo.fixmatch import FixMatch
@@ -116,8 +117,8 @@ from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
 __all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC',
-           'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
-           'Contrastive', 'CovarianceLabelModel', 'CropViews', 'CutMix',
+           'CWBASS', 'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels',
+           'ConfidentRelabel', 'Contrastive', 'CovarianceLabelModel', 'CropViews', 'CutMix',
            'DataEfficientAugmentation', 'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble',
            'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation',
            'FedLabel', 'FerKD', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote',
