@@ -122,7 +122,7 @@ class AdvStyle(LabelCallback):
         **kwargs                 # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(style=style, layer=layer, ascents=ascents, style_lr=style_lr)
+        self.keep(locals())
 
     def setup(self):
         model = unwrap(self.learn.model)

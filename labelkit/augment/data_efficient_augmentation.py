@@ -128,8 +128,7 @@ class DataEfficientAugmentation(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(share=share, choose=choose, weighted=weighted)
-        self.keep(rounds=rounds, warmup=warmup, strong=strong)
+        self.keep(locals())
 
     def setup(self):
         self._strong = default_views(self.dls)[1] if self.strong is None else as_view(self.strong)

@@ -110,8 +110,7 @@ class InvarianceConstrained(LabelCallback):
         **kwargs             # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(level=level, rate=rate, gamma=gamma, steps=steps)
-        self.keep(rounds=rounds, magnitude=magnitude, ops=ops)
+        self.keep(locals())
 
     def setup(self):
         self._ops = Operations(self.dls, self.magnitude, self.ops, self.rounds)

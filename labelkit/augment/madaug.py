@@ -153,8 +153,7 @@ class MADAug(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(n=n, every=every, ramp=ramp, temperature=temperature)
-        self.keep(magnitude=magnitude, policy_lr=policy_lr, ops=ops)
+        self.keep(locals())
 
     def setup(self):
         self._ops = Operations(self.dls, self.magnitude, self.ops, self.n)

@@ -126,7 +126,7 @@ class NoiseMask(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(grid=grid, share=share, sigma=sigma, until=until, policy_lr=policy_lr)
+        self.keep(locals())
 
     def setup(self):
         device = self.dls.device or "cpu"

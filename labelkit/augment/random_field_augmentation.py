@@ -169,7 +169,7 @@ class RandomFieldAugmentation(LabelCallback):
         **kwargs         # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(warp=warp, color=color, gamma=gamma, weak=weak)
+        self.keep(locals())
 
     def setup(self):
         view = default_views(self.dls)[0]

@@ -177,7 +177,7 @@ class DebateEnsemble(Distill):
         **kwargs               # `unlabeled`, … of `Distill`
     ):
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
-        self.keep(judges=judges, best=best, spread=spread, sees=sees, trust=trust)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

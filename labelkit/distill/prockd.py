@@ -187,9 +187,7 @@ class ProCKD(LabelCallback):
         **kwargs                   # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(teacher=as_teacher(teacher), n_prototypes=n_prototypes, temperature=temperature)
-        self.keep(decay=decay, weight=weight, task_weight=task_weight, match=match)
-        self.keep(unlabeled=unlabeled)
+        self.keep(locals(), teacher=as_teacher(teacher))
         if unlabeled: self.needs = (*self.needs, "unlabeled")
         if not isinstance(getattr(self.teacher, "model", None), nn.Module):
             raise LabelKitError("teacher has no feature map to look at: pass one model")

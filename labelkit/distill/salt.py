@@ -125,7 +125,7 @@ class SALT(Distill):
         **kwargs                 # `unlabeled`, … of `Distill`
     ):
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
-        self.keep(share=share, choose=choose, top_k=top_k)
+        self.keep(locals())
         if choose < 1: self.needs = (*self.needs, "ids")
 
     @property

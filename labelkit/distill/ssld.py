@@ -102,7 +102,7 @@ class SSLD(Distill):
     ):
         teacher = as_teacher(teacher, batch_stats=batch_stats)
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
-        self.keep(divergence=divergence, batch_stats=batch_stats)
+        self.keep(locals())
 
     def distill_loss(self, student, teacher, s):
         return _divergences[self.divergence](student, teacher).mean()

@@ -203,8 +203,7 @@ class CWBASS(PseudoLabel):
         **kwargs                # `weight`, `weak`, `strong`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, base=base, beta=beta, gamma=gamma, boundary=boundary)
-        self.keep(ema_decay=ema_decay, warmup=warmup)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

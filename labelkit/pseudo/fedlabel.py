@@ -190,7 +190,7 @@ class FedLabel(PseudoLabel):
         **kwargs               # `weight`, `weak`, `strong`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(threshold=threshold, agreement=agreement, judge=judge)
+        self.keep(locals())
         if not self.weak_grad:
             raise LabelKitError(
                 "weak_grad=False leaves the weak view without a gradient, and FedLabel trains on "

@@ -264,8 +264,7 @@ class GPC(PseudoLabel):
         **kwargs                # `strong`, `weak`, `augment_labeled` of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(k=k, start=start, dims=dims, contrast=contrast, prototypes=prototypes)
-        self.keep(temperature=temperature, rounds=rounds, warmup=warmup)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

@@ -120,8 +120,7 @@ class HIAST(PseudoLabel):
         **kwargs             # `weight`, `weak`, `strong`, `augment_labeled`, … of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(start=start, share=share, decay=decay, power=power)
-        self.keep(smooth=smooth, sharp=sharp, ema_decay=ema_decay)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

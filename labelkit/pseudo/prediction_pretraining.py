@@ -77,7 +77,7 @@ class PredictionPretraining(PseudoLabel):
         **kwargs               # `weight`, `weak`, `augment_labeled` of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(first=first, pretrain=pretrain, together=together)
+        self.keep(locals())
         if first+pretrain > 1:
             raise LabelKitError(
                 f"first={first} and pretrain={pretrain} are more than the training: their sum is "

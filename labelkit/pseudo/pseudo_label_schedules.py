@@ -173,8 +173,7 @@ class PseudoLabelSchedules(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(scorer=scorer, schedule=schedule, k=k, rounds=rounds, warmup=warmup)
-        self.keep(fresh=fresh, weight=weight)
+        self.keep(locals())
 
     def setup(self):
         self.ledger = Ledger.of(self.dls)

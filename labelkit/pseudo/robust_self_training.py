@@ -126,7 +126,7 @@ class RobustSelfTraining(LabelCallback):
         **kwargs           # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(weight=weight, gamma=gamma, warmup=warmup)
+        self.keep(locals())
 
     def before_forward(self, s:Supervision):
         if self.learn.pct_train < self.warmup: return

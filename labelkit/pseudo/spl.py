@@ -140,8 +140,7 @@ class SPL(PseudoLabel):
         **kwargs               # `weight`, `weak`, `augment_labeled` of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(weak_labels=weak_labels, teacher=teacher, first=first, pretrain=pretrain)
-        self.keep(least=least, classes=classes)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

@@ -116,8 +116,7 @@ class UPLSFDA(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(heads=heads, threshold=threshold, entropy=entropy, dropout=dropout)
-        self.keep(weak=weak, weight=weight)
+        self.keep(locals())
 
     def setup(self):
         self._views = ViewPair(self.weak, None, self.dls, self.rng)

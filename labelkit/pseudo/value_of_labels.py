@@ -120,7 +120,7 @@ class ValueOfLabels(PseudoLabel):
         **kwargs             # `weight`, `weak`, `augment_labeled` of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(first=first, pretraining=pretraining, reweight=reweight, beta=beta)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

@@ -129,8 +129,7 @@ class WAD(PseudoLabel):
         **kwargs                # `weight`, `weak`, `strong`, `augment_labeled` of `PseudoLabel`
     ):
         super().__init__(**kwargs)
-        self.keep(encoder=encoder, pretraining=pretraining, temperature=temperature)
-        self.keep(alpha=alpha, rounds=rounds, weighted=weighted, noise=noise)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

@@ -235,8 +235,7 @@ class COMIC(LabelCallback):
         **kwargs            # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(tau=tau, cap=cap, warmup=warmup, margin=margin, balance=balance)
-        self.keep(gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+        self.keep(locals())
 
     def setup(self):
         c = n_classes(self.learn)

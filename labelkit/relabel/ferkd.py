@@ -141,8 +141,7 @@ class FerKD(LabelCallback):
         **kwargs             # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(store=as_store(store, "make one with `crop_store(path, dls, teacher)`"))
-        self.keep(high=high, low=low, smoothing=smoothing)
+        self.keep(locals(), store=as_store(store, "make one with `crop_store(path, dls, teacher)`"))
         if low > high:
             raise LabelKitError(f"low={low} is above high={high}: pass the smaller one as low")
 

@@ -192,7 +192,7 @@ class LabelBudget(Relabel):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(good=good, budget=budget, price=price, share=share, which=which, stage=stage)
+        self.keep(locals())
 
     @property
     def off(self): return self.good is None or self.budget == 0 or super().off

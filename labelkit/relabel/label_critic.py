@@ -266,8 +266,7 @@ class LabelCritic(Relabel):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(candidates=candidates, judge=judge, items=items, undecided=undecided)
-        self.keep(lenient=lenient, both=both)
+        self.keep(locals())
         if candidates is not None and judge is None:
             raise LabelKitError("judge is missing: pass a function of samples and two labels")
 

@@ -134,7 +134,7 @@ class Contrastive(LabelCallback):
     ):
         super().__init__(**kwargs)
         if view is not None: as_view(view)  # says what is no view
-        self.keep(weight=weight, temperature=temperature, dim=dim, labels=labels, view=view)
+        self.keep(locals())
 
     def check_needs(self):
         more = getattr(self.dls, "unlabeled", None) is not None

@@ -84,7 +84,7 @@ class FeatureTransformation(MoCo):
         **kwargs             # `size`, `ema_decay`, … of `MoCo`, and those of `Contrastive`
     ):
         super().__init__(**kwargs)
-        self.keep(positive=positive, negative=negative)
+        self.keep(locals())
 
     def logits(self, q, k, negatives, same):
         if self.positive: q,k = extrapolated(q, k, 1 + beta(self.positive, self.rng))

@@ -73,7 +73,7 @@ class Hallucinator(MoCo):
         **kwargs         # `size`, `ema_decay`, … of `MoCo`, and those of `Contrastive`
     ):
         super().__init__(**kwargs)
-        self.keep(reach=reach)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

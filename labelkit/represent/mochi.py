@@ -79,7 +79,7 @@ class MoCHi(MoCo):
         **kwargs           # `size`, `ema_decay`, … of `MoCo`, and those of `Contrastive`
     ):
         super().__init__(**kwargs)
-        self.keep(hardest=hardest, pairs=pairs, own=own, warmup=warmup)
+        self.keep(locals())
 
     def logits(self, q, k, negatives, same):
         logits = super().logits(q, k, negatives, same)

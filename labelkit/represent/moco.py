@@ -82,7 +82,7 @@ class MoCo(Contrastive):
         **kwargs               # `weight`, `dim`, `labels`, `view` of `Contrastive`
     ):
         super().__init__(temperature=temperature, **kwargs)
-        self.keep(size=size, ema_decay=ema_decay)
+        self.keep(locals())
 
     def setup(self):
         super().setup()

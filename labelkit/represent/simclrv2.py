@@ -118,8 +118,7 @@ class SimCLRv2(SimCLR):
     ):
         super().__init__(**kwargs)
         if weak is not None: as_view(weak)  # says what is no view
-        self.keep(pretrain=pretrain, finetune=finetune)
-        self.keep(distill_temperature=distill_temperature, weak=weak)
+        self.keep(locals())
 
     def setup(self):
         super().setup()
