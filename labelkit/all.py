@@ -49,6 +49,7 @@ from labelkit.mix.sla import SLA
 from labelkit.mix.smmix import SMMix
 from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
+from labelkit.pseudo.active_outliers import ActiveOutliers
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
 from labelkit.pseudo.cwbass import CWBASS
 from labelkit.pseudo.divcon import DivCon
@@ -88,8 +89,8 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'CWBASS', 'Checkpoint',
-           'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
+__all__ = ['ActiveOutliers', 'AdAutoMix', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'CWBASS',
+           'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels', 'ConfidentRelabel',
            'CovarianceLabelModel', 'CropViews', 'CutMix', 'DatasetReinforcement', 'DawidSkene',
            'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FedLabel', 'FixMatch',
            'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'IOMatch', 'InPL',
