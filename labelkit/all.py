@@ -60,6 +60,7 @@ from labelkit.mix.sla import SLA
 from labelkit.mix.smmix import SMMix
 from labelkit.models import mlp, small_cnn, small_vit, wide_resnet
 from labelkit.processes import shard
+from labelkit.pseudo.active_outliers import ActiveOutliers
 from labelkit.pseudo.base import Guess, PseudoLabel, WeakViews
 from labelkit.pseudo.cwbass import CWBASS
 from labelkit.pseudo.divcon import DivCon
@@ -116,28 +117,28 @@ from labelkit.storage.ledger import Ledger
 from labelkit.storage.soft_labels import LabelStore, SoftLabels
 from labelkit.storage.stored_views import AugmentViews, CropViews
 
-__all__ = ['AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews', 'Auxiliary', 'COMIC',
-           'CWBASS', 'Checkpoint', 'CoTeaching', 'Comparison', 'ComplementaryLabels',
-           'ConfidentRelabel', 'Contrastive', 'CovarianceLabelModel', 'CropViews', 'CutMix',
-           'DataEfficientAugmentation', 'DatasetReinforcement', 'DawidSkene', 'DebateEnsemble',
-           'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble', 'FeatureTransformation',
-           'FedLabel', 'FerKD', 'FixMatch', 'FlexMatch', 'FutureSelfTraining', 'GPC', 'GoldVote',
-           'Guess', 'HARD', 'HIAST', 'Hallucinator', 'IOMatch', 'InPL', 'IntraClusterMixUp',
-           'InvarianceConstrained', 'JudgeEnsemble', 'KnowledgeDistillation', 'LaSO', 'LabelBudget',
-           'LabelCallback', 'LabelCritic', 'LabelEdits', 'LabelKitError', 'LabelLog',
-           'LabelProportions', 'LabelStore', 'Ledger', 'LossPart', 'MADAug', 'MDCS', 'MEALv2',
-           'MajorityVote', 'ManifoldMixUp', 'MeanTeacher', 'Metrix', 'Mix', 'MixUp', 'MoCHi',
-           'MoCo', 'NestedDropout', 'NoiseMask', 'PredictionPretraining', 'ProCKD',
-           'ProportionLoss', 'PseudoLabel', 'PseudoLabelSchedules', 'RandAugment',
-           'RandomFieldAugmentation', 'ReLabel', 'Relabel', 'ResizeMix', 'RobustActiveDistillation',
-           'RobustSelfTraining', 'SALT', 'SLA', 'SMMix', 'SPL', 'SSLD', 'SelfMix', 'SelfTraining',
-           'ShrinkMatch', 'SimCLR', 'SimCLRv2', 'SimMatchV2', 'SoftLabels', 'Supervision',
-           'Teacher', 'UDA', 'UPLSFDA', 'ValueOfLabels', 'WAD', 'WeakSupervision', 'WeakToStrong',
-           'WeakViews', 'add_noise', 'annotators', 'apply_lfs', 'as_teacher', 'auto_lfs', 'bags',
-           'build_store', 'cifar10', 'cifar100', 'compare', 'default_views', 'dense_targets',
-           'digits', 'fashion_mnist', 'from_arrays', 'given_labels', 'label_dls', 'label_map_store',
-           'label_report', 'labeling_function', 'labeling_instructions', 'lf_analysis', 'long_tail',
-           'mlp', 'mnist', 'mnist_5k', 'moons', 'photos', 'planted', 'predict_unlabeled', 'proof',
-           'quiet', 'registry', 'reinforce', 'report', 'scoreboard', 'sentences', 'shard',
-           'shifted', 'small_cnn', 'small_vit', 'soft_target_loss', 'stl10', 'svhn', 'table',
-           'technique', 'trained', 'wide_resnet']
+__all__ = ['ActiveOutliers', 'AdAutoMix', 'AdvStyle', 'AnnotatorQuality', 'AugmentViews',
+           'Auxiliary', 'COMIC', 'CWBASS', 'Checkpoint', 'CoTeaching', 'Comparison',
+           'ComplementaryLabels', 'ConfidentRelabel', 'Contrastive', 'CovarianceLabelModel',
+           'CropViews', 'CutMix', 'DataEfficientAugmentation', 'DatasetReinforcement', 'DawidSkene',
+           'DebateEnsemble', 'DecoupledMixUp', 'Distill', 'DivCon', 'EMA', 'Ensemble',
+           'FeatureTransformation', 'FedLabel', 'FerKD', 'FixMatch', 'FlexMatch',
+           'FutureSelfTraining', 'GPC', 'GoldVote', 'Guess', 'HARD', 'HIAST', 'Hallucinator',
+           'IOMatch', 'InPL', 'IntraClusterMixUp', 'InvarianceConstrained', 'JudgeEnsemble',
+           'KnowledgeDistillation', 'LaSO', 'LabelBudget', 'LabelCallback', 'LabelCritic',
+           'LabelEdits', 'LabelKitError', 'LabelLog', 'LabelProportions', 'LabelStore', 'Ledger',
+           'LossPart', 'MADAug', 'MDCS', 'MEALv2', 'MajorityVote', 'ManifoldMixUp', 'MeanTeacher',
+           'Metrix', 'Mix', 'MixUp', 'MoCHi', 'MoCo', 'NestedDropout', 'NoiseMask',
+           'PredictionPretraining', 'ProCKD', 'ProportionLoss', 'PseudoLabel',
+           'PseudoLabelSchedules', 'RandAugment', 'RandomFieldAugmentation', 'ReLabel', 'Relabel',
+           'ResizeMix', 'RobustActiveDistillation', 'RobustSelfTraining', 'SALT', 'SLA', 'SMMix',
+           'SPL', 'SSLD', 'SelfMix', 'SelfTraining', 'ShrinkMatch', 'SimCLR', 'SimCLRv2',
+           'SimMatchV2', 'SoftLabels', 'Supervision', 'Teacher', 'UDA', 'UPLSFDA', 'ValueOfLabels',
+           'WAD', 'WeakSupervision', 'WeakToStrong', 'WeakViews', 'add_noise', 'annotators',
+           'apply_lfs', 'as_teacher', 'auto_lfs', 'bags', 'build_store', 'cifar10', 'cifar100',
+           'compare', 'default_views', 'dense_targets', 'digits', 'fashion_mnist', 'from_arrays',
+           'given_labels', 'label_dls', 'label_map_store', 'label_report', 'labeling_function',
+           'labeling_instructions', 'lf_analysis', 'long_tail', 'mlp', 'mnist', 'mnist_5k', 'moons',
+           'photos', 'planted', 'predict_unlabeled', 'proof', 'quiet', 'registry', 'reinforce',
+           'report', 'scoreboard', 'sentences', 'shard', 'shifted', 'small_cnn', 'small_vit',
+           'soft_target_loss', 'stl10', 'svhn', 'table', 'technique', 'trained', 'wide_resnet']

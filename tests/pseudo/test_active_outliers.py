@@ -1,0 +1,109 @@
+"ActiveOutliers: votes, weights, whom to ask, and what each member is told"
+import math
+
+import pytest
+import torch
+from torch import tensor
+from torch.nn import functional as F
+
+from contract import data, fit, learner
+from labelkit.errors import LabelKitError
+from labelkit.models import small_cnn
+from labelkit.pseudo.active_outliers import (
+    ActiveOutliers, most_disputed, sureness, variation_ratio,
+)
+from mix.mixtools import Keep
+
+close = torch.testing.assert_close
+
+
+class TestFunctions:
+    def test_votes(self):
+        p = F.one_hot(tensor([[0, 2], [0, 1], [1, 1], [0, 0]]), 3).float()
+        close(variation_ratio(p), tensor([.25, .5]))
+
+    def test_sureness(self):
+        p = tensor([[1., 0., 0.], [1/3]*3, [.5, .5, 0.]])
+        close(sureness(p), tensor([1., 0., 1-math.log(2)/math.log(3)]), atol=1e-6, rtol=0)
+
+    def test_the_most_disputed_and_chance_between_equals(self):
+        ratio = tensor([0., .5, .2, .5, 0.])
+        free = tensor([True, True, True, False, True])
+        g = torch.Generator().manual_seed(0)
+        assert most_disputed(ratio, free, 2, g).tolist() == [1, 2]
+        found = {most_disputed(torch.zeros(5), free, 1, g).item() for _ in range(40)}
+        assert found == {0, 1, 2, 4}
+        assert len(most_disputed(ratio, ~free, 9, g)) == 1
+        assert len(most_disputed(ratio, free & ~free, 9, g)) == 0
+
+
+def six_known(cb, *more):
+    make = lambda seed: small_cnn(c=6, c_in=1, width=4)
+    return learner([cb, *more], dls=data(labeled=24, known=6), make=make)
+
+
+def test_answers_are_asked_for_in_rounds():
+    learn = six_known(cb := ActiveOutliers(members=2, questions=10, rounds=3))
+    fit(learn, 3)
+    asked = cb.asked >= 0
+    assert int(asked.sum()) == 30 and not (asked & (learn.dls.given >= 0)).any()
+    assert torch.equal(cb.asked[asked], learn.dls.truth[asked])
+    assert (cb.asked[asked] == 6).any()
+    few = six_known(cb := ActiveOutliers(members=1, questions=500, rounds=2))
+    fit(few, 2)
+    assert int((cb.asked >= 0).sum()) == int((few.dls.given < 0).sum())
+
+
+def test_an_oracle_is_asked():
+    seen = []
+    def oracle(ids):
+        seen.append(ids.tolist())
+        return torch.full((len(ids),), 99)
+    fit(six_known(cb := ActiveOutliers(members=1, questions=7, rounds=1, oracle=oracle)))
+    assert len(seen) == 1 and len(seen[0]) == 7
+    assert (cb.asked[seen[0]] == 6).all()
+
+
+def test_without_truth_and_oracle_it_says_so():
+    dls = data()
+    dls.truth = None
+    with pytest.raises(LabelKitError, match="oracle is missing"):
+        fit(learner([ActiveOutliers(members=1)], dls=dls))
+
+
+def test_what_a_batch_is_told():
+    learn = six_known(cb := ActiveOutliers(members=1, questions=40, rounds=1), keep := Keep())
+    fit(learn)
+    s = keep.seen[0]
+    assert set(s.losses) == {"active_outliers", "active_outliers.inside"}
+    assert not s.auxiliary_losses and cb.others is None
+    # K-way cross-entropy and the additional term are cross-entropy with K+1 classes
+    inside,factor = s.losses["active_outliers.inside"]
+    assert factor == 1 and inside > 0
+    f = cb.ledger.frame()
+    f = f[f.epoch >= 0]
+    assert f.accepted.equals(f.suggested_label < 6)
+
+
+def test_each_member_learns_and_the_first_is_the_model():
+    learn = six_known(cb := ActiveOutliers(members=3, questions=10), keep := Keep())
+    fit(learn)
+    assert len(cb.others.module) == 2
+    assert set(keep.seen[0].auxiliary_losses) == {"active_outliers.members"}
+    x = learn.dls.x_unknown[:6].float()
+    each = cb.each(x)
+    assert each.shape == (3, 6, 7)
+    close(each.sum(2), torch.ones(3, 6))
+    close(cb.predict(x), each.mean(0))
+    learn.model.eval()
+    z = learn.model(x)
+    close(each[0, :, :6]/each[0, :, :6].sum(1, keepdim=True), z.softmax(1), atol=1e-5, rtol=1e-4)
+    assert (each[0]-each[1]).abs().max() > 1e-4
+
+
+def test_refused():
+    for k,v in dict(members=0, questions=0, rounds=-1, ask="margin").items():
+        with pytest.raises(LabelKitError, match=f"{k}="): ActiveOutliers(**{k: v})
+    with pytest.raises(LabelKitError, match="has no members yet"): ActiveOutliers().predict(None)
+    with pytest.raises(LabelKitError, match="needs unlabeled samples"):
+        fit(learner([ActiveOutliers()], dls=data(labeled=None)))
