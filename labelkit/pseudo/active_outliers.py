@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.auxiliary import Auxiliary
+from ..core.auxiliary import Auxiliary, network_of
 from ..core.claim import Claim, made
 from ..core.record import Supervision, as_inputs
 from ..core.supervision import n_classes
@@ -115,6 +115,7 @@ class ActiveOutliers(PseudoLabel):
     limits = dict(
         members=(1, None), questions=(1, None), rounds=(0, None), ask=("variation", "random"),
     )
+    wants_features = True
     others = stranger = asked = None
 
     def __init__(self,
@@ -175,15 +176,11 @@ class ActiveOutliers(PseudoLabel):
             first = torch.cat([z, self.stranger(f)], 1)
             return torch.stack([first, *(o(*x) for o in more)]).float().softmax(2)
 
-    def before_forward(self, s:Supervision):
-        s.want_features()
-        super().before_forward(s)
-
     def after_forward(self, s:Supervision):
         mine = s.own(self)
         names = (None, f"{self.name}.weak", f"{self.name}.strong")
         pred = [s.pred, *(s.outputs[k] for k in names[1:])]
-        logit = [self.stranger(s.features(k)).float() for k in names]
+        logit = [self.stranger(f).float() for f in self.features(s)]
         first = [torch.cat(o, 1) for o in zip(pred, logit)]
         every = [first, *self.members_on(s, mine)]
         with torch.no_grad(): mean = torch.stack([o[1].softmax(1) for o in every]).mean(0)
@@ -222,8 +219,5 @@ class ActiveOutliers(PseudoLabel):
     )->torch.Tensor: # [N, C+1] distributions, the last class is "stranger"
         """The mean of the members, in evaluation mode. Raises `LabelKitError` before training, and
         after unpickling"""
-        if self.stranger is None or self.stranger.module is None:
-            raise LabelKitError(
-                "ActiveOutliers has no members yet, or they were left out of a pickle: train first"
-            )
+        network_of(self.stranger, self, "members")
         return self.each(x.to(self.asked.device)).mean(0)
