@@ -62,7 +62,7 @@ def test_list_fits_a_terminal(capsys, monkeypatch, columns):
         assert main(words) == 0
         lines = capsys.readouterr().out.splitlines()
         # a link is never cut, and the last column keeps 30 characters
-        wide = [l for l in lines if len(l) > max(columns, 75) and "https://" not in l]
+        wide = [l for l in lines if len(l) > max(columns, 80) and "https://" not in l]
         assert not wide
 
 

@@ -113,5 +113,14 @@ class Asleep(Callback):
     def before_batch(self): self.model.train(self.statistics)
     def before_step(self): raise CancelStepException()
 
-def asleep(dls): return [Asleep()]
-def only_statistics(dls): return [Asleep(statistics=True)]
+def asleep(
+    dls # loaders, as of every row
+)->list:
+    "A row in which the model stays as it came"
+    return [Asleep()]
+
+def only_statistics(
+    dls # loaders, as of every row
+)->list:
+    "A row in which batch norm alone measures the other domain"
+    return [Asleep(statistics=True)]
