@@ -111,6 +111,7 @@ class SALT(Distill):
     passed, then CE. With `choose` below 1 only the samples with the best scores by
     `hard_but_learnable` count in the first part. Raises `LabelKitError` for a small model with
     other classes. Rawat et al. 2024, https://arxiv.org/abs/2410.18779"""
+    switches = ("share",)
     limits = dict(share=(0, 1), choose=(.01, 1), top_k=(1, None))
     chosen = None
 
@@ -127,9 +128,6 @@ class SALT(Distill):
         super().__init__(teacher, soft_weight, hard_weight, **kwargs)
         self.keep(locals())
         if choose < 1: self.needs = (*self.needs, "ids")
-
-    @property
-    def off(self): return self.share == 0 or super().off
 
     @property
     def early(self): return self.share == 1 or self.learn.pct_train < self.share

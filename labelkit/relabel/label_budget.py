@@ -180,6 +180,7 @@ class LabelBudget(Relabel):
         budget=(0, None), price=(1e-9, None), share=(0, 1), stage=(0, 1),
         which=("random", "unsure", "sure"),
     )
+    switches = ("good", "budget")
     bought = cost = None
 
     def __init__(self,
@@ -193,9 +194,6 @@ class LabelBudget(Relabel):
     ):
         super().__init__(**kwargs)
         self.keep(locals())
-
-    @property
-    def off(self): return self.good is None or self.budget == 0 or super().off
 
     def setup(self):
         super().setup()

@@ -250,6 +250,7 @@ class LabelCritic(Relabel):
     shows them for review. Bassi et al. 2024, https://arxiv.org/abs/2411.02753"""
     reasons = ("the producers agree", "the given label wins", "another label wins", "undecided")
     columns = dict(flagged=torch.bool, asked=torch.long)
+    switches = ("candidates",)
     limits = dict(undecided=("drop", "keep"))
     explorer = "labelkit.explore.review:Review"
     leaning = None
@@ -269,9 +270,6 @@ class LabelCritic(Relabel):
         self.keep(locals())
         if candidates is not None and judge is None:
             raise LabelKitError("judge is missing: pass a function of samples and two labels")
-
-    @property
-    def off(self): return self.candidates is None or super().off
 
     def _shown(self):
         "What the judge looks at, a sample each"
