@@ -1,15 +1,14 @@
 """The debate: drawn arguments against the probabilities they are drawn by, the judges against
 scikit-learn, and a weak judge that a debate helps"""
 import math
-from functools import partial
 
 import numpy as np, pytest, torch
-from fastai.basics import Callback, Learner, set_seed
-from fastai.callback.training import ShortEpochCallback
+from fastai.basics import Learner, set_seed
 from sklearn.linear_model import LogisticRegression
 from torch import tensor
 from torch.nn import functional as F
 
+from distill.distilltools import Keep, fit, net
 from labelkit.core.teachers import as_teacher
 from labelkit.data.sets import digits, table
 from labelkit.distill.debate_ensemble import (
@@ -20,25 +19,7 @@ from labelkit.distill.debate_ensemble import (
     train_judges,
 )
 from labelkit.errors import LabelKitError
-from labelkit.models import mlp, small_cnn
-
-net = partial(small_cnn, c=10, c_in=1, width=4)
-
-
-class Keep(Callback):
-    order = 6
-    seen = None
-    def after_loss(self):
-        if self.training and self.seen is None:
-            self.seen = self.learn.supervision.record,self.learn.loss.item()
-
-
-def fit(*cbs, dls=None, model=None):
-    set_seed(0)
-    learn = Learner(dls or digits(labeled=40, ratio=2), model or net(), cbs=list(cbs))
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3, cbs=ShortEpochCallback(.2))
-    return learn
-
+from labelkit.models import mlp
 
 @pytest.fixture
 def strong():

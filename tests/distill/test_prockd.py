@@ -1,15 +1,13 @@
 """ProC-KD: assignments and running means by hand, a teacher of other classes, and a student that is
 kept as it was made"""
 import math
-from functools import partial
 
 import pytest, torch
-from fastai.basics import Callback, Learner, accuracy, set_seed
-from fastai.callback.training import ShortEpochCallback
+from fastai.basics import Callback
 from torch import nn, tensor
 from torch.nn import functional as F
 
-from labelkit.data.sets import digits
+from distill.distilltools import Keep, fit, net
 from labelkit.distill.prockd import (
     ProCKD,
     assigned,
@@ -20,25 +18,6 @@ from labelkit.distill.prockd import (
 )
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
-
-net = partial(small_cnn, c=10, c_in=1, width=4)
-
-
-class Keep(Callback):
-    order = 6
-    seen = None
-    def after_loss(self):
-        if self.training and self.seen is None:
-            self.seen = self.learn.supervision.record,self.learn.loss.item()
-
-
-def fit(*cbs, dls=None, model=None):
-    set_seed(0)
-    dls = dls or digits(labeled=40, ratio=2)
-    learn = Learner(dls, model or net(), cbs=list(cbs), metrics=accuracy)
-    with learn.no_bar(), learn.no_logging(): learn.fit(1, 3e-3, cbs=ShortEpochCallback(.2))
-    return learn
-
 
 @pytest.fixture
 def teacher():

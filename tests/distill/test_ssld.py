@@ -1,21 +1,16 @@
 """SSLD: its divergences against SciPy's and against the published formula, and labels without a
 part"""
 import math
-from functools import partial
 
 import numpy as np, pytest, torch
-from fastai.basics import Callback, Learner, accuracy, set_seed
-from fastai.callback.training import ShortEpochCallback
+from fastai.basics import Callback
 from scipy.spatial.distance import jensenshannon
 
+from distill.distilltools import Keep, fit, net
 from labelkit.core.teachers import as_teacher
-from labelkit.data.sets import digits
 from labelkit.distill.base import soft_kl
 from labelkit.distill.ssld import SSLD, js_divergence, symmetric_kl
 from labelkit.errors import LabelKitError
-from labelkit.models import small_cnn
-
-net = partial(small_cnn, c=10, c_in=1, width=4)
 
 
 class Wrong(Callback):
@@ -23,14 +18,6 @@ class Wrong(Callback):
     order = -20
     def before_batch(self):
         if self.training: self.learn.yb = (torch.randint_like(self.yb[0], 10),)
-
-
-def fit(*cbs, dls=None):
-    set_seed(0)
-    learn = Learner(dls or digits(labeled=40, ratio=2), net(), cbs=list(cbs), metrics=accuracy)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1, 3e-3, cbs=ShortEpochCallback(.2, short_valid=False))
-    return learn
 
 
 @pytest.fixture
@@ -85,12 +72,6 @@ def test_labels_have_no_part(teacher):
 
 @pytest.mark.parametrize("divergence,f", [("js", js_divergence), ("symmetric", symmetric_kl)])
 def test_the_loss_of_training_is_the_formula(teacher, divergence, f):
-    class Keep(Callback):
-        order = 6
-        seen = None
-        def after_loss(self):
-            if self.training and self.seen is None:
-                self.seen = self.learn.supervision.record,self.learn.loss.item()
     fit(SSLD(teacher, divergence, soft_weight=.5), keep := Keep())
     s,loss = keep.seen
     assert loss == pytest.approx(.5*f(s.pred, as_teacher(teacher)(s.x)).mean().item(), abs=1e-5)
