@@ -6,7 +6,7 @@ it be asked about?"""
 # %% auto #0
 __all__ = ['rad_weights', 'rad_value', 'student_gain', 'inclusion_probabilities',
            'sample_without_replacement', 'choose', 'ask_logits', 'ask_about', 'n_questions',
-           'a_hundred', 'often_wrong', 'RobustActiveDistillation']
+           'often_wrong', 'RobustActiveDistillation']
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b2a58c7c
 from functools import partial
@@ -18,11 +18,9 @@ from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import technique
-from ..data.arrays import LabelDataLoaders
 from ..data.samples import Samples, predict_unlabeled
-from ..data.sets import mnist_5k
 from .base import Distill, soft_kl
-from .stage import pixel_regression, taught
+from .stage import a_hundred, pixel_regression, taught
 from ..errors import LabelKitError, check_range
 from ..models import small_cnn
 from ..parts.rounds import Rounds
@@ -191,12 +189,6 @@ def n_questions(
     )
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #490a7eda
-def a_hundred(
-    seed:int=0 # decides which images have a label
-)->LabelDataLoaders:
-    "100 digits with a label and 3,900 without, 14×14 pixels"
-    return mnist_5k(labeled=100, bs=32, ratio=4, seed=seed)
-
 def often_wrong(
     dls # loaders of the student
 ):

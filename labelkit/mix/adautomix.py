@@ -20,7 +20,8 @@ from ..core.record import Supervision
 from ..core.teachers import EMA
 from ..core.technique import technique
 from ..errors import LabelKitError
-from .base import ModelMix, Plan, check_pair, sample_lam, take_partner
+from .base import ModelMix, Plan, check_pair, take_partner
+from ..parts.shares import sample_lam
 from .stage import few_photographs
 from ..models import _a_batch, body_layers, layer_name, layer_outputs
 

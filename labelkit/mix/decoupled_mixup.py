@@ -12,7 +12,7 @@ import torch
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.technique import CLASSES, technique
-from .base import sample_lam
+from ..parts.shares import sample_lam
 from .cutmix import CutMix
 from .decoupled import decoupled_loss
 from .mixup import MixUp

@@ -21,7 +21,8 @@ from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError
-from .base import LayerChange, sample_lam
+from .base import LayerChange
+from ..parts.shares import sample_lam
 from .stage import seldom_validated
 from ..models import body_layers, layer_name, small_cnn, unwrap
 

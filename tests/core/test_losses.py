@@ -18,7 +18,8 @@ from torch.utils.data import TensorDataset
 
 from places import REFERENCES
 from labelkit.core.losses import dense_targets, soft_target_loss
-from labelkit.mix.base import blend, sample_lam
+from labelkit.mix.base import blend
+from labelkit.parts.shares import sample_lam
 from labelkit.mix.cutmix import CutMix, box_masks, cut_boxes
 from labelkit.mix.mixup import MixUp, mixup
 

@@ -5,7 +5,7 @@ import pytest, torch
 from torch import tensor
 
 from mix.mixtools import close, gen
-from labelkit.mix.base import sample_lam
+from labelkit.parts.shares import sample_lam
 from labelkit.mix.cutmix import CutMix, cut_box, cut_boxes, cutmix, draw_boxes
 from places import REFERENCES
 

@@ -8,7 +8,7 @@ from contract import fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.represent.feature_transformation import (
-    FeatureTransformation, beta, extrapolated, interpolated
+    FeatureTransformation, extrapolated, interpolated
 )
 from labelkit.represent.moco import MoCo, first_is_right, queue_logits
 from represent.test_simclr import published
@@ -42,14 +42,6 @@ def test_the_score_never_rises(lam):
     c = 2*lam*(1-lam)
     torch.testing.assert_close((a*b).sum(1), c + (1-c)*s)
     assert ((a*b).sum(1) <= s + 1e-5).all()
-
-
-def test_beta():
-    rng = torch.Generator().manual_seed(0)
-    x = tensor([beta(1.6, rng) for _ in range(2000)])
-    assert x.min() > 0 and x.max() < 1
-    assert float(x.mean()) == pytest.approx(.5, abs=.02)
-    assert float(x.var()) == pytest.approx(1/(4*(2*1.6+1)), abs=.006)
 
 
 def test_the_queue_keeps_the_keys():
