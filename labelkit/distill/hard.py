@@ -145,7 +145,8 @@ class HARD(Distill):
         lr:float=.03,       # of the augmentor
         **kwargs            # `soft_weight`, `hard_weight`, … of `Distill`
     ):
-        super().__init__(one_network(teacher, "HARD needs the gradient through the teacher"), **kwargs)
+        teacher = one_network(teacher, "HARD needs the gradient through the teacher")
+        super().__init__(teacher, **kwargs)
         self.keep(locals())
 
     def setup(self):
