@@ -7,8 +7,9 @@ from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
 from labelkit.pseudo.pseudo_label_schedules import (
-    PseudoLabelSchedules, schedule_counts, shared_out, topic_scores, worst_recall,
+    PseudoLabelSchedules, again_and_again, schedule_counts, shared_out, topic_scores, worst_recall,
 )
+from labelkit.data.samples import Samples
 from labelkit.data.sets import sentences
 
 
@@ -114,3 +115,11 @@ def test_worst_recall():
         learn.model.head.weight.zero_()
         learn.model.head.bias.copy_(torch.eye(10)[3])
     assert worst_recall(learn) == 0
+
+
+def test_some_samples_again_and_again():
+    samples = Samples(data().unlabeled)
+    at = tensor([3, 5, 8])
+    batches = again_and_again(samples, at, torch.Generator().manual_seed(0))
+    for _ in range(3): assert set(next(batches).ids.tolist()) == set(samples.ids[at].tolist())
+    assert not list(again_and_again(samples, at[:0], torch.Generator()))

@@ -12,6 +12,7 @@ from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.relabel.comic import (
     COMIC,
+    Positives,
     balanced_targets,
     class_weights,
     mean_precision,
@@ -103,8 +104,9 @@ def fit(learn, n=2):
 def test_no_more_is_recalled_than_the_cap_allows():
     cb = COMIC(warmup=0., tau=0., cap=.5)
     fit(learner(cb))
-    assert (cb.found <= .5*cb.given + 1).all() and cb.found.sum() > 0
-    assert int(cb.recalled.sum()) <= int(cb.found.sum())
+    n = cb.positives
+    assert (n.found <= .5*n.given + 1).all() and n.found.sum() > 0
+    assert int(cb.recalled.sum()) <= int(n.found.sum())
     none = COMIC(warmup=0., tau=0., cap=0.)
     fit(learner(none))
     assert not none.recalled.any()
@@ -150,3 +152,15 @@ def test_the_data():
     assert torch.equal(valid, dls.valid_ds.arrays.y)
     for bad in (dict(hidden=-1), dict(imbalance=.5)):
         with pytest.raises(LabelKitError): two_digits(**bad)
+
+
+def test_positives_are_counted_by_epoch():
+    n = Positives(2)
+    n.count("given", torch.tensor([[1., 0.], [1., 1.]]))
+    n.count("found", torch.tensor([[False, True]]))
+    assert n.total.tolist() == [2., 2.]
+    again = Positives(2)
+    again.load_state_dict(n.state_dict())
+    again.next_epoch()
+    assert again.usual.tolist() == [2., 1.] and again.given.tolist() == [0., 0.]
+    assert n.usual.tolist() == [0., 0.] and again.total.tolist() == [2., 1.]
