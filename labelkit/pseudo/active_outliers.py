@@ -104,6 +104,7 @@ class Members(Auxiliary):
 
     def __getstate__(self): return super().__getstate__() | dict(model=None)
 
+# %% ../../nbs/pseudo/active_outliers.ipynb #a50d55cb
 class Answers:
     """What was said about the unlabeled samples of a learner's data: `label` [ids], −1 where nobody
     was asked"""
@@ -149,8 +150,9 @@ class Answers:
     def draw(self,
         n:int,               # how many
         rng:torch.Generator, # a CPU generator
-    )->tuple: # inputs [n, ...] and labels [n]
+    )->tuple: # inputs [n, ...] and labels [n]; `None` twice where nobody was asked
         "Samples that were asked about, with replacement"
+        if not self.share: return None,None
         pool = Samples(self.dls.unlabeled)
         at = (self.label[pool.ids] >= 0).nonzero().flatten()
         at = at[torch.randint(len(at), (n,), generator=rng)]
@@ -160,6 +162,7 @@ class Answers:
     def state_dict(self): return dict(label=self.label)
     def load_state_dict(self, state): self.label = state["label"].cpu()
 
+# %% ../../nbs/pseudo/active_outliers.ipynb #c23eb4b5
 def ensemble_losses(
     every:list,           # for each member its logits [n, C+1] of the labeled samples, the weak and
                           # strong views of the unlabeled ones, and perhaps of the answers
@@ -178,6 +181,7 @@ def ensemble_losses(
     if share: rest = [r + share*F.cross_entropy(o[3], answers) for r,o in zip(rest, every)]
     return given,rest,mean
 
+# %% ../../nbs/pseudo/active_outliers.ipynb #8a969469
 _claim = Claim(
     "With as many questions, an ensemble that learns strangers as a class classifies better than "
     "one network.",
@@ -206,23 +210,20 @@ _claim = Claim(
     family="pseudo",
     year=2024,
     paper="https://arxiv.org/abs/2307.03741",
-    cost="for each member a forward and backward pass over the labeled samples and two views of "
-         "the unlabeled ones",
+    cost="each member's forward and backward pass over labels and two views of what has none",
     beats="one network with as many questions",
     example=dict(questions=8),
     quick=dict(members=2),
     claims=(_claim,),
 )
 class ActiveOutliers(PseudoLabel):
-    """An ensemble that learns strangers as a class, labels what is unlabeled, and asks where it
-    disagrees
+    """An ensemble that learns strangers as a class, labels the rest, and asks where it disagrees
 
     At the beginning of each round the `questions` samples with the largest `variation_ratio` are
     asked about, in the first at random. Every member is trained on labels and answers, all alike,
     and on the strong views of the unlabeled samples: on the best class of the members' mean, known
-    or stranger, weighted by `sureness`. `predict` averages the members. Needs unlabeled samples
-    with ids and a model that ends in a linear layer. Stojnić et al. 2024,
-    https://arxiv.org/abs/2307.03741"""
+    or stranger, weighted by `sureness`. `predict` averages the members. Needs a model that ends in
+    a linear layer. Stojnić et al. 2024, https://arxiv.org/abs/2307.03741"""
     needs = ("unlabeled", "ids", "vision")
     targets = ("single",)
     limits = dict(
@@ -236,8 +237,7 @@ class ActiveOutliers(PseudoLabel):
         questions:int=20,   # asked in each round
         rounds:int=4,       # of questions, evenly spread over the training
         ask:str="variation",# whom: where members disagree ("variation"), or anybody ("random")
-        # function of ids [k] that gives labels [k], from the number of classes on for a stranger;
-        # the hidden truth of the data if `None`
+        # function of ids [k] that gives labels, of strangers c or more; if `None`, the hidden truth
         oracle=None,
         **kwargs            # `weight`, `weak`, `strong`, `augment_labeled` of `PseudoLabel`
     ):
@@ -260,20 +260,18 @@ class ActiveOutliers(PseudoLabel):
         super().before_forward(s)
         mine = s.own(self)
         mine.views = {f"{self.name}.{k}": as_inputs(v)[0] for k,v in vars(mine).items()}
-        mine.share = self.answers.share
-        mine.answers = None
-        if not mine.share: return
         x,mine.answers = self.answers.draw(len(s.y), self.rng)
+        if mine.answers is None: return
         mine.views[f"{self.name}.asked"] = x = self._views.weak(x)
         s.forward(f"{self.name}.asked", x)
 
     def after_forward(self, s:Supervision):
         mine = s.own(self)
         every = self.ensemble.logits(s, mine.views)
-        how = s.targets, mine.answers, mine.share, self.weight
-        given,rest,mean = ensemble_losses(every, *how)
+        share = self.answers.share
+        given,rest,mean = ensemble_losses(every, s.targets, mine.answers, share, self.weight)
         if not self.searching: self.note(Guess(mean.log(), s), mean.argmax(1) < s.c)
-        s.labeled_weight *= 1-mine.share
+        s.labeled_weight *= 1-share
         inside = F.softplus(every[0][0][:, -1] - s.pred.logsumexp(1)).mean()
         s.add_loss(self.name, rest[0])
         s.add_loss(f"{self.name}.inside", inside, s.labeled_weight)
@@ -283,7 +281,6 @@ class ActiveOutliers(PseudoLabel):
     def predict(self,
         x:torch.Tensor # [N, ...] inputs as the model takes them
     )->torch.Tensor: # [N, C+1] distributions, the last class is "stranger"
-        """The mean of the members, in evaluation mode. Raises `LabelKitError` before training, and
-        after unpickling"""
+        "The members' mean. Raises `LabelKitError` before training, and after unpickling"
         network_of(self.ensemble, self, "members")
         return self.ensemble.each(x.to(self.dls.device)).mean(0)

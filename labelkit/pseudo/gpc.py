@@ -254,8 +254,7 @@ _claim = Claim(
     claims=(_claim,),
 )
 class GPC(PseudoLabel):
-    """Cluster known and unknown classes with a mixture that finds their number, and train on the
-    prototypes
+    """Cluster known and new classes with a mixture that finds their number; learn its prototypes
 
     Adds contrast·`nt_xent` of two strong views, and after the warm-up prototypes·CE of both views
     to their cluster's prototype among all. In each round labeled and unlabeled samples are

@@ -160,8 +160,7 @@ _claim = Claim(
     claims=(_claim,),
 )
 class HIAST(PseudoLabel):
-    """Thresholds that follow each class from image to image, labels above them, agreement and
-    decision below
+    """Thresholds that follow each class, labels above them, agreement and decision below
 
     An average of the network (`EMA`) guesses the weak view. The thresholds move with each image of
     a dense prediction, with each batch where an image has one class (`judged`); then guesses at or

@@ -91,7 +91,7 @@ def a_cycle_each(
     scheds = dict(lr=twice(lr/25, lr, lr/1e5), mom=twice(.95, .85, .95))
     learn.fit(epochs, cbs=ParamScheduler(scheds))
 
-# %% ../../nbs/pseudo/value_of_labels.ipynb #e5fb4c0c
+# %% ../../nbs/pseudo/value_of_labels.ipynb #e9353d53
 def rare_labels(
     most:int=80,      # labels of the most frequent digit
     imbalance:float=20, # so many times as many as of the rarest
