@@ -6,7 +6,7 @@ and merges its clusters finds out."""
 # %% auto #0
 __all__ = ['log_marginal', 'log_split_ratio', 'seeded_k_means', 'more_centres', 'split_clusters',
            'merge_clusters', 'grow', 'cluster_accuracy', 'prototypes_of', 'main_directions',
-           'half_of_five', 'found_classes', 'GPC']
+           'cluster_samples', 'half_of_five', 'found_classes', 'GPC']
 
 # %% ../../nbs/pseudo/gpc.ipynb #96c0000d
 from functools import partial
@@ -177,6 +177,25 @@ def main_directions(
     z = z - z.mean(0)
     return z@torch.linalg.svd(z, full_matrices=False)[2][:dims].T
 
+def cluster_samples(
+    z:torch.Tensor,       # [N, D] features
+    labels:torch.Tensor,  # [N] long, -1 for none
+    rng:torch.Generator,  # a CPU generator
+    k:int=None,           # clusters, known classes included; found if `None`
+    start:int=15,         # centres beside those of the known classes, to begin with
+    dims:int=64,          # main directions in which it is clustered
+)->torch.Tensor: # [N] long; clusters of known classes come first, in the order of the classes
+    "Cluster labeled and unlabeled samples together; those with a label stay with their class"
+    x = main_directions(z, dims)
+    classes,given = labels[labels >= 0].unique(return_inverse=True)
+    given = torch.full_like(labels, -1).masked_scatter(labels >= 0, given)
+    n = len(classes)
+    means = torch.stack([x[given == i].mean(0) for i in range(n)])
+    centres = more_centres(x, means, max(k or n+start, n), rng)
+    if k is None: _,cluster = grow(x, centres, given, n, rng)
+    else: _,cluster = seeded_k_means(x, centres, given)
+    return cluster.unique(return_inverse=True)[1]
+
 def half_of_five(
     seed:int=0, # decides which are labeled, and the order
 )->LabelDataLoaders:
@@ -235,14 +254,13 @@ _claim = Claim(
     claims=(_claim,),
 )
 class GPC(PseudoLabel):
-    """Cluster known and unknown classes with a mixture that finds their number, and train on the
-    prototypes
+    """Cluster known and new classes with a mixture that finds their number; learn its prototypes
 
     Adds contrast·`nt_xent` of two strong views, and after the warm-up prototypes·CE of both views
     to their cluster's prototype among all. In each round labeled and unlabeled samples are
     clustered by `grow`, from the known classes and `start` further centres; with `k` their number
-    is kept. `clusters` says who is where. Needs unlabeled samples with ids and a model that ends in
-    a linear layer. Zhao et al. 2023, https://arxiv.org/abs/2305.06144"""
+    is kept. `clusters` says who is where. Needs a model that ends in a linear layer. Zhao et al.
+    2023, https://arxiv.org/abs/2305.06144"""
     needs = ("unlabeled", "ids", "vision")
     targets = ("single",)
     explorer = "labelkit.explore.training_explorer:TrainingExplorer"
@@ -279,27 +297,15 @@ class GPC(PseudoLabel):
         self.centres,self.density = prototypes_of(z, self.cluster[ids], self.temperature)
         self.schedule.finish()
 
-    def embed(self, *x): return self.projector(with_features(self.learn.model, *x)[1])
-
     def clusters(self)->tuple: # ids [N], the cluster of each [N], features [N, 64] of length 1
-        """Cluster all samples by what the model says now; clusters of known classes come first, in
-        the order of the classes"""
-        known = Samples(self.dls)
-        rest = Samples(self.dls.unlabeled)
-        (ids,z),(more,others) = (
-            predict_samples(self.learn, o, forward=self.embed) for o in (known, rest)
-        )
-        y = known.labels()[known.places(ids)].to(z.device)
-        classes,y = y.unique(return_inverse=True)
-        z = torch.cat([z, others])
-        x = main_directions(z, self.dims)
-        given = torch.cat([y, torch.full((len(others),), -1, device=z.device)])
-        n = len(classes)
-        means = torch.stack([x[given == k].mean(0) for k in range(n)])
-        centres = more_centres(x, means, max(self.k or n+self.start, n), self.rng)
-        if self.k is None: _,cluster = grow(x, centres, given, n, self.rng)
-        else: _,cluster = seeded_k_means(x, centres, given)
-        return torch.cat([ids, more]), cluster.unique(return_inverse=True)[1], z
+        "Cluster all samples by what the model says now, as `cluster_samples` does"
+        embed = lambda *x: self.projector(with_features(self.learn.model, *x)[1])
+        sets = [Samples(o) for o in (self.dls, self.dls.unlabeled)]
+        found = [predict_samples(self.learn, o, forward=embed) for o in sets]
+        ids,z = map(torch.cat, zip(*found))
+        y = sets[0].labels()[sets[0].places(found[0][0])]
+        y = F.pad(y, (0, len(z)-len(y)), value=-1).to(z.device)
+        return ids,cluster_samples(z, y, self.rng, self.k, self.start, self.dims),z
 
     def before_forward(self, s:Supervision):
         self.show_labeled(s)

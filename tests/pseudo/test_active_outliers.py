@@ -45,13 +45,13 @@ def six_known(cb, *more):
 def test_answers_are_asked_for_in_rounds():
     learn = six_known(cb := ActiveOutliers(members=2, questions=10, rounds=3))
     fit(learn, 3)
-    asked = cb.asked >= 0
+    asked = cb.answers.label >= 0
     assert int(asked.sum()) == 30 and not (asked & (learn.dls.given >= 0)).any()
-    assert torch.equal(cb.asked[asked], learn.dls.truth[asked])
-    assert (cb.asked[asked] == 6).any()
+    assert torch.equal(cb.answers.label[asked], learn.dls.truth[asked])
+    assert (cb.answers.label[asked] == 6).any()
     few = six_known(cb := ActiveOutliers(members=1, questions=500, rounds=2))
     fit(few, 2)
-    assert int((cb.asked >= 0).sum()) == int((few.dls.given < 0).sum())
+    assert int((cb.answers.label >= 0).sum()) == int((few.dls.given < 0).sum())
 
 
 def test_an_oracle_is_asked():
@@ -61,7 +61,7 @@ def test_an_oracle_is_asked():
         return torch.full((len(ids),), 99)
     fit(six_known(cb := ActiveOutliers(members=1, questions=7, rounds=1, oracle=oracle)))
     assert len(seen) == 1 and len(seen[0]) == 7
-    assert (cb.asked[seen[0]] == 6).all()
+    assert (cb.answers.label[seen[0]] == 6).all()
 
 
 def test_without_truth_and_oracle_it_says_so():
@@ -76,10 +76,11 @@ def test_what_a_batch_is_told():
     fit(learn)
     s = keep.seen[0]
     assert set(s.losses) == {"active_outliers", "active_outliers.inside"}
-    assert not s.auxiliary_losses and cb.others is None
-    # K-way cross-entropy and the additional term are cross-entropy with K+1 classes
+    assert not s.auxiliary_losses and len(cb.ensemble.module) == 1
+    # forty answers beside 24 labels; cross-entropy with K classes and the additional term are that
+    # with K+1
     inside,factor = s.losses["active_outliers.inside"]
-    assert factor == 1 and inside > 0
+    assert factor == s.labeled_weight == pytest.approx(24/64) and inside > 0
     f = cb.ledger.frame()
     f = f[f.epoch >= 0]
     assert f.accepted.equals(f.suggested_label < 6)
@@ -88,10 +89,10 @@ def test_what_a_batch_is_told():
 def test_each_member_learns_and_the_first_is_the_model():
     learn = six_known(cb := ActiveOutliers(members=3, questions=10), keep := Keep())
     fit(learn)
-    assert len(cb.others.module) == 2
+    assert len(cb.ensemble.module) == 3
     assert set(keep.seen[0].auxiliary_losses) == {"active_outliers.members"}
     x = learn.dls.x_unknown[:6].float()
-    each = cb.each(x)
+    each = cb.ensemble.each(x)
     assert each.shape == (3, 6, 7)
     close(each.sum(2), torch.ones(3, 6))
     close(cb.predict(x), each.mean(0))
