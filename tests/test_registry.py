@@ -85,7 +85,7 @@ MODULES = sorted(o.name for o in walk_packages(labelkit.__path__, "labelkit.") i
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_argument_of_a_function_is_read(name):
-    "But for what functions of one kind are all given: loaders for a claim's row, an operation's size"
+    "But for what functions of one kind are all given: loaders for a claim's row, an operation's v"
     for node in parsed(import_module(name)).body:
         if not isinstance(node, ast.FunctionDef) or node.name.startswith(("_", "op_")): continue
         args = node.args
