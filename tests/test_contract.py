@@ -36,6 +36,7 @@ from labelkit.core.checkpoint import Checkpoint
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
+from labelkit.core.teachers import EMA
 from labelkit.core.technique import registry
 from labelkit.mix.cutmix import CutMix
 from labelkit.pseudo.fixmatch import FixMatch
@@ -88,6 +89,35 @@ def test_one_seed_one_result(slug):
     assert same(weights(a), weights(b))
     other = fit(learner([build(slug, active=True)], slug=slug, seed=4), seed=4)
     assert not same(weights(a), weights(other))
+
+
+def test_a_pass_of_its_own_leaves_batch_norm_alone(slug):
+    "A step moves the running statistics once, and once more for what it sends alone"
+    class Passes(Callback):
+        order = 6
+        def before_fit(self): self.n = 0
+        def after_loss(self):
+            if self.training: self.n += 1 + len(self.learn.supervision.record.apart)
+    learn = learner([build(slug, active=True), passes := Passes()], slug=slug)
+    norms = [m for m in learn.model.modules() if hasattr(m, "num_batches_tracked")]
+    fit(learn)
+    assert all(int(m.num_batches_tracked) <= passes.n for m in norms)
+
+
+AVERAGED = [s for s in SLUGS if "ema_decay" in registry[s].cls.parameters()]
+
+@pytest.mark.parametrize("slug", AVERAGED)
+def test_an_average_follows_the_model_at_its_pace(slug):
+    "Once in each step, towards the weights after it, by the share that was asked for"
+    if isinstance(registry[slug].cls.parameters()["ema_decay"].default, tuple): return
+    for decay in (0., .75):
+        cb = build(slug, active=True, ema_decay=decay)
+        learn = fit(learner([cb], slug=slug))
+        means = {id(o): o for o in vars(cb).values() if isinstance(o, EMA)}.values()
+        for mean in means:
+            assert mean.decay == decay and mean.steps == len(learn.dls.train)
+        if decay == 0 and type(vars(cb).get("teacher")) is EMA:
+            assert same(weights(learn), cb.teacher.model.state_dict())
 
 
 @pytest.mark.full

@@ -105,6 +105,50 @@ def test_federated_averages_what_each_client_learned():
     federated(learner([FixMatch(threshold=0.)]), clients, 1)
 
 
+def test_the_server_by_hand():
+    "Each client begins from the same weights, and counts by its samples; nothing is drawn"
+    still = dict(weak=lambda x: x, strong=lambda x: x)
+    learn = learner([FedLabel(threshold=0., **still)])
+    own = learn.dls
+    clients = [data(n=n, labeled=n//4, bs=n//4, ratio=3) for n in (40, 120)]
+    begin = weights(learn)
+    federated(learn, clients, 1, lr=1e-3)
+    got = weights(learn)
+    alone = []
+    for dls in clients:
+        other = learner([FedLabel(threshold=0., **still)], dls=dls)
+        other.model.load_state_dict(begin)
+        with other.no_bar(), other.no_logging(): other.fit(1, 1e-3)
+        alone.append(weights(other))
+    for k in ("head.weight", "head.bias"):
+        steps = torch.stack([a[k]-begin[k] for a in alone])
+        mean = (steps[0] + 3*steps[1])/4
+        off = (got[k]-begin[k]-mean).norm()
+        assert off < .35*mean.norm(), k  # order of the batches apart
+    assert learn.dls is own
+
+
+def test_the_world_is_asked_in_evaluation_mode_and_the_same_for_all_epochs():
+    learn = learner([cb := FedLabel()])
+    begin = weights(learn)
+    fit(learn, 3)
+    assert same(cb.world.state_dict(), begin) and not cb.world.training
+
+
+def test_the_weight_counts_for_agreement_too():
+    fit(learner([FedLabel(threshold=0., weight=3., agreement=.5), keep := Keep()]))
+    assert {s.losses["fedlabel.agreement"][1] for s in keep.seen
+            if "fedlabel.agreement" in s.losses} == {1.5}
+
+
+def test_classes_are_dealt_by_the_truth():
+    "Unlabeled samples too lie with those of their class"
+    dls = data()
+    one = torch.cat([o.train_ds.arrays.y.new_tensor([o.n_ids]) for o in clients_of(dls, 4, .05)])
+    by_truth = deal(dls.truth, 4, .05, 0).bincount(minlength=4)
+    assert (one - by_truth).abs().max() <= 4
+
+
 def test_a_table():
     noisy = lambda x, rng: x + .1*torch.randn(x.shape, generator=rng)
     dls = table("wine", labeled=9, bs=3, ratio=3)
