@@ -86,7 +86,8 @@ class PredictionPretraining(PseudoLabel):
 
     def setup(self):
         super().setup()
-        later = [1-self.first] if self.together else [self.pretrain, 1-self.first-self.pretrain]
+        last = max(1-self.first-self.pretrain, 0.)  # .9 and .1 leave a little less than nothing
+        later = [1-self.first] if self.together else [self.pretrain, last]
         self.phases = Phases(self.first, *later)
         self.pseudo_label = torch.full((self.ledger.n_ids,), -1, device=self.dls.device or "cpu")
         self.beginning = weights_of(self.learn)
