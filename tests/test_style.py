@@ -52,8 +52,14 @@ def test_notebooks_are_read_by_cell(tmp_path):
     run = subprocess.run(
         [sys.executable, style.__file__, str(path)], capture_output=True, text=True, check=False
     )
-    assert run.returncode == 1 and "a.ipynb: code cell 0, line 3: a, b = " in run.stdout
-    assert "1 packed assignments" in run.stderr
+    assert run.returncode == 1
+    assert "a.ipynb: code cell 0, line 3: one assignment a line: a, b = " in run.stderr
+
+
+def test_long_lines_of_a_script_are_named(tmp_path):
+    path = tmp_path/"a.js"
+    path.write_text("é"*100 + "\n" + "a"*101 + "\n", encoding="utf-8")
+    assert style.long_lines(path) == [f"{path}: line 2: 101 characters, at most 100"]
 
 
 def test_the_project_keeps_to_it(root):
