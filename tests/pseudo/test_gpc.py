@@ -108,6 +108,29 @@ class TestMoves:
         assert len(centres) == 4
         assert (cluster[:60] == 0).all()
 
+    def test_a_move_that_explains_less_is_sometimes_made(self, monkeypatch):
+        "With probability exp(ratio), so that the mixture does not stay in its first mistake"
+        monkeypatch.setattr("labelkit.pseudo.gpc.log_split_ratio", lambda *a, **k: -1.)
+        x = heaps([0., 0.], [3., 3.], n=10)
+        zero = torch.zeros(len(x), dtype=torch.long)
+        centre = x.mean(0, keepdim=True)
+        split = [len(split_clusters(x, centre, zero, 0, rng(i))) == 2 for i in range(150)]
+        assert sum(split)/150 == pytest.approx(math.exp(-1), abs=.12)
+
+    @pytest.mark.parametrize("move", [split_clusters, merge_clusters])
+    def test_the_prior_is_of_all_samples(self, move, monkeypatch):
+        seen = []
+        def spy(a, b, mean, **prior):
+            seen.append((mean, prior))
+            return 0.
+        monkeypatch.setattr("labelkit.pseudo.gpc.log_split_ratio", spy)
+        x = heaps([0., 0.], [3., 3.], [9., 0.], n=20)
+        cluster = torch.arange(60)//20
+        centres = torch.stack([x[cluster == k].mean(0) for k in range(3)])
+        move(x, centres, cluster, 1, rng(), kappa=.5, scale=.25)
+        assert seen and all(torch.equal(m, x.mean(0)) for m,_ in seen)
+        assert all(o == dict(kappa=.5, scale=.25) for _,o in seen)
+
     def test_a_ratio_of_one_sample(self):
         assert math.isfinite(log_split_ratio(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(2)))
 
