@@ -126,6 +126,17 @@ class TestRounds:
         ids = torch.cat([next(batches).ids for _ in range(6)])
         assert set(cb.pseudo_label[ids].tolist()) == set(range(10))
 
+    def test_the_first_round_goes_on_from_the_warmup(self):
+        found = []
+        class Spy(PseudoLabelSchedules):
+            def before_steps(self):
+                super().before_steps()
+                found.append(torch.equal(
+                    weights_of(self.learn)["head.weight"], self.beginning["head.weight"]
+                ))
+        fit(learner([Spy(None, "fpl", k=3, warmup=.5)]), 4)
+        assert found == [True, False, False, False]
+
     def test_scorers_of_any_kind(self):
         dls = data()
         net = model(5)
