@@ -26,6 +26,18 @@ class TestLabels:
         said = tensor([1, 2, 0, 1])
         assert sub_labels(weak, said, 3, 2).tolist() == [1, 1, 0, 2]
 
+    @pytest.mark.parametrize("least", [1, 5, 9])
+    def test_no_two_combinations_share_a_class(self, least):
+        g = torch.Generator().manual_seed(least)
+        weak,said = torch.randint(-1, 4, (2, 150), generator=g)
+        pairs = list(zip(weak.tolist(), said.clamp_min(0).tolist()))
+        own = lambda w, t: w == t or pairs.count((w, t)) >= least
+        keys = [(w, t) if own(w, t) else (w, "rest") for w,t in pairs]
+        got = sub_labels(weak, said.clamp_min(0), 4, least).tolist()
+        known = {(k, c) for k,c,w in zip(keys, got, weak.tolist()) if w >= 0}
+        assert len(known) == len({k for k,_ in known}) == len({c for _,c in known})
+        assert {c for _,c in known} == set(range(len(known)))
+
     def test_what_it_is_held_against(self):
         weak = tensor([0, 1, -1])
         said = tensor([0, 0, 1])
