@@ -78,7 +78,8 @@ class PredictionPretraining(InPhases):
 
     @property
     def shares(self):
-        later = [1-self.first] if self.together else [self.pretrain, 1-self.first-self.pretrain]
+        last = max(1-self.first-self.pretrain, 0.)  # .9 and .1 leave a little less than nothing
+        later = [1-self.first] if self.together else [self.pretrain, last]
         return self.first,*later
 
     def relabel(self):

@@ -99,6 +99,19 @@ def test_the_chosen_have_the_best_scores_and_alone_count(small):
     assert s.losses["salt"][0].item() == pytest.approx(kl.item(), abs=1e-5)
 
 
+def test_the_chosen_are_labeled_and_among_as_many_first_choices(small):
+    "By id, where the labeled samples are not the first"
+    dls = digits(labeled=60, ratio=2)
+    cb = SALT(small, share=1., choose=.1, top_k=4)
+    fit(cb, dls=dls, epochs=1)
+    samples = Samples(dls)
+    score = hard_but_learnable(as_teacher(small)(*samples.inputs()), samples.labels(), 4)
+    assert set(cb.chosen.nonzero().flatten().tolist()) == {
+        int(samples.ids[i]) for i in score.topk(6).indices
+    }
+    assert (dls.given[cb.chosen > 0] >= 0).all()
+
+
 def test_unlabeled_samples_always_count(small):
     cb = SALT(small, share=1., choose=.5, unlabeled=True)
     fit(cb, keep := Keep(), dls=digits(labeled=40, ratio=2), epochs=1)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from contract import fit, learner, model
 from labelkit.data.loaders import from_arrays
+from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
 from labelkit.mix.mixup import MixUp
 from labelkit.mix.sla import SLA, asked_together, joint_targets, self_distillation, together
@@ -102,6 +103,25 @@ class TestCallback:
         close(s.losses["sla"][0], F.cross_entropy(z, labels), 1e-5)
         want = self_distillation(s.pred, together(z.unflatten(0, (4, -1))), s.weights, 2.)
         close(s.losses["sla.distill"][0], want, 1e-5)
+
+    @pytest.mark.parametrize("labels", ["joint", "same"])
+    def test_samples_count_their_weight_in_every_version(self, labels):
+        class Weigh(LabelCallback):
+            stage = "relabel"
+            def before_forward(self, s): s.weigh(torch.arange(len(s.x)).float())
+        s,learn = one_batch(SLA(labels=labels, weight=2., distill=.5), Weigh())
+        w = torch.arange(len(s.x)).float()
+        n = 3 if labels == "same" else 4
+        if labels == "same":
+            z = s.outputs["sla"]
+            y = s.y.repeat(3)
+        else:
+            z = learn.sla.joint_head(torch.cat([s.features(), s.features("sla")]))
+            y = torch.cat([s.y*4 + t for t in range(4)])
+            assert s.losses["sla.distill"][1] == .5
+        each = F.cross_entropy(z, y, reduction="none").view(n, -1)
+        close(s.losses["sla"][0], (each*w).sum()/(n*w.sum()), 1e-5)
+        assert s.losses["sla"][1] == (2. if labels == "joint" else 2.*3/4)
 
     def test_the_baseline_is_the_mean_over_all_copies(self):
         s,learn = one_batch(SLA(labels="same"))

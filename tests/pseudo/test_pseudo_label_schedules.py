@@ -11,6 +11,7 @@ from labelkit.pseudo.pseudo_label_schedules import (
 )
 from labelkit.data.samples import Samples
 from labelkit.data.sets import sentences
+from mix.mixtools import Keep
 
 
 def greedy(scores, k):
@@ -86,6 +87,56 @@ class TestRounds:
             fit(learner([Spy(self.scorer(data()), "ifpl", rounds=2, fresh=fresh)]), 4)
             assert found == [True, False, fresh, False]
 
+    def test_a_scorer_needs_no_warmup(self):
+        _,cb = self.run("ifpl", rounds=2, warmup=.5)
+        assert cb.ledger.epochs == [0, 2]
+
+    def test_later_rounds_ask_the_model(self):
+        "What was trained, and not the scorer again"
+        class Kept(PseudoLabelSchedules):
+            name = "pseudo_label_schedules"
+            def scores(self, samples, first):
+                ids,scores = super().scores(samples, first)
+                found.append((first, ids, scores))
+                return ids,scores
+        found = []
+        dls = data()
+        table = self.scorer(dls)
+        fit(learner([Kept(table, "ifpl", rounds=2)], dls=dls), 2)
+        assert [o[0] for o in found] == [True, False]
+        for first,ids,scores in found:
+            assert torch.equal(scores, table[ids].log_softmax(1)) is first
+
+    def test_a_batch_learns_the_labels_of_its_own_samples(self):
+        learn,cb = self.run("fpl", k=3, epochs=1)
+        keep = Keep()
+        fit(learn, 1, [keep])
+        for s in keep.seen:
+            ids = s.own(cb).ids
+            label = cb.pseudo_label[ids]
+            assert (label >= 0).all() and torch.equal(label, learn.dls.truth[ids])
+            z = s.outputs["pseudo_label_schedules"]
+            want = torch.nn.functional.cross_entropy(z, label)
+            torch.testing.assert_close(s.losses["pseudo_label_schedules"][0], want)
+
+    def test_every_class_is_trained_on(self):
+        _,cb = self.run("fpl", k=3, epochs=1)
+        samples = Samples(cb.dls.unlabeled)
+        batches = cb.chosen(samples)
+        ids = torch.cat([next(batches).ids for _ in range(6)])
+        assert set(cb.pseudo_label[ids].tolist()) == set(range(10))
+
+    def test_the_first_round_goes_on_from_the_warmup(self):
+        found = []
+        class Spy(PseudoLabelSchedules):
+            def before_steps(self):
+                super().before_steps()
+                found.append(torch.equal(
+                    weights_of(self.learn)["head.weight"], self.beginning["head.weight"]
+                ))
+        fit(learner([Spy(None, "fpl", k=3, warmup=.5)]), 4)
+        assert found == [True, False, False, False]
+
     def test_scorers_of_any_kind(self):
         dls = data()
         net = model(5)
@@ -123,3 +174,18 @@ def test_some_samples_again_and_again():
     batches = again_and_again(samples, at, torch.Generator().manual_seed(0))
     for _ in range(3): assert set(next(batches).ids.tolist()) == set(samples.ids[at].tolist())
     assert not list(again_and_again(samples, at[:0], torch.Generator()))
+
+
+def test_worst_recall_is_the_least_of_all_classes():
+    learn = learner()
+    y = torch.cat([b[1] for b in learn.dls.valid])
+    at = iter(y.split(learn.dls.valid.bs))
+    flip = (y == y[0]).nonzero().flatten()[0]
+    class Almost(torch.nn.Module):
+        def forward(self, x):
+            z = torch.nn.functional.one_hot(y, 10).float()
+            z[flip] = z[flip].roll(1)
+            return z
+    learn.model = Almost()
+    n = int((y == y[0]).sum())
+    assert worst_recall(learn) == pytest.approx((n-1)/n) and at

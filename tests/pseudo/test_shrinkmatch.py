@@ -105,6 +105,23 @@ def test_the_second_head_learns_and_the_own_head_does_not_hear_of_it():
     assert s.model.head.weight is not cb.second_head.module.weight and loss.requires_grad
 
 
+def test_the_loss_in_fewer_classes_by_hand():
+    "The second head on the strong view, times the running mean, with both weights"
+    class Kept(ShrinkMatch):
+        name = "shrinkmatch"
+        def after_forward(self, s):
+            super().after_forward(s)
+            p = s.outputs["shrinkmatch.weak"].detach().softmax(1)
+            z = self.second_head(s.features("shrinkmatch.strong")).float()
+            want = self.sure.value*shrunk_losses(z, p, .15).mean()
+            value,weight = s.losses["shrinkmatch.shrink"]
+            close(value, want)
+            found.append((float(value), weight))
+    found = []
+    fit(learner([Kept(threshold=.15, shrink=.5, weight=3.)]))
+    assert max(o[0] for o in found) > 0 and {o[1] for o in found} == {1.5}
+
+
 def test_ledger_says_how_many_classes_are_left():
     cb,*_ = one_batch(threshold=.15)
     f = cb.ledger.frame()

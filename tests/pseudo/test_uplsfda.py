@@ -1,5 +1,6 @@
 "UPL-SFDA: the authors' mask and entropy, which pass teaches which, and that no label is read"
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +47,48 @@ class TestPasses:
         assert len(o.record.requests["uplsfda.second"]) == 4*len(o.record.x)
         first,second = (o.requests[f"uplsfda.{k}"] for k in ("first", "second"))
         assert not torch.equal(first, second)  # other draws
+
+    def test_every_term_by_hand(self):
+        "Each head its own view and features; the first pass labels, the second one learns"
+        class Kept(UPLSFDA):
+            name = "uplsfda"
+            def ask(self, s, name):
+                out = super().ask(s, name)
+                said.append((name, out.detach()))
+                return out
+        said = []
+        o = look(learner([Kept(threshold=.14, weight=3., entropy=.5)]))
+        (one,first),(two,second) = said
+        assert (one, two) == ("first", "second") and first.shape == (4, len(o.record.x), 10)
+        assert not torch.equal(first, second)
+        label,_,mask = reliable_labels(first.softmax(2), .14)
+        assert mask.any() and not mask.all()
+        each = torch.stack([F.cross_entropy(z, label, reduction="none") for z in second])
+        value,weight = o.losses["uplsfda"]
+        close(value.detach(), each[:, mask].mean())
+        assert weight == 3. and o.losses["uplsfda.entropy"][1] == 1.5
+        close(o.losses["uplsfda.entropy"][0].detach(), mean_entropy(second.softmax(2)))
+
+    def test_each_head_sees_a_draw_of_its_own(self):
+        o = look(learner([UPLSFDA(threshold=0.)]))
+        for name in ("first", "second"):
+            views = o.requests[f"uplsfda.{name}"].chunk(4)
+            assert not any(torch.equal(views[0], v) for v in views[1:])
+
+    @pytest.mark.parametrize("dropout", [0., .25, .9])
+    def test_dropout_keeps_the_mean(self, dropout):
+        "What is left counts as much more"
+        cb = UPLSFDA(heads=2, dropout=dropout)
+        learn = learner([cb])
+        fit(learn)
+        s = SimpleNamespace(features=lambda name: torch.ones(4000, 16))
+        seen = []
+        said = lambda f: seen.append(f) or torch.zeros(len(f), 10)
+        cb.copies.module.forward = lambda features: list(map(said, features))
+        cb.ask(s, "second")
+        f = seen[0]
+        assert float((f == 0).float().mean()) == pytest.approx(dropout, abs=.02)
+        assert float(f.mean()) == pytest.approx(1, abs=.05)
 
     def test_nothing_believed(self):
         o = look(learner([UPLSFDA(threshold=1.)]))

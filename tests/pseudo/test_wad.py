@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from contract import data, fit, learner
 from labelkit.errors import LabelKitError
+from labelkit.parts.pretrain import pretrain
 from labelkit.pseudo.wad import (
     WAD, class_similarities, nearest_class, share_to_move, smallest_losses,
 )
@@ -101,6 +102,43 @@ def test_what_a_batch_is_told():
     rest = (cb.lead[last.unlabeled_ids]*each)[~moved].mean()
     close(last.losses["wad"][0], rest)
     assert learn.wad.schedule.done == 1
+
+
+def test_who_is_moved_stays_and_is_not_counted_again():
+    "In each round a share of those that are left"
+    class Kept(WAD):
+        name = "wad"
+        def move(self):
+            before = self.moved.clone()
+            super().move()
+            found.append((before, self.moved.clone()))
+    found = []
+    fit(learner([cb := Kept(encoder=pixels, rounds=4, alpha=1.)]), 4)
+    left = 96
+    for i,(before,after) in enumerate(found, 1):
+        assert (after | ~before).all()
+        new = int((after & ~before).sum())
+        assert new == int(share_to_move(i, 1., 4)*left) > 0
+        left -= new
+    assert len(found) == 3 and cb.schedule.done == 3
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_the_view_that_was_asked_for(noise):
+    views = dict(weak=lambda x: x, strong=lambda x: 1-x)
+    fit(learner([WAD(encoder=pixels, noise=noise, **views), keep := Keep()]))
+    for s in keep.seen:
+        assert torch.equal(s.requests["wad"], 1-s.unlabeled if noise else s.unlabeled)
+
+
+def test_the_temperature_of_the_contrast(monkeypatch):
+    seen = {}
+    def spy(*args, **kwargs):
+        seen.update(kwargs)
+        return pretrain(*args, **kwargs)
+    monkeypatch.setattr("labelkit.pseudo.wad.pretrain", spy)
+    fit(learner([WAD(pretraining=3, temperature=.7)]))
+    assert seen["temperature"] == .7 and seen["steps"] == 3
 
 
 def test_without_weights_every_label_counts_one():

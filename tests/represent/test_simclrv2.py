@@ -22,6 +22,13 @@ def test_published():
         assert float(loss) == pytest.approx(want, abs=1e-4)
 
 
+def test_the_teacher_learns_nothing():
+    student,teacher = torch.randn(2, 3, 4, requires_grad=True).unbind()
+    both = [o.detach().requires_grad_() for o in (student, teacher)]
+    distillation(*both, 2.).backward()
+    assert both[0].grad.abs().sum() > 0 and both[1].grad is None
+
+
 def test_stages():
     said = lambda n, a, b: [stage_of(e/n, a, b) for e in range(n)]
     assert said(8, .5, .25) == [0]*4 + [1]*2 + [2]*2
