@@ -163,7 +163,7 @@ def test_what_a_batch_is_told():
             if "comic" not in s.losses: return
             logits = s.pred - self.margin*s.targets
             y = torch.maximum(s.targets, self.recalled[s.ids].float())
-            counts = self.usual + self.given + self.found
+            counts = self.positives.total
             focus = (self.gamma_neg, self.gamma_pos, self.clip, s.weights)
             want = multi_focal_loss(logits, y, class_weights(counts), *focus)
             torch.testing.assert_close(s.losses["comic"][0], want)
@@ -182,9 +182,10 @@ def test_what_a_batch_is_told():
     learn = fit(learner(cb), 3)
     y = learn.dls.train_ds.arrays.y.sum(0)
     assert len(found) == 9
-    assert torch.equal(cb.usual, y) and torch.equal(cb.given, y)
+    n = cb.positives
+    assert torch.equal(n.usual, y) and torch.equal(n.given, y)
     assert torch.equal(found[0] - found[0].floor(), torch.zeros(3))
-    assert (found[-1] == 2*y + cb.found).all()
+    assert (found[-1] == 2*y + n.found).all()
 
 
 def test_what_is_no_longer_sure_is_no_longer_recalled():
@@ -199,9 +200,10 @@ def test_what_is_no_longer_sure_is_no_longer_recalled():
 def test_recalled_labels_of_an_epoch_do_not_fill_the_next():
     cb = COMIC(warmup=0., tau=0., cap=.5)
     learn = fit(learner(cb), 1)
-    once = int(cb.found.sum())
+    once = int(cb.positives.found.sum())
     fit(learn, 3)
-    assert 0 < int(cb.found.sum()) <= float((.5*cb.given).sum()) + 3 and once > 0
+    n = cb.positives
+    assert 0 < int(n.found.sum()) <= float((.5*n.given).sum()) + 3 and once > 0
 
 
 def test_no_labels_at_all():
