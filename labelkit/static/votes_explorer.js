@@ -63,7 +63,8 @@ function build(ui) {
         g.append(row);
       }
       g.append(svg("rect", { x: left - 1, y: top + i * h - 1, width: w * m + 2, height: h + 2, fill: "none", class: "lk-mark" }));
-      for (const j of some(m, Math.floor((W - left) / 40))) g.append(svg("text", { x: left + (j + .5) * w, y: bottom + 15, "text-anchor": "middle" }, String(j)));
+      const named = functions.every((/** @type {string} */ f) => 7 * f.length < w);
+      for (const j of some(m, Math.floor((W - left) / 40))) g.append(svg("text", { x: left + (j + .5) * w, y: bottom + 15, "text-anchor": "middle" }, named ? functions[j] : String(j)));
       g.append(svg("text", { x: (left + W) / 2, y: H - 4, "text-anchor": "middle", class: "lk-dim" }, "labeling function"));
       return `sample ${samples[i]}: ` + functions.map((/** @type {string} */ f, /** @type {number} */ j) => [f, votes[i * m + j]])
         .filter((/** @type {any[]} */ o) => o[1] >= 0).slice(0, 20).map((/** @type {any[]} */ o) => `${o[0]} votes ${classes[o[1]]}`).join(", ");
