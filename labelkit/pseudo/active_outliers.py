@@ -104,7 +104,7 @@ class Members(Auxiliary):
 
     def __getstate__(self): return super().__getstate__() | dict(model=None)
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #359e3363
+# %% ../../nbs/pseudo/active_outliers.ipynb #6e3c647f
 class Answers:
     """What was said about the unlabeled samples of a learner's data: `label` [ids], −1 where nobody
     was asked"""
@@ -162,7 +162,7 @@ class Answers:
     def state_dict(self): return dict(label=self.label)
     def load_state_dict(self, state): self.label = state["label"].cpu()
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #031550bd
+# %% ../../nbs/pseudo/active_outliers.ipynb #05f3b31b
 def ensemble_losses(
     every:list,           # for each member its logits [n, C+1] of the labeled samples, the weak and
                           # strong views of the unlabeled ones, and perhaps of the answers
@@ -181,7 +181,7 @@ def ensemble_losses(
     if share: rest = [r + share*F.cross_entropy(o[3], answers) for r,o in zip(rest, every)]
     return given,rest,mean
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #7a424ce5
+# %% ../../nbs/pseudo/active_outliers.ipynb #7f273416
 _claim = Claim(
     "With as many questions, an ensemble that learns strangers as a class classifies better than "
     "one network.",
@@ -201,9 +201,9 @@ _claim = Claim(
          "alone, on known digits, so that rows differ in what it was taught, and not in how many "
          "answer. One network learns strangers as a class and labels the rest by itself; it asks "
          "at random. On three other seeds that alone was .05 ahead of labels and answers without "
-         "pseudo-labels, and random questions to the ensemble were as good as disputed ones. Tried "
-         "there: half as many questions, five members and a network half as wide, where one was as "
-         "good as five.",
+         "pseudo-labels, and random questions to the ensemble were as good as disputed ones. "
+         "Tried there: half as many questions, five members and a network half as wide, where one "
+         "was as good as five.",
 )
 
 # %% ../../nbs/pseudo/active_outliers.ipynb #ac700014

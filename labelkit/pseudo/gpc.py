@@ -247,11 +247,11 @@ _claim = Claim(
     reported="ahead of earlier methods on generic and fine-grained data sets (the abstract, "
              "without numbers)",
     note="Half of the zeros to fours have a label; judged are all other digits, under one best "
-         "match of clusters and digits. Both rows train on two views; the first clusters in the end "
-         "only, with labeled samples in their class. The paper estimates the number for the "
-         "methods that need it in this way. How many clusters the mixture finds hangs "
-         "on the dimensions: on another seed five in all 64, nine in 56, twelve in 48, and some "
-         "twenty in fewer than that.",
+         "match of clusters and digits. Both rows train on two views; the first clusters in the "
+         "end only, with labeled samples in their class. The paper estimates the number for the "
+         "methods that need it in this way. How many clusters the mixture finds hangs on the "
+         "dimensions: on another seed five in all 64, nine in 56, twelve in 48, and some twenty in "
+         "fewer than that.",
 )
 
 # %% ../../nbs/pseudo/gpc.ipynb #96c0001a
