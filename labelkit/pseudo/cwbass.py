@@ -189,11 +189,11 @@ _claim = Claim(
          "are ground. All rows begin with the same network, which has learned the labels, as the "
          "paper begins with a trained backbone. The row to beat is the same teacher with a fixed "
          "threshold, without weights and without the border term. The published threshold keeps "
-         "every pixel. On other seeds, from a network that had learned nothing, the method was far behind both the "
-         "labels and the high threshold: it teaches ground everywhere while the teacher knows "
-         "nothing else. With a network that misses a digit it goes on missing it. The authors' "
-         "second version (psychofict/CW-BASS-v2) says the same of this threshold: where a strong "
-         "teacher is sure, a fixed one of .95 stays ahead.",
+         "every pixel. On other seeds, from a network that had learned nothing, the method was far "
+         "behind both the labels and the high threshold: it teaches ground everywhere while the "
+         "teacher knows nothing else. With a network that misses a digit it goes on missing it. "
+         "The authors' second version (psychofict/CW-BASS-v2) says the same of this threshold: "
+         "where a strong teacher is sure, a fixed one of .95 stays ahead.",
 )
 
 # %% ../../nbs/pseudo/cwbass.ipynb #c3b00019
