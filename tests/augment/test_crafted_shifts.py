@@ -120,6 +120,18 @@ class TestSets:
         assert len(crafted.valid_ds) == 2*len(dls.valid_ds)
         assert len(crafted.train_ds) == len(dls.train_ds) and crafted.vocab == dls.vocab
 
+    def test_the_validation_set_is_shifted_and_the_training_set_is_not(self):
+        dls = data(labeled=None)
+        crafted = crafted_dls(dls, ["noise"])
+        own,made = (torch.cat([b[0] for b in o.valid]) for o in (dls, crafted))
+        assert (made - own).abs().flatten(1).amax(1).min() > 1e-3
+        assert torch.equal(crafted.train_ds.arrays.x, dls.train_ds.arrays.x)
+
+    def test_each_picture_gets_its_own_share_of_the_strength(self):
+        x = torch.full((200, 1, 8, 8), .5)
+        much = crafted_shifts(x, torch.zeros(200).long(), ["noise"], .4)[0].flatten(1).std(1)
+        assert much.min() < .02 and much.max() > .15 and .07 < much.mean() < .13
+
     @pytest.mark.parametrize("k", [2, 3, 7])
     def test_folds_share_nothing(self, k):
         folds = category_folds(k)

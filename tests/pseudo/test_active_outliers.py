@@ -7,7 +7,9 @@ from torch import tensor
 from torch.nn import functional as F
 
 from contract import data, fit, learner
+from labelkit.data.samples import Samples
 from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
 from labelkit.models import small_cnn
 from labelkit.pseudo.active_outliers import (
     ActiveOutliers, most_disputed, sureness, variation_ratio,
@@ -100,6 +102,54 @@ def test_each_member_learns_and_the_first_is_the_model():
     z = learn.model(x)
     close(each[0, :, :6]/each[0, :, :6].sum(1, keepdim=True), z.softmax(1), atol=1e-5, rtol=1e-4)
     assert (each[0]-each[1]).abs().max() > 1e-4
+
+
+def test_every_term_by_hand():
+    "Two networks: the mean of both labels the strong view, unless somebody has answered"
+    b = look(six_known(ActiveOutliers(members=2, questions=70)))
+    s = b.record
+    o = b.state["active_outliers"]
+    views = [s.requests[f"active_outliers.{k}"] for k in ("weak", "strong")]
+    names = (None, "active_outliers.weak", "active_outliers.strong")
+    own = [s.pred, *(s.outputs[k] for k in names[1:])]
+    first = [torch.cat([z, o.stranger(s.features(k))], 1) for z,k in zip(own, names)]
+    sizes = [len(s.x), *map(len, views)]
+    other = o.others.module[0](torch.cat([s.x, *views])).split(sizes)
+    mean = (first[1].softmax(1) + other[1].softmax(1))/2
+    asked = o.asked[s.unlabeled_ids]
+    assert (asked == 6).any() and (asked < 0).any()
+    label = torch.where(asked >= 0, asked, mean.argmax(1))
+    weight = torch.where(asked >= 0, 1., sureness(mean))
+    taught = lambda z: (F.cross_entropy(z[2], label, reduction="none")*weight).mean()
+    close(s.losses["active_outliers"][0], taught(first))
+    beyond = F.cross_entropy(first[0], s.y) - F.cross_entropy(s.pred, s.y)
+    close(s.losses["active_outliers.inside"][0], beyond, atol=1e-5, rtol=1e-4)
+    want = F.cross_entropy(other[0], s.y) + taught(other)
+    close(s.auxiliary_losses["active_outliers.members"][0], want)
+    begin = o.others.module[0].model.head.weight
+    assert not torch.equal(begin, b.model.head.weight)
+
+
+@pytest.mark.parametrize("ask", ["variation", "random"])
+def test_the_second_round_asks_where_they_disagree(ask):
+    class Judged(ActiveOutliers):
+        name = "active_outliers"
+        def disputed(self):
+            assert ask == "variation"
+            ids = Samples(self.dls.unlabeled).ids
+            return (ids % 7).float()
+    seen = []
+    def oracle(ids):
+        seen.append(ids)
+        return torch.zeros(len(ids))
+    cb = Judged(members=1, questions=10, rounds=2, ask=ask, oracle=oracle)
+    learn = six_known(cb)
+    fit(learn, 2)
+    free = (learn.dls.given < 0).nonzero().flatten()
+    left = free[~torch.isin(free, seen[0])]
+    most = (left % 7).sort(descending=True).values[:10].sum()
+    assert len(seen) == 2 and not torch.isin(seen[1], seen[0]).any()
+    assert bool((seen[1] % 7).sum() == most) is (ask == "variation")
 
 
 def test_refused():

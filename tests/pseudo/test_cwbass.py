@@ -102,6 +102,15 @@ def test_the_weight_grows_in_the_warmup():
     close(share, (torch.arange(n)/(n/2)).clamp_max(1.))
 
 
+def test_weights_of_both_losses():
+    cb = CWBASS(warmup=0., threshold=0., weight=3., boundary=.25)
+    said = 3*torch.randn(32, 4, 14, 14)
+    cb.predict = lambda s: said
+    train(cb, keep := Keep())
+    losses = keep.seen[-1].losses
+    assert losses["cwbass"][1] == 3. and losses["cwbass.boundary"][1] == .75
+
+
 def test_a_sample_with_one_class_has_no_border():
     fit(learner([CWBASS(warmup=0., threshold=0.), keep := Keep()]))
     assert set(keep.seen[-1].losses) == {"cwbass"}

@@ -2,6 +2,7 @@
 their labels"""
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from labelkit.pseudo.hiast import (
     judged,
     region_losses,
 )
+from mix.mixtools import Keep
 from places import REFERENCES
 
 close = torch.testing.assert_close
@@ -213,6 +215,70 @@ class TestPasting:
     def test_nothing_believed_nothing_pasted(self):
         kept = dense(HIAST(start=1., decay=1., strong=still))
         assert torch.equal(kept.strong, kept.given) and not kept.mine.believed.any()
+
+
+def test_what_a_batch_is_told():
+    "The average labels the weak view; what is below the threshold keeps its distribution"
+    class Kept(HIAST):
+        name = "hiast"
+        def consistency(self, strong, target, mask):
+            found.append((target, mask))
+            return super().consistency(strong, target, mask)
+    found = []
+    said = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    cb = Kept(start=.3, smooth=.2, sharp=1.5, power=2., share=.4)
+    cb.predict = lambda s: said
+    fit(learner([cb, keep := Keep()]))
+    probs = said.softmax(1)
+    confidence,label = probs.max(1)
+    theta = torch.full((10,), .3)
+    for (target,mask),s in zip(found, keep.seen):
+        theta = adaptive_thresholds(theta, probs, .4, .9, 2.)
+        want = confidence >= theta[label]
+        assert torch.equal(mask, want) and want.any() and not want.all()
+        close(target[want], F.one_hot(label, 10)[want].float())
+        close(target[~want], probs[~want])
+        close(s.losses["hiast"][0], region_losses(s.outputs["hiast.strong"], target, mask, .2, 1.5))
+    close(cb.theta, theta)
+
+
+def test_a_guess_at_the_threshold_is_believed():
+    said = torch.zeros(32, 10)
+    said[:, 0] = 2.
+    cb = HIAST(start=float(said[0].softmax(0)[0]), decay=1.)
+    cb.predict = lambda s: said
+    fit(learner([cb]))
+    f = cb.ledger.frame()
+    assert f[f.epoch >= 0].accepted.all()
+
+
+def test_images_of_pixels_are_judged_one_after_the_other():
+    "The second image meets the thresholds that the first one has left"
+    cb = HIAST(start=.5, decay=.5)
+    first,second = (tensor([[p, 1-p]]*6).T.view(2, 2, 3) for p in (.9, .6))
+    cb.theta = torch.full((2,), .5)
+    cb.learn = SimpleNamespace()
+    g = SimpleNamespace(
+        probs=torch.stack([first, second]), s=SimpleNamespace(own=lambda cb: SimpleNamespace())
+    )
+    g.confidence,g.label = g.probs.max(1)
+    mask = cb.believe(g)
+    theta = adaptive_thresholds(torch.full((2,), .5), first.flatten(1).T, .2, .5, 8.)
+    after = adaptive_thresholds(theta, second.flatten(1).T, .2, .5, 8.)
+    close(cb.theta, after)
+    assert mask[0].all() and torch.equal(mask[1], g.confidence[1] >= after[0])
+    assert theta[0] > .5
+
+
+def test_a_search_leaves_the_thresholds():
+    learn = learner([cb := HIAST(start=.5)])
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    assert (cb.theta == .5).all()
+
+
+def test_the_average_measures_the_batch_itself():
+    fit(learner([cb := HIAST(start=.1)]))
+    assert cb.teacher.batch_stats
 
 
 def test_errors():

@@ -129,6 +129,33 @@ def test_counts_are_of_labels_given_and_predicted():
     assert int(cb.counts.sum()) == 160
 
 
+@pytest.mark.parametrize("first,n", [(.5, 8), (.25, 8), (1., 5)])
+def test_rare_classes_count_more_at_the_end_of_each_training(first, n):
+    "In the last fifth, of that training and not of both"
+    class Kept(ValueOfLabels):
+        name = "value_of_labels"
+        def before_steps(self):
+            super().before_steps()
+            found.append(self.class_weights is not None)
+    found = []
+    fit(learner([Kept(first=first, reweight=.4)]), n)
+    at = round(first*n)
+    want = [k >= at - round(.4*at) for k in range(at)]
+    want += [k >= n-at - round(.4*(n-at)) for k in range(n-at)]
+    assert found == want
+
+
+def test_the_optimiser_begins_anew_too():
+    class Spy(ValueOfLabels):
+        name = "value_of_labels"
+        def before_steps(self):
+            super().before_steps()
+            found.append(any("grad_avg" in o for o in self.learn.opt.state.values()))
+    found = []
+    fit(learner([Spy(first=.5)]), 2)
+    assert found == [False, False]
+
+
 def test_a_start_without_labels():
     learn = learner([cb := ValueOfLabels(first=1., pretraining=2, reweight=0.)])
     begin = weights(learn)
