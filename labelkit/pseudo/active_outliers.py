@@ -104,7 +104,7 @@ class Members(Auxiliary):
 
     def __getstate__(self): return super().__getstate__() | dict(model=None)
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #6e3c647f
+# %% ../../nbs/pseudo/active_outliers.ipynb #ee482739
 class Answers:
     """What was said about the unlabeled samples of a learner's data: `label` [ids], −1 where nobody
     was asked"""
@@ -145,7 +145,7 @@ class Answers:
             found = torch.cat([each(*b.inputs) for b in pool.batches(bs=256)], 1)
             ratio = variation_ratio(found).cpu()
         ids = pool.ids[most_disputed(ratio, self.label[pool.ids] < 0, k, rng)]
-        self.label[ids] = self.said(ids).cpu().clamp_max(self.strangers)
+        self.label[ids] = self.said(ids).cpu().long().clamp_max(self.strangers)
 
     def draw(self,
         n:int,               # how many
@@ -162,7 +162,7 @@ class Answers:
     def state_dict(self): return dict(label=self.label)
     def load_state_dict(self, state): self.label = state["label"].cpu()
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #05f3b31b
+# %% ../../nbs/pseudo/active_outliers.ipynb #d7ba0f4e
 def ensemble_losses(
     every:list,           # for each member its logits [n, C+1] of the labeled samples, the weak and
                           # strong views of the unlabeled ones, and perhaps of the answers
@@ -181,7 +181,7 @@ def ensemble_losses(
     if share: rest = [r + share*F.cross_entropy(o[3], answers) for r,o in zip(rest, every)]
     return given,rest,mean
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #7f273416
+# %% ../../nbs/pseudo/active_outliers.ipynb #61aeae18
 _claim = Claim(
     "With as many questions, an ensemble that learns strangers as a class classifies better than "
     "one network.",
