@@ -104,7 +104,7 @@ class Members(Auxiliary):
 
     def __getstate__(self): return super().__getstate__() | dict(model=None)
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #a50d55cb
+# %% ../../nbs/pseudo/active_outliers.ipynb #ee482739
 class Answers:
     """What was said about the unlabeled samples of a learner's data: `label` [ids], −1 where nobody
     was asked"""
@@ -145,7 +145,7 @@ class Answers:
             found = torch.cat([each(*b.inputs) for b in pool.batches(bs=256)], 1)
             ratio = variation_ratio(found).cpu()
         ids = pool.ids[most_disputed(ratio, self.label[pool.ids] < 0, k, rng)]
-        self.label[ids] = self.said(ids).cpu().clamp_max(self.strangers)
+        self.label[ids] = self.said(ids).cpu().long().clamp_max(self.strangers)
 
     def draw(self,
         n:int,               # how many
@@ -162,7 +162,7 @@ class Answers:
     def state_dict(self): return dict(label=self.label)
     def load_state_dict(self, state): self.label = state["label"].cpu()
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #c23eb4b5
+# %% ../../nbs/pseudo/active_outliers.ipynb #d7ba0f4e
 def ensemble_losses(
     every:list,           # for each member its logits [n, C+1] of the labeled samples, the weak and
                           # strong views of the unlabeled ones, and perhaps of the answers
@@ -181,27 +181,29 @@ def ensemble_losses(
     if share: rest = [r + share*F.cross_entropy(o[3], answers) for r,o in zip(rest, every)]
     return given,rest,mean
 
-# %% ../../nbs/pseudo/active_outliers.ipynb #8a969469
+# %% ../../nbs/pseudo/active_outliers.ipynb #61aeae18
 _claim = Claim(
     "With as many questions, an ensemble that learns strangers as a class classifies better than "
     "one network.",
     {
         "one network": made("ActiveOutliers", members=1),
-        "random questions": made("ActiveOutliers", ask="random"),
         "ActiveOutliers": made("ActiveOutliers"),
     },
     over="one network",
     lack="few questions",
     data=partial(mnist_5k, labeled=24, known=6, ratio=4),
-    epochs=4,
+    epochs=8,
     lr=1e-2,
     model=partial(small_cnn, width=16),
     reported="ahead of all methods that were compared (the abstract, without numbers)",
     note="Six digits are known, 24 labels to begin with, and 80 questions in four rounds; two "
          "fifths of the unlabeled digits are strangers. Accuracy is that of the first member "
          "alone, on known digits, so that rows differ in what it was taught, and not in how many "
-         "answer. The training is four epochs long; no other setting was tried. One network asks "
-         "at random, and random questions to the ensemble were as good as disputed ones.",
+         "answer. One network learns strangers as a class and labels the rest by itself; it asks "
+         "at random. On three other seeds that alone was .05 ahead of labels and answers without "
+         "pseudo-labels, and random questions to the ensemble were as good as disputed ones. "
+         "Tried there: half as many questions, five members and a network half as wide, where one "
+         "was as good as five.",
 )
 
 # %% ../../nbs/pseudo/active_outliers.ipynb #ac700014

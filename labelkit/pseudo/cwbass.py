@@ -5,18 +5,21 @@ objects."""
 
 # %% auto #0
 __all__ = ['confidence_threshold', 'borders', 'weighted_pixel_loss', 'scenes', 'shaded',
-           'pixel_net', 'pixel_accuracy', 'mean_iou', 'CWBASS']
+           'pixel_net', 'label_net', 'pixel_accuracy', 'mean_iou', 'CWBASS']
 
 # %% ../../nbs/pseudo/cwbass.ipynb #c3b0000f
 from functools import partial
 import math
 
 import torch
+from fastai.callback import schedule  # noqa: F401  adds fit_one_cycle
 from fastai.data.core import Datasets
+from fastai.learner import Learner
 from torch import nn
 from torch.nn import functional as F
 
 from ..core.claim import Claim, made
+from ..core.fit import quiet
 from ..core.record import Supervision
 from ..core.teachers import EMA, evaluating
 from ..core.technique import technique
@@ -133,6 +136,16 @@ def pixel_net(
         n = width
     return nn.Sequential(*layers, nn.Conv2d(width, dls.c, 1))
 
+def label_net(
+    dls,            # of images and class maps
+    epochs:int=30,  # of its training
+    **kwargs        # of `pixel_net`
+)->nn.Module:
+    "A `pixel_net` that was trained on the labels alone, to begin with"
+    learn = Learner(dls, pixel_net(dls, **kwargs), loss_func=F.cross_entropy)
+    with quiet(learn): learn.fit_one_cycle(epochs, 1e-2)
+    return learn.model
+
 def pixel_accuracy(logits, y):
     "Share of right pixels; most are ground"
     return (logits.argmax(1) == y).float().mean()
@@ -152,7 +165,7 @@ def mean_iou(
     return float((both/(table.sum(0) + table.sum(1) - both).clamp_min(1)).mean())
 
 # %% ../../nbs/pseudo/cwbass.ipynb #c3b00018
-_row = partial(made, "CWBASS", strong=shaded, warmup=.5)
+_row = partial(made, "CWBASS", strong=shaded, warmup=.1)
 
 _claim = Claim(
     "Weights by confidence and a second look at borders segment better than a high threshold.",
@@ -163,21 +176,24 @@ _claim = Claim(
     },
     over="threshold .95",
     lack="few labels",
-    data=scenes,
-    epochs=24,
-    lr=1e-2,
-    model=pixel_net,
+    data=partial(scenes, labeled=60),
+    epochs=16,
+    lr=3e-3,
+    model=label_net,
     loss_func=F.cross_entropy,
     metric=pixel_accuracy,
     score=mean_iou,
     unit="mean IoU",
     reported="75.81 mean IoU on Pascal VOC with an eighth of the labels (the abstract)",
-    note="Twenty-four scenes of two digits have labels, three hundred have none. The row to beat "
-         "is the same teacher with a fixed threshold, without weights and without the border term. "
-         "Nine pixels of ten are ground. On another seed a warm-up of a seventh of the training "
-         "ended with ground everywhere: the teacher was sure of that early, and the published "
-         "threshold kept it all. With half of the training for the labels alone that did not "
-         "happen, and both rows were still behind the labels.",
+    note="Sixty scenes of two digits have labels, three hundred have none, and nine pixels of ten "
+         "are ground. All rows begin with the same network, which has learned the labels, as the "
+         "paper begins with a trained backbone. The row to beat is the same teacher with a fixed "
+         "threshold, without weights and without the border term. The published threshold keeps "
+         "every pixel. On other seeds, from a network that had learned nothing, the method was far "
+         "behind both the labels and the high threshold: it teaches ground everywhere while the "
+         "teacher knows nothing else. With a network that misses a digit it goes on missing it. "
+         "The authors' second version (psychofict/CW-BASS-v2) says the same of this threshold: "
+         "where a strong teacher is sure, a fixed one of .95 stays ahead.",
 )
 
 # %% ../../nbs/pseudo/cwbass.ipynb #c3b00019

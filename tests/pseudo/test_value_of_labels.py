@@ -132,13 +132,10 @@ def test_counts_are_of_labels_given_and_predicted():
 @pytest.mark.parametrize("first,n", [(.5, 8), (.25, 8), (1., 5)])
 def test_rare_classes_count_more_at_the_end_of_each_training(first, n):
     "In the last fifth, of that training and not of both"
-    class Kept(ValueOfLabels):
-        name = "value_of_labels"
-        def before_steps(self):
-            super().before_steps()
-            found.append(self.class_weights is not None)
-    found = []
-    fit(learner([Kept(first=first, reweight=.4)]), n)
+    cb = ValueOfLabels(first=first, reweight=.4)
+    fit(learner([cb, keep := Keep()]), n)
+    begins = keep.seen[::len(keep.seen)//n]
+    found = [s.own(cb).weights is not None for s in begins]
     at = round(first*n)
     want = [k >= at - round(.4*at) for k in range(at)]
     want += [k >= n-at - round(.4*(n-at)) for k in range(n-at)]
