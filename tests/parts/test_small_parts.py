@@ -13,6 +13,7 @@ from labelkit.parts.banks import Bank, Queue
 from labelkit.parts.contrast import info_nce, nt_xent
 from labelkit.parts.heads import Projector, ask_head, normalize_features
 from labelkit.parts.running import RunningMean, WindowMean, align_distribution
+from labelkit.parts.shares import sample_lam
 from labelkit.parts.view_pair import ViewPair
 
 
@@ -142,3 +143,21 @@ def test_a_head_is_asked_as_in_evaluation():
     assert model.training and head.training and not said.requires_grad
     model.eval()
     torch.testing.assert_close(said, head[1](model.features(x)).softmax(1))
+
+
+@pytest.mark.parametrize("alpha", [.2, 1., 8.])
+def test_shares_are_spread_as_the_beta_distribution_says(alpha):
+    "Mean ½ and variance 1/(4(2α+1)): a small α leaves most samples nearly whole"
+    lam = sample_lam(alpha, 20_000, torch.Generator().manual_seed(0))
+    assert float(lam.mean()) == pytest.approx(.5, abs=.01)
+    assert float(lam.var()) == pytest.approx(1/(4*(2*alpha+1)), rel=.03)
+    assert 0 <= lam.min() < .5 < lam.max() <= 1
+
+
+def test_a_window_is_of_all_processes(monkeypatch):
+    "Both running means take what was gathered, not what is here"
+    doubled = lambda *rows: tuple(torch.cat([o, 3*o]) for o in rows)
+    monkeypatch.setattr("labelkit.parts.running.gather_rows", doubled)
+    for mean in (WindowMean((1,), size=2), RunningMean(torch.zeros(1), 0.)):
+        mean.update(tensor([[1.], [3.]]))
+        assert mean.value.tolist() == [4.]
