@@ -38,6 +38,7 @@ from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
 from labelkit.core.teachers import EMA
 from labelkit.core.technique import registry
+from labelkit.lesson.batch import look
 from labelkit.mix.cutmix import CutMix
 from labelkit.pseudo.fixmatch import FixMatch
 
@@ -107,6 +108,26 @@ def test_one_seed_one_result(slug):
     assert same(weights(a), weights(b))
     other = fit(learner([build(slug, active=True)], slug=slug, seed=4), seed=4)
     assert not same(weights(a), weights(other))
+
+
+WEIGHTED = [s for s in SLUGS if "weight" in registry[s].cls.parameters()]
+# losses that have a weight of their own, or count as the labels' loss
+APART = {
+    "active_outliers.inside": "the labels of one class more",
+    "active_outliers.members": "the weight is inside, beside the members' own labels",
+    "prockd.task": "task_weight",
+    "sla.distill": "distill",
+    "wad.moved": "those samples count as labeled",
+}
+
+@pytest.mark.parametrize("slug", WEIGHTED)
+def test_the_weight_counts_for_every_loss(slug):
+    factors = []
+    for weight in (1., 3.):
+        s = look(learner([build(slug, active=True, weight=weight)], slug=slug)).record
+        found = s.losses | s.auxiliary_losses
+        factors.append({k: float(w) for k,(_,w) in found.items() if k not in APART})
+    assert factors[1] == pytest.approx({k: 3*w for k,w in factors[0].items()})
 
 
 AVERAGED = [s for s in SLUGS if "ema_decay" in registry[s].cls.parameters()]

@@ -84,11 +84,8 @@ def test_no_line_of_the_package_is_wider_than_the_sites_column(root):
 
 
 LONGEST = 79  # lines of a technique's class, from its decorator to its end
-MEDIAN = 61
-STILL_LONG = {
-    "ActiveOutliers", "FutureSelfTraining", "GPC", "InvarianceConstrained", "LabelBudget", "MDCS",
-    "NoiseMask", "RobustActiveDistillation", "SimMatchV2", "ValueOfLabels",
-}
+MEDIAN = 60
+STILL_LONG = {"HIAST", "LabelBudget"}
 
 
 def technique_lines(code):

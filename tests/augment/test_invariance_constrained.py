@@ -2,12 +2,14 @@
 import pytest
 import torch
 from torch import tensor
+from torch.nn import functional as F
 
 from augment.augmenttools import close, published
-from contract import fit, learner
+from contract import fit, learner, model
 from labelkit.augment.invariance_constrained import InvarianceConstrained, metropolis, next_dual
 from labelkit.core.technique import find
 from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
 from mix.mixtools import Keep
 
 
@@ -76,6 +78,18 @@ class TestCallback:
         fit(learner([cb, keep := Keep()]))
         for s in keep.seen:
             close(s.requests["invariance_constrained"], s.x, 1e-4)
+
+    def test_what_the_chain_is_told(self, monkeypatch):
+        "Each sample's own cross-entropy, in evaluation mode: without strength that of the picture"
+        seen = []
+        def spy(losses, dice):
+            seen.append(losses)
+            return metropolis(losses, dice)
+        monkeypatch.setattr("labelkit.augment.invariance_constrained.metropolis", spy)
+        b = look(learner([InvarianceConstrained(steps=3, magnitude=0, ops=["rotate"])]))
+        net = model(3).eval()
+        want = F.cross_entropy(net(b.record.x), b.record.y, reduction="none")
+        close(seen[0], want.expand(3, -1), 1e-3)
 
     def test_the_chain_prefers_what_costs(self):
         "In the mean over many batches a kept transform costs more than a proposed one"

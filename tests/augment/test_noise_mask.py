@@ -108,6 +108,14 @@ class TestCallback:
         (grad,) = torch.autograd.grad(value, b.record.pred, allow_unused=True, retain_graph=True)
         assert grad is None
 
+    def test_a_pictures_logarithm_is_the_sum_over_its_own_cells(self):
+        fit(learner([cb := NoiseMask(grid=3)]))
+        a,b = torch.rand(2, 3, 3, 3) + .5
+        cells = torch.rand(3, 3, 3)*.8 + .1
+        cb._cells = lambda raw, share: (Beta(a, b), cells)
+        _,logs,_ = cb.draw(torch.rand(3, 1, 8, 8))
+        close(logs, torch.stack([Beta(a[i], b[i]).log_prob(cells[i]).sum() for i in range(3)]))
+
     def test_the_blur_is_a_share_of_the_side(self):
         fit(learner([cb := NoiseMask(sigma=.25)]))
         cells = torch.rand(3, 7, 7)

@@ -37,6 +37,14 @@ class TestFunctions:
         y[0] = 3
         assert not borders(y).any()
 
+    @pytest.mark.parametrize("across", [True, False])
+    def test_borders_of_both_directions(self, across):
+        y = torch.zeros(1, 6, 6).long()
+        y[0, 3:] = 1
+        b = borders(y if across else y.mT)
+        b = b[0] if across else b[0].T
+        assert b[2:4].all() and not b[:2].any() and not b[4:].any()
+
     def test_loss(self):
         z = torch.randn(2, 3, 4, 4)
         t = F.one_hot(torch.randint(3, (2, 4, 4)), 3)

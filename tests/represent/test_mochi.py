@@ -107,4 +107,6 @@ def test_of_one_hard_negative():
     high = (q*half).sum(1)/.5
     assert (out[:, 2:] >= low[:, None] - 1e-5).all()
     assert (out[:, 2:] <= high[:, None] + 1e-5).all()
+    away = made_of(1, q, -q, queue, pairs=0, own=200)  # wherever the key lies
+    assert (away >= low[:, None] - 1e-5).all() and (away <= high[:, None] + 1e-5).all()
     assert (out[:, 2:].amax(1) > high - .1).all() and (out[:, 2:].amin(1) < low + .1).all()

@@ -10,6 +10,7 @@ from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.models import with_features
 from labelkit.parts.contrast import info_nce
+from labelkit.represent.base import all_ids
 from labelkit.represent.moco import MoCo, first_is_right, queue_logits
 
 unit = lambda *shape: torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
@@ -113,6 +114,22 @@ class TestCallback:
                 super().before_forward(s)
         fit(learner([Kept()]))
         assert seen[1].shape == (48, 48) and not any(o.any() for o in seen)
+
+    def test_own_keys_are_those_of_the_same_id(self):
+        class Kept(MoCo):
+            name = "moco"
+            def logits(self, q, k, negatives, same):
+                assert torch.equal(negatives, self.queue.rows[:, :-1])
+                seen.append((same, self.queue.rows[:, -1].long()))
+                return super().logits(q, k, negatives, same)
+            def contrast(self, s):
+                loss = super().contrast(s)
+                same,kept = seen[-1]
+                assert torch.equal(same, all_ids(s)[:, None] == kept)
+                return loss
+        seen = []
+        fit(learner([Kept()]), 2)
+        assert seen[-1][0].any(1).all() and seen[-1][0].shape[1] > 160  # all have been seen before
 
     def test_all_labeled(self):
         learn = fit(learner([MoCo()], dls=data(labeled=None)))
