@@ -162,12 +162,13 @@ function build(ui) {
           class: "lk-mark",
         }),
       );
+      const named = functions.every((/** @type {string} */ f) => 7 * f.length < w);
       for (const j of some(m, Math.floor((W - left) / 40)))
         g.append(
           svg(
             "text",
             {x: left + (j + 0.5) * w, y: bottom + 15, "text-anchor": "middle"},
-            String(j),
+            named ? functions[j] : String(j),
           ),
         );
       g.append(

@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from augment.augmenttools import close, published
 from contract import data, fit, learner
-from labelkit.augment.advstyle import AdvStyle, restyle, spread, style_of
+from labelkit.augment.advstyle import (
+    AdvStyle, as_maps, at_random, restyle, spread, style_of, towards_another,
+)
 from labelkit.core.record import Supervision
 from labelkit.errors import LabelKitError
 
@@ -77,7 +79,7 @@ class TestCallback:
         start = [p.detach().abs().sum() for p in cb.intensity.module.parameters()]
         module = learn.model.get_submodule(cb._layer)
         before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-        for _ in range(40): cb._ascend(s, learn.model, module)
+        for _ in range(40): cb._ascend(s, module)
         end = [p.detach().abs().sum() for p in cb.intensity.module.parameters()]
         assert sum(end) > sum(start)
         assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
@@ -167,6 +169,22 @@ class TestCallback:
             fit(learner([AdvStyle(layer="head")]))
 
     def test_a_layer_with_another_output(self):
-        cb = AdvStyle()
-        cb._layer = "body"
-        with pytest.raises(LabelKitError, match="'body' gives tuple"): cb._maps((1, 2))
+        with pytest.raises(LabelKitError, match="'body' gives tuple"): as_maps((1, 2), "body")
+
+
+class TestMoves:
+    def test_towards_another_is_on_the_way_to_one(self):
+        stats = tensor([[0.], [10.]]), tensor([[1.], [3.]])
+        g = torch.Generator().manual_seed(0)
+        seen = [[o+by for o,by in zip(stats, towards_another(stats, g))] for _ in range(50)]
+        mean = torch.stack([o[0] for o in seen])
+        std = torch.stack([o[1] for o in seen])
+        assert mean.min() >= 0 and mean.max() <= 10 and ((mean > .5) & (mean < 9.5)).any()
+        close((std-1)/2, mean/10, 1e-5)  # both by the same share
+
+    def test_at_random_is_as_wide_as_told(self):
+        stats = torch.zeros(4000, 2), torch.zeros(4000, 2)
+        scales = tensor([1., 0.]), tensor([0., 3.])
+        mean,std = at_random(stats, scales, torch.Generator().manual_seed(0))
+        close(mean.std(0), [1., 0.], .05)
+        close(std.std(0), [0., 3.], .15)

@@ -8,6 +8,7 @@ from augment.augmenttools import close, published
 from contract import fit, learner
 from labelkit.augment.data_efficient_augmentation import (
     DataEfficientAugmentation,
+    best_of_each,
     coreset,
     facility_location,
     gradient_proxy,
@@ -134,3 +135,8 @@ class TestCallback:
     def test_refused(self):
         with pytest.raises(LabelKitError, match="choose='best'"):
             DataEfficientAugmentation(choose="best")
+
+
+def test_best_of_each_class():
+    places,weights = best_of_each(tensor([1., 5., 2., 0., 9.]), tensor([0, 0, 1, 1, 1]), .5)
+    assert places.tolist() == [1, 4, 2] and weights.tolist() == [1.]*3

@@ -7,9 +7,14 @@ from torch import nn, tensor
 from torch.nn import functional as F
 
 from augment.augmenttools import close
-from contract import fit, learner
-from labelkit.augment.madaug import MADAug, Policy, augmented_share, look_ahead, mixed_views
+from contract import data, fit, learner, model
+from labelkit.augment.madaug import (
+    MADAug, Policy, augmented_share, drawn_operations, each_alone, look_ahead, mixed_views,
+    policy_loss,
+)
+from labelkit.augment.operations import Operations
 from labelkit.errors import LabelKitError
+from labelkit.models import head_of
 
 
 class TestCurriculum:
@@ -169,3 +174,38 @@ class TestCallback:
     def test_refused(self):
         for wrong in (dict(n=0), dict(every=0), dict(temperature=0.)):
             with pytest.raises(LabelKitError, match=next(iter(wrong))): MADAug(**wrong)
+
+
+class TestOperations:
+    def test_drawn(self):
+        w = tensor([[0., 1., 0.]]*400)
+        m = tensor([[.1, .2, .3]]*400)
+        op,strength = drawn_operations(w, m, 2, .25, torch.Generator().manual_seed(0))
+        assert op.shape == strength.shape == (2, 400)
+        on = op[0] != 3
+        assert set(op[:, on].flatten().tolist()) == {1} and (op[:, ~on] == 3).all()
+        assert .15 < on.float().mean() < .35
+        close(strength, torch.full((2, 400), .2))
+
+    def test_each_alone(self):
+        "The first operation leaves a picture, the second inverts it"
+        ops = Operations(data(), ops=dict(identity=0., invert=0.), rounds=2)
+        x = torch.rand(3, 1, 8, 8)
+        views = each_alone(ops, x, torch.ones(3, 2), torch.Generator())
+        close(views, torch.stack([x, 1-x]), 1e-2)
+
+    def test_loss_of_the_policy(self):
+        "It is the loss after a step on the mix, and reaches the policy alone"
+        net = model(4)
+        ops = Operations(data(), ops=dict(identity=0., invert=0.))
+        policy = Policy(head_of(net).in_features, 2)
+        x = torch.rand(8, 1, 8, 8)
+        t = torch.eye(10)[torch.arange(8)]
+        features = torch.rand(8, head_of(net).in_features)
+        args = net, policy, ops, features, x, t
+        loss = policy_loss(*args, .1, torch.Generator())
+        loss.backward()
+        assert policy.layers[1].weight.grad.abs().sum() > 0
+        still = policy_loss(*args, 0., torch.Generator())
+        want = F.cross_entropy(net.eval()(x[4:]), t[4:])
+        close(still, want, 1e-5)

@@ -7,11 +7,12 @@ from fastai.basics import Callback, Learner, accuracy, set_seed
 from torch import tensor
 from torch.nn import functional as F
 
+from contract import data
 from labelkit.core.teachers import as_teacher
 from labelkit.data.samples import Samples
 from labelkit.data.sets import digits
 from labelkit.distill.base import soft_kl
-from labelkit.distill.salt import SALT, hard_but_learnable, steps_to_reach
+from labelkit.distill.salt import SALT, chosen_by, hard_but_learnable, steps_to_reach
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 
@@ -143,3 +144,14 @@ def test_never_reached(): assert math.isnan(steps_to_reach([.1,.2], .3))
 )
 def test_bad_arguments(kwargs, message, small):
     with pytest.raises(LabelKitError, match=message): SALT(small, **kwargs)
+
+
+def test_who_is_chosen():
+    samples = Samples(data())
+    y = samples.labels()
+    sure = torch.arange(len(y)).float()  # the later, the surer of its label
+    said = torch.nn.functional.one_hot(y, 10)*(1+sure[:, None])
+    ids = chosen_by(lambda *x: said, samples, .25)
+    n = round(.25*len(y))
+    assert sorted(ids.tolist()) == sorted(samples.ids[:n].tolist())
+    assert len(chosen_by(lambda *x: said, samples, .001)) == 1

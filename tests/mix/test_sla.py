@@ -14,7 +14,7 @@ from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
 from labelkit.mix.mixup import MixUp
 from labelkit.mix.sla import SLA, asked_together, joint_targets, self_distillation, together
-from labelkit.mix.sla import VERSIONS, versions_of
+from labelkit.mix.sla import VERSIONS, n_versions, versions_loss, versions_of
 from mix.mixtools import Keep, NoStep, close, hot
 from places import REFERENCES
 
@@ -172,3 +172,19 @@ class TestCallback:
         dls = from_arrays(x, torch.arange(24) % 10, x, torch.arange(24) % 10, bs=8)
         learn = Learner(dls, model(), cbs=SLA())
         with learn.no_bar(), pytest.raises(LabelKitError, match="8x6"): learn.fit(1)
+
+
+def test_versions_are_counted():
+    assert {k: n_versions(k) for k in VERSIONS} == {
+        "rotation": 4, "colors": 6, "rotation+colors 6": 6, "rotation+colors 12": 12,
+        "rotation+colors 24": 24,
+    }
+
+
+def test_a_version_counts_as_its_sample():
+    z = torch.randn(6, 4)
+    t = torch.randn(6, 4).softmax(1)
+    w = torch.tensor([1., 0., 3.])
+    each = -(t*z.log_softmax(1)).sum(1)
+    want = (each*w.repeat(2)).sum()/w.repeat(2).sum()
+    torch.testing.assert_close(versions_loss(z, t, w), want)

@@ -98,11 +98,16 @@ def test_without_weights_it_is_the_mean_of_what_is_kept():
     assert "cwbass.boundary" not in s.losses and cb.limit == .3
 
 
-def test_nothing_before_the_warmup_is_over():
-    train(CWBASS(warmup=.5, threshold=0.), keep := Keep(), epochs=2)
-    losses = [float(s.losses["cwbass"][0]) for s in keep.seen]
-    half = len(losses)//2
-    assert not any(losses[:half]) and all(losses[half:])
+def test_the_weight_grows_in_the_warmup():
+    def whole(s):
+        mine = s.own(cb)
+        each = F.cross_entropy(s.outputs["cwbass.strong"], mine.target, reduction="none")
+        return each[mine.kept].mean()
+    cb = CWBASS(warmup=.5, threshold=0., gamma=0., boundary=0.)
+    train(cb, keep := Keep(), epochs=2)
+    share = torch.stack([s.losses["cwbass"][0]/whole(s) for s in keep.seen])
+    n = len(share)
+    close(share, (torch.arange(n)/(n/2)).clamp_max(1.))
 
 
 def test_weights_of_both_losses():

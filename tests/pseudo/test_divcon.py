@@ -13,6 +13,7 @@ from labelkit.lesson.batch import look
 from labelkit.models import small_cnn
 from labelkit.pseudo.base import consistency_loss, hard_target
 from labelkit.pseudo.divcon import (
+    InlierScores,
     DivCon, head_agreement, head_losses, known_or_not, otsu_threshold, relation_loss,
     running_score, score_weight, shared_information, with_strangers,
 )
@@ -117,9 +118,9 @@ def test_what_a_batch_is_told():
     fit(learner([cb := DivCon(threshold=.1, warmup=0), keep := Keep()]), 2)
     s = keep.seen[-1]
     score = cb.inlier[s.unlabeled_ids]
-    assert (score >= 0).all() and (cb.inlier <= 1).all()
+    assert (score >= 0).all() and (cb.inlier.score <= 1).all()
     p = s.outputs["divcon.weak"].detach().softmax(1)
-    weight = (score/cb.cut).clamp_max(1)**1.5
+    weight = (score/cb.inlier.cut).clamp_max(1)**1.5
     mask = (p.amax(1) >= .1)*weight
     want = consistency_loss(s.outputs["divcon.strong"], hard_target(p), mask)
     close(s.losses["divcon"][0], want)
@@ -231,3 +232,16 @@ def test_refused():
     with pytest.raises(LabelKitError, match="has no heads yet"): DivCon().inlier_score(None)
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([DivCon()], dls=data(labeled=None)))
+
+
+def test_scores_are_remembered_and_saved():
+    a = InlierScores(6, decay=.5)
+    a.update(tensor([0, 3]), tensor([.4, .8]))
+    assert a[tensor([0, 3, 5])].tolist() == [0., 1., -1.]
+    a.update(tensor([3]), tensor([.6]))
+    torch.testing.assert_close(a[tensor([3])], tensor([1.]))  # the largest of those that are left
+    b = InlierScores(6)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(b.score, a.score) and b.cut == a.cut
+    b.update(tensor([1]), tensor([.5]))
+    assert a.score[1] == -1

@@ -10,8 +10,9 @@ from contract import data, fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.parts.contrast import nt_xent
 from labelkit.pseudo.gpc import (
-    GPC, cluster_accuracy, found_classes, grow, half_of_five, log_marginal, log_split_ratio,
-    main_directions, merge_clusters, more_centres, prototypes_of, seeded_k_means, split_clusters,
+    GPC, cluster_accuracy, cluster_samples, estimated_number, found_classes, grow, half_of_five,
+    log_marginal, log_split_ratio, main_directions, merge_clusters, more_centres, prototypes_of,
+    seeded_k_means, split_clusters,
 )
 from mix.mixtools import Keep
 
@@ -156,6 +157,25 @@ class TestOthers:
         close(p.norm(dim=1), torch.ones(3))
         assert t.mean().item() == pytest.approx(.2) and (t > 0).all()
 
+    def test_the_number_that_sorts_the_labels_best(self):
+        x = heaps([0., 0.], [3., 0.], [0., 3.], [3., 3.])
+        labels = torch.full((len(x),), -1)
+        labels[:240:3] = torch.arange(80) // 20
+        assert estimated_number(x, labels, 8, rng()) == 4
+        labels[120:] = -1  # of two heaps nobody knows
+        assert 2 <= estimated_number(x, labels, 8, rng()) <= 8
+
+    def test_known_classes_come_first_and_keep_their_samples(self):
+        x = heaps([0., 0.], [3., 0.], [0., 3.])
+        labels = torch.full((len(x),), -1)
+        labels[60:70] = 7
+        labels[120:130] = 2
+        cluster = cluster_samples(x, labels, rng(), k=3, dims=2)
+        assert (cluster[120:] == 0).all() and (cluster[60:120] == 1).all()
+        assert (cluster[:60] == 2).all()
+        found = cluster_samples(x, labels, rng(), k=0, start=4, dims=2)
+        assert (found[120:130] == 0).all() and (found[60:70] == 1).all()
+
     def test_directions(self):
         x = torch.randn(50, 5, generator=rng())*tensor([5., 1., 1., 1., 3.])
         d = main_directions(x, 2)
@@ -282,7 +302,7 @@ def test_half_of_five():
 
 
 def test_refused():
-    for k,v in dict(k=0, start=0, dims=0, contrast=-1, temperature=0, rounds=0, warmup=2).items():
+    for k,v in dict(k=-1, start=0, dims=0, contrast=-1, temperature=0, rounds=0, warmup=2).items():
         with pytest.raises(LabelKitError, match=f"{k}={v}"): GPC(**{k: v})
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([GPC()], dls=data(labeled=None)))

@@ -1,4 +1,5 @@
 "FPL, IFPL and GRIP: who gets a label, how many in each round, whose scores, and a fresh start"
+import numpy as np
 import pytest
 import torch
 from torch import tensor
@@ -7,7 +8,7 @@ from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
 from labelkit.pseudo.pseudo_label_schedules import (
-    PseudoLabelSchedules, schedule_counts, shared_out, topic_scores, worst_recall,
+    PseudoLabelSchedules, again_and_again, schedule_counts, shared_out, topic_scores, worst_recall,
 )
 from labelkit.data.samples import Samples
 from labelkit.data.sets import sentences
@@ -93,19 +94,15 @@ class TestRounds:
 
     def test_later_rounds_ask_the_model(self):
         "What was trained, and not the scorer again"
-        class Kept(PseudoLabelSchedules):
-            name = "pseudo_label_schedules"
-            def scores(self, samples, first):
-                ids,scores = super().scores(samples, first)
-                found.append((first, ids, scores))
-                return ids,scores
-        found = []
         dls = data()
         table = self.scorer(dls)
-        fit(learner([Kept(table, "ifpl", rounds=2)], dls=dls), 2)
-        assert [o[0] for o in found] == [True, False]
-        for first,ids,scores in found:
-            assert torch.equal(scores, table[ids].log_softmax(1)) is first
+        for rounds in (1, 2):
+            cb = PseudoLabelSchedules(table, "ifpl", rounds=rounds)
+            fit(learner([cb], dls=dls), 2)
+            f = cb.ledger.frame()
+            said = table[f.id.tolist()].softmax(1).amax(1).numpy()
+            same = np.allclose(f.confidence.to_numpy(float), said, atol=1e-3)
+            assert len(f) and same == (rounds == 1)
 
     def test_a_batch_learns_the_labels_of_its_own_samples(self):
         learn,cb = self.run("fpl", k=3, epochs=1)
@@ -122,7 +119,8 @@ class TestRounds:
     def test_every_class_is_trained_on(self):
         _,cb = self.run("fpl", k=3, epochs=1)
         samples = Samples(cb.dls.unlabeled)
-        batches = cb.chosen(samples)
+        at = (cb.pseudo_label[samples.ids] >= 0).nonzero().flatten()
+        batches = again_and_again(samples, at, cb.rng)
         ids = torch.cat([next(batches).ids for _ in range(6)])
         assert set(cb.pseudo_label[ids].tolist()) == set(range(10))
 
@@ -166,6 +164,14 @@ def test_worst_recall():
         learn.model.head.weight.zero_()
         learn.model.head.bias.copy_(torch.eye(10)[3])
     assert worst_recall(learn) == 0
+
+
+def test_some_samples_again_and_again():
+    samples = Samples(data().unlabeled)
+    at = tensor([3, 5, 8])
+    batches = again_and_again(samples, at, torch.Generator().manual_seed(0))
+    for _ in range(3): assert set(next(batches).ids.tolist()) == set(samples.ids[at].tolist())
+    assert not list(again_and_again(samples, at[:0], torch.Generator()))
 
 
 def test_worst_recall_is_the_least_of_all_classes():

@@ -10,7 +10,9 @@ from contract import data, fit, learner, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.pseudo.base import consistency_loss
 from labelkit.pseudo.fixmatch import FixMatch
-from labelkit.pseudo.shrinkmatch import ShrinkMatch, shrunk_classes, shrunk_losses
+from labelkit.pseudo.shrinkmatch import (
+    FromTheFirst, ShrinkMatch, shrunk_classes, shrunk_losses,
+)
 from mix.mixtools import Keep
 from places import REFERENCES
 
@@ -144,3 +146,15 @@ def test_refused():
         with pytest.raises(LabelKitError, match=f"{k}={v}"): ShrinkMatch(**{k: v})
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([ShrinkMatch()], dls=data(labeled=None)))
+
+
+def test_a_mean_from_the_first_batch():
+    a = FromTheFirst(torch.zeros(()), decay=.5)
+    a.update(tensor([1., 0.]))
+    assert a.value == .5
+    a.update(tensor([0.]))
+    assert a.value == .25
+    b = FromTheFirst(torch.zeros(()), decay=.5)
+    b.load_state_dict(a.state_dict())
+    b.update(tensor([.25]))
+    assert b.value == .25

@@ -77,7 +77,7 @@ def test_three_phases_and_two_heads():
     # the own head learns nothing in pre-training
     assert heads[3].sub(heads[1]).abs().max() < 1e-2
     assert not torch.equal(heads[0], cb.learn.model.head.weight)
-    assert ((cb.pretext >= 0) == (dls.given < 0)).all()
+    assert ((cb.pseudo_label >= 0) == (dls.given < 0)).all()
 
 
 def test_the_pretext_loss_by_hand():

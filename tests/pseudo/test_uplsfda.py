@@ -4,14 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import tensor
+from torch import nn, tensor
 from torch.nn import functional as F
 
 from contract import data, fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.parts.phases import weights_of
-from labelkit.pseudo.uplsfda import UPLSFDA, mean_entropy, reliable_labels
+from labelkit.pseudo.uplsfda import (
+    UPLSFDA, HeadCopies, believed_loss, each_head, mean_entropy, reliable_labels,
+)
 from places import REFERENCES
 
 close = torch.testing.assert_close
@@ -118,3 +120,22 @@ def test_labels_have_no_part():
 def test_errors():
     with pytest.raises(LabelKitError, match="heads=1"): UPLSFDA(heads=1)
     with pytest.raises(LabelKitError, match="threshold=95"): UPLSFDA(threshold=95)
+
+
+def test_each_head_sees_its_own_view_and_part():
+    head = nn.Linear(4, 2, bias=False)
+    copies = HeadCopies(head, 3)
+    f = torch.ones(6, 4)
+    z = each_head(head, copies, f, 3, 0., torch.Generator())
+    torch.testing.assert_close(z, head(f).unflatten(0, (3, 2)))
+    half = each_head(head, copies, f, 3, .5, torch.Generator().manual_seed(0))
+    assert len(half.flatten(0, 1).unique(dim=0)) > 1
+
+
+def test_what_is_believed_is_learned_by_every_head():
+    z = torch.randn(3, 4, 5)
+    label = torch.tensor([0, 1, 2, 3])
+    mask = torch.tensor([True, False, True, False])
+    want = torch.stack([F.cross_entropy(o[mask], label[mask]) for o in z]).mean()
+    torch.testing.assert_close(believed_loss(z, label, mask), want)
+    assert believed_loss(z, label, mask & False) == 0

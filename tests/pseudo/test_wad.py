@@ -72,7 +72,7 @@ def test_labels_and_weights_are_fixed_before_the_first_step():
     rest = (given < 0).nonzero().flatten()
     s = class_similarities(x[rest], x[given >= 0], given[given >= 0], 10)
     label,lead = nearest_class(s)
-    assert torch.equal(cb.label[rest], label)
+    assert torch.equal(cb.pseudo_label[rest], label)
     close(cb.lead[rest], lead)
     assert cb.representation is None
     assert not cb.moved[given >= 0].any()
@@ -85,7 +85,7 @@ def test_what_a_batch_is_told():
     first = keep.seen[0]
     last = keep.seen[-1]
     each = F.cross_entropy(
-        first.outputs["wad"].detach(), cb.label[first.unlabeled_ids], reduction="none"
+        first.outputs["wad"].detach(), cb.pseudo_label[first.unlabeled_ids], reduction="none"
     )
     close(first.losses["wad"][0], (cb.lead[first.unlabeled_ids]*each).mean())
     assert "wad.moved" not in first.losses and first.labeled_weight == 1
@@ -93,7 +93,7 @@ def test_what_a_batch_is_told():
     assert int(cb.moved.sum()) == 96//4
     moved = cb.moved[last.unlabeled_ids]
     each = F.cross_entropy(
-        last.outputs["wad"].detach(), cb.label[last.unlabeled_ids], reduction="none"
+        last.outputs["wad"].detach(), cb.pseudo_label[last.unlabeled_ids], reduction="none"
     )
     m = int(moved.sum())
     value,share = last.losses["wad.moved"]
@@ -145,7 +145,7 @@ def test_without_weights_every_label_counts_one():
     fit(learner([cb := WAD(encoder=pixels, weighted=False), keep := Keep()]))
     s = keep.seen[0]
     moved = cb.moved[s.unlabeled_ids]
-    each = F.cross_entropy(s.outputs["wad"], cb.label[s.unlabeled_ids], reduction="none")
+    each = F.cross_entropy(s.outputs["wad"], cb.pseudo_label[s.unlabeled_ids], reduction="none")
     close(s.losses["wad"][0], each[~moved].mean())
 
 

@@ -12,6 +12,7 @@ from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.relabel.comic import (
     COMIC,
+    Positives,
     balance_losses,
     balanced_targets,
     class_weights,
@@ -140,8 +141,9 @@ def fit(learn, n=2):
 def test_no_more_is_recalled_than_the_cap_allows():
     cb = COMIC(warmup=0., tau=0., cap=.5)
     fit(learner(cb))
-    assert (cb.found <= .5*cb.given + 1).all() and cb.found.sum() > 0
-    assert int(cb.recalled.sum()) <= int(cb.found.sum())
+    n = cb.positives
+    assert (n.found <= .5*n.given + 1).all() and n.found.sum() > 0
+    assert int(cb.recalled.sum()) <= int(n.found.sum())
     none = COMIC(warmup=0., tau=0., cap=0.)
     fit(learner(none))
     assert not none.recalled.any()
@@ -161,7 +163,7 @@ def test_what_a_batch_is_told():
             if "comic" not in s.losses: return
             logits = s.pred - self.margin*s.targets
             y = torch.maximum(s.targets, self.recalled[s.ids].float())
-            counts = self.usual + self.given + self.found
+            counts = self.positives.total
             focus = (self.gamma_neg, self.gamma_pos, self.clip, s.weights)
             want = multi_focal_loss(logits, y, class_weights(counts), *focus)
             torch.testing.assert_close(s.losses["comic"][0], want)
@@ -180,9 +182,10 @@ def test_what_a_batch_is_told():
     learn = fit(learner(cb), 3)
     y = learn.dls.train_ds.arrays.y.sum(0)
     assert len(found) == 9
-    assert torch.equal(cb.usual, y) and torch.equal(cb.given, y)
+    n = cb.positives
+    assert torch.equal(n.usual, y) and torch.equal(n.given, y)
     assert torch.equal(found[0] - found[0].floor(), torch.zeros(3))
-    assert (found[-1] == 2*y + cb.found).all()
+    assert (found[-1] == 2*y + n.found).all()
 
 
 def test_what_is_no_longer_sure_is_no_longer_recalled():
@@ -197,9 +200,10 @@ def test_what_is_no_longer_sure_is_no_longer_recalled():
 def test_recalled_labels_of_an_epoch_do_not_fill_the_next():
     cb = COMIC(warmup=0., tau=0., cap=.5)
     learn = fit(learner(cb), 1)
-    once = int(cb.found.sum())
+    once = int(cb.positives.found.sum())
     fit(learn, 3)
-    assert 0 < int(cb.found.sum()) <= float((.5*cb.given).sum()) + 3 and once > 0
+    n = cb.positives
+    assert 0 < int(n.found.sum()) <= float((.5*n.given).sum()) + 3 and once > 0
 
 
 def test_no_labels_at_all():
@@ -237,3 +241,15 @@ def test_the_data():
     assert torch.equal(valid, dls.valid_ds.arrays.y)
     for bad in (dict(hidden=-1), dict(imbalance=.5)):
         with pytest.raises(LabelKitError): two_digits(**bad)
+
+
+def test_positives_are_counted_by_epoch():
+    n = Positives(2)
+    n.count("given", torch.tensor([[1., 0.], [1., 1.]]))
+    n.count("found", torch.tensor([[False, True]]))
+    assert n.total.tolist() == [2., 2.]
+    again = Positives(2)
+    again.load_state_dict(n.state_dict())
+    again.next_epoch()
+    assert again.usual.tolist() == [2., 1.] and again.given.tolist() == [0., 0.]
+    assert n.usual.tolist() == [0., 0.] and again.total.tolist() == [2., 1.]

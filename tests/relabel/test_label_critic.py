@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.basics import Learner
-from torch import nn
+from torch import nn, tensor
 
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
@@ -19,6 +19,7 @@ from labelkit.relabel.label_critic import (
     best_labels,
     compare_answers,
     rivals,
+    sorted_out,
 )
 
 reference = json.loads((Path(__file__).parents[1]/"reference"/"label_critic.json").read_text())
@@ -187,3 +188,14 @@ def test_errors():
 def test_rivals():
     said = torch.tensor([[0, -1, 2], [1, 1, 1], [2, 1, 2]])
     assert rivals(said, torch.tensor([0, 1, 1])).tolist() == [2, 1, 2]
+
+
+def test_what_becomes_of_each_label():
+    candidates = tensor([[0, 0], [1, 2], [1, 2], [1, 2]])
+    found = dict(
+        label=tensor([0, 1, 2, 1]), decided=tensor([1, 1, 1, 0]) > 0, asked=tensor([0, 1, 1, 1])
+    )
+    o = sorted_out(found, candidates)
+    assert o["changed"].tolist() == [False, False, True, False]
+    assert o["reason"].tolist() == [0, 1, 2, 3]
+    assert o["shown"].tolist() == [0, 1, 2, 2] and o["sure"].tolist() == [1., 1., 1., .5]
