@@ -15,7 +15,7 @@ import labelkit.all  # (registers every technique)
 from labelkit.core.supervision import LabelCallback
 from labelkit.core.technique import registry
 
-SLUGS = sorted(registry)
+SLUGS = sorted(k for k,c in registry.items() if c.cls.__module__.startswith("labelkit."))
 DEFAULTS = Path(__file__).parent/"reference"/"defaults.json"
 
 

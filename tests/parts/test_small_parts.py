@@ -7,7 +7,7 @@ from torch import tensor
 from torch.nn import functional as F
 
 from contract import data, with_dropout
-from labelkit.data.views import RandAugment
+from labelkit.data.views import RandAugment, Weak
 from labelkit.errors import LabelKitError
 from labelkit.parts.banks import Bank, Queue
 from labelkit.parts.contrast import info_nce, nt_xent
@@ -95,6 +95,28 @@ def test_views_wait_for_the_data():
         # sharpness blends neighbours, and so the two columns at the edge
         for part in (out[:,:,:,:3], out[:,:,:,5:]):
             assert torch.equal(part, part[:,:,:1,:1].expand_as(part)), "a pixel has moved"
+
+
+def test_easy_and_hard_and_several_inputs():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 5)
+    pair = ViewPair(lambda x: x+1, lambda x: x+2, None, rng)
+    assert torch.equal(pair.weak(x), x+1) and torch.equal(pair.strong((x,)), x+2)
+    images = torch.rand(2, 1, 8, 8)
+    more = (images, torch.rand(2, 3), torch.rand(2, 4))
+    shown = ViewPair(Weak(pad=0, flip=False), None, data(), rng).weak(more)
+    assert len(shown) == 3 and all(torch.equal(a, b) for a,b in zip(shown[1:], more[1:]))
+    both = lambda x: tuple(o+1 for o in x)  # a function gets all of them
+    assert torch.equal(ViewPair(both, None, None, rng).weak(more)[2], more[2]+1)
+
+
+def test_the_still_pair_keeps_what_was_given():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 1, 8, 8)
+    still = ViewPair(lambda x: x/2, lambda x: x/4, data(), rng).still
+    assert torch.equal(still.weak(x), x/2) and torch.equal(still.strong(x), x/4)
+    still = ViewPair(None, lambda x: x/4, data(), rng).still
+    assert torch.equal(still.weak(x), x) and torch.equal(still.strong(x), x/4)
 
 
 def test_a_view_used_again_looks_at_the_range_of_other_data():

@@ -97,6 +97,7 @@ def test_each_share_has_its_own_distribution():
     means = (plain[:, :, None] + plain[:, None])/2  # of every two
     off = (out[:, 1:, None, None] - means[:, None]).abs().amax(0)
     assert off.flatten(1).amin(1).max() < 1e-3
+    assert (out[:, 1:] - plain).abs().max() > .1
 
 
 def test_nothing_of_an_own_key_remains():
