@@ -7,8 +7,11 @@ the student would know then."""
 __all__ = ['draw_batch', 'another_batch', 'in_one_pass', 'check_look', 'FutureSelfTraining']
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #266a23e5
+from functools import partial
+
 import torch
 from fastai.torch_core import no_random
+from torch.nn import functional as F
 
 from ..data.ids import Batch
 from ..data.samples import Samples
@@ -18,7 +21,8 @@ from ..core.record import Supervision
 from ..core.teachers import Future, VirtualStudent
 from ..core.technique import technique
 from ..errors import LabelKitError
-from .base import STAGE, Guess, PseudoLabel, above_threshold
+from .base import Guess, PseudoLabel, above_threshold
+from .cwbass import mean_iou, pixel_accuracy, pixel_net, scenes, shaded
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #3f9750ab
 def draw_batch(
@@ -67,21 +71,35 @@ def check_look(
     )
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #18a21335
+_row = partial(made, "FutureSelfTraining", threshold=.9, strong=shaded)
+
 _claim = Claim(
-    says="A teacher that has seen the student's next step is better than one that trails it.",
+    says="A teacher that follows the student's next three steps segments better than one that "
+         "follows its past.",
     rows={
-        "weak views": made("WeakViews"),
-        "nothing believed": made("FixMatch", threshold=1.),
-        "the past": made("FutureSelfTraining", deep=0),
-        "FutureSelfTraining": made("FutureSelfTraining"),
+        "labels": [],
+        "the past": _row(deep=0, ema_decay=.99),
+        "the past, sooner forgotten": _row(deep=0, ema_decay=.97),
+        "FutureSelfTraining": _row(deep=3, ema_decay=.99),
     },
     over="the past",
     lack="few labels",
+    data=partial(scenes, labeled=12),
+    epochs=24,
+    lr=1e-2,
+    model=pixel_net,
+    loss_func=F.cross_entropy,
+    metric=pixel_accuracy,
+    score=mean_iou,
+    unit="mean IoU",
     reported="better segmentation than a momentum teacher, with domain shift and with few "
              "labels; the paper's numbers are for networks of another kind",
-    note="The two differ in the virtual step and in nothing else; it costs a backward pass and "
-         "two passes of the teacher. The paper classifies pixels, this classifies digits.",
-    **STAGE,
+    note="Decay and three steps are the official code's for few labels. Three updates of the "
+         "teacher a step also shorten its memory: the row with a decay of about .99³ is as good, "
+         "so what is gained here is the shorter memory, wherever it comes from. Tried before: "
+         "digits that are classified, with a decay of .95 and one step, which made no difference; "
+         "and scenes whose unlabeled images are blurred or faint, where every teacher did harm. "
+         "The setting was chosen on five other seeds.",
 )
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #18a21336
