@@ -130,7 +130,7 @@ class TestCallback:
 
     def test_every_picture_after_every_operation(self):
         cb,x,_ = self.decided(["identity", "invert"], 0, 1)
-        views = cb._all_views(x, torch.full((32, 2), .5))
+        views = each_alone(cb._ops, x, torch.full((32, 2), .5), cb.rng)
         close(views[0], x, 1e-4)
         close(views[1], 1-x, 1e-4)
 

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 from augment.augmenttools import close, published
 from contract import fit, learner
-from labelkit.augment.noise_mask import NoiseMask, beta_logs, grown_mask, policy_loss
+from labelkit.augment.noise_mask import (
+    NoiseMask, beta_logs, drawn_cells, grown_mask, policy_loss,
+)
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.parts.running import RunningMean
@@ -109,12 +111,11 @@ class TestCallback:
         assert grad is None
 
     def test_a_pictures_logarithm_is_the_sum_over_its_own_cells(self):
-        fit(learner([cb := NoiseMask(grid=3)]))
-        a,b = torch.rand(2, 3, 3, 3) + .5
-        cells = torch.rand(3, 3, 3)*.8 + .1
-        cb._cells = lambda raw, share: (Beta(a, b), cells)
-        _,logs,_ = cb.draw(torch.rand(3, 1, 8, 8))
-        close(logs, torch.stack([Beta(a[i], b[i]).log_prob(cells[i]).sum() for i in range(3)]))
+        logs = torch.rand(3, 2, 4, 4)
+        cells,said = drawn_cells(logs, torch.Generator().manual_seed(0))
+        a,b = logs.exp().unbind(1)
+        want = [Beta(a[i], b[i]).log_prob(cells[i]).sum() for i in range(3)]
+        close(said, torch.stack(want), 1e-4)
 
     def test_the_blur_is_a_share_of_the_side(self):
         fit(learner([cb := NoiseMask(sigma=.25)]))

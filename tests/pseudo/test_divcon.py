@@ -168,12 +168,12 @@ def test_a_relation_is_of_each_sample_with_its_own_target():
 def test_the_relation_of_a_batch_by_hand():
     class Kept(DivCon):
         name = "divcon"
-        def relate(self, s, mine):
+        def relate(self, s, said):
             before = self.memory.rows.clone()
-            super().relate(s, mine)
+            super().relate(s, said)
             if not len(before): return
             f = self.experts.module.projector(s.features("divcon.strong")).float()
-            want = relation_loss(F.normalize(f), before, mine.open)
+            want = relation_loss(F.normalize(f), before, said)
             found.append((s.losses["divcon.relation"][0].detach(), want.detach()))
     found = []
     fit(learner([Kept(warmup=0, threshold=0.)]))
@@ -189,22 +189,23 @@ def test_scores_are_stretched_by_what_all_samples_have_shown():
             old = self.inlier[g.ids].clone()
             super().observe(g)
             alike = head_agreement(g.s.own(self).probs)
-            bounds = self.agreement[self.agreement >= 0].aminmax()
+            said = self.inlier.agreement
+            bounds = said[said >= 0].aminmax()
             want = running_score(old, alike, *bounds, self.ema_decay)
             close(self.inlier[g.ids], want)
     learn = fit(learner([cb := Kept(warmup=0, threshold=0.)]), 2)
-    seen = cb.agreement[cb.agreement >= 0]
+    seen = cb.inlier.agreement[cb.inlier.agreement >= 0]
     low,high = seen.aminmax()
-    once = cb.inlier[cb.inlier >= 0]
+    once = cb.inlier.score[cb.inlier.score >= 0]
     assert once.min() >= 0 and once.max() <= 1 and low < high
-    close(cb.cut, otsu_threshold(once))
-    assert (cb.inlier[learn.dls.given >= 0] == -1).all()
+    close(cb.inlier.cut, otsu_threshold(once))
+    assert (cb.inlier.score[learn.dls.given >= 0] == -1).all()
 
 
 def test_a_search_leaves_memory_and_scores():
     learn = learner([cb := DivCon(warmup=0, threshold=0.)])
     with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
-    assert len(cb.memory) == 0 and (cb.inlier == -1).all()
+    assert len(cb.memory) == 0 and (cb.inlier.score == -1).all()
 
 
 def test_nothing_is_believed_before_the_warmup_is_over():

@@ -93,10 +93,10 @@ def test_the_pretext_loss_by_hand():
     ids = (dls.given < 0).nonzero().flatten()
     with torch.no_grad(): said = net.eval()(dls.train_ds.arrays.x[ids]).argmax(1)
     want = sub_labels(weak[ids], said, 10, 2)
-    assert torch.equal(cb.pretext[ids], want) and (want < 0).any()
+    assert torch.equal(cb.pseudo_label[ids], want) and (want < 0).any()
     s = keep.seen[0]
     assert s.labeled_weight == 0 and Kept.name == cb.name
-    label = cb.pretext[s.unlabeled_ids]
+    label = cb.pseudo_label[s.unlabeled_ids]
     assert (label < 0).any()
 
 
@@ -108,7 +108,7 @@ def test_a_batch_of_nothing_but_unknown_weak_labels(none):
         name = "spl"
         def after_forward(self, s):
             super().after_forward(s)
-            label = self.pretext[s.unlabeled_ids]
+            label = self.pseudo_label[s.unlabeled_ids]
             said = self.cells(s.features("spl"))
             kept = label >= 0
             each = F.cross_entropy(said[kept], label[kept], reduction="sum")

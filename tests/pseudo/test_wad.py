@@ -108,9 +108,9 @@ def test_who_is_moved_stays_and_is_not_counted_again():
     "In each round a share of those that are left"
     class Kept(WAD):
         name = "wad"
-        def move(self):
+        def relabel(self):
             before = self.moved.clone()
-            super().move()
+            super().relabel()
             found.append((before, self.moved.clone()))
     found = []
     fit(learner([cb := Kept(encoder=pixels, rounds=4, alpha=1.)]), 4)
