@@ -1,8 +1,10 @@
-"""What ruff has no rule for: one assignment a line. `a, b = 1, 2` hides which value goes where.
+"""What ruff has no rule for: one assignment a line, and short lines of JavaScript and CSS.
 
-    python scripts/style.py [FILE ...]     modules and notebooks; without arguments, all of them
+    python scripts/style.py [FILE ...]     without arguments, all of them
 
-A swap and the unpacking of one value are fine: `a, b = b, a` and `x, y = batch`.
+`a, b = 1, 2` hides which value goes where. A swap and the unpacking of one value are fine:
+`a, b = b, a` and `x, y = batch`. Scripts and style sheets are formatted by Prettier
+(`.prettierrc.json`), which leaves long texts and comments as they are.
 """
 import ast, json, subprocess, sys
 from pathlib import Path
@@ -40,22 +42,44 @@ def packed(
     return [n for n in ast.walk(ast.parse(code)) if is_packed(n)]
 
 
+def packed_in(
+    path:Path # module or notebook
+)->list[str]: # a sentence each
+    "Where `path` has packed assignments"
+    unit = "code cell {}, line" if path.suffix == ".ipynb" else "line"
+    return [
+        f"{path}: {unit.format(i)} {node.lineno}: one assignment a line: {ast.unparse(node)[:80]}"
+        for i, code in enumerate(code_cells(path))
+        for node in packed(code)
+    ]
+
+
+def long_lines(
+    path:Path,        # script or style sheet
+    longest:int=100,  # characters
+)->list[str]: # a sentence each
+    "Where `path` has lines of more characters"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [
+        f"{path}: line {i}: {len(line)} characters, at most {longest}"
+        for i, line in enumerate(lines, 1)
+        if len(line) > longest
+    ]
+
+
 def files()->list[Path]:
-    "Modules and notebooks that git knows or would take"
-    cmd = ["git", "ls-files", "-co", "--exclude-standard", "--", "*.py", "*.ipynb"]
+    "What git knows or would take"
+    kinds = ["*.py", "*.ipynb", "*.js", "*.css"]
+    cmd = ["git", "ls-files", "-co", "--exclude-standard", "--", *kinds]
     said = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [p for line in said.splitlines() if (p := ROOT/line).exists()]
 
 
 def main():
-    found = 0
+    found = []
     for path in map(Path, sys.argv[1:]) if sys.argv[1:] else files():
-        for i, code in enumerate(code_cells(path)):
-            for node in packed(code):
-                where = f"code cell {i}, line" if path.suffix == ".ipynb" else "line"
-                print(f"{path}: {where} {node.lineno}: {ast.unparse(node)[:80]}")
-                found += 1
-    if found: sys.exit(f"{found} packed assignments: write one a line")
+        found += (long_lines if path.suffix in (".js", ".css") else packed_in)(path)
+    if found: sys.exit("\n".join(found))
 
 
 if __name__ == "__main__": main()

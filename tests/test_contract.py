@@ -36,7 +36,9 @@ from labelkit.core.checkpoint import Checkpoint
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
+from labelkit.core.teachers import EMA
 from labelkit.core.technique import registry
+from labelkit.lesson.batch import look
 from labelkit.mix.cutmix import CutMix
 from labelkit.pseudo.fixmatch import FixMatch
 
@@ -49,11 +51,14 @@ def slug(request):
 
 
 class Gradients(Callback):
-    "The largest gradient that each named loss sends into the weights"
+    "The largest gradient that each named loss sends into the weights; the passes of the model"
     order = 6
-    def before_fit(self): self.seen = {}
+    def before_fit(self):
+        self.seen = {}
+        self.passes = 0
     def after_loss(self):
         if not self.training: return
+        self.passes += 1 + len(self.learn.supervision.record.apart)
         params = [p for p in self.learn.model.parameters() if p.requires_grad]
         for name,(value,_) in self.learn.supervision.record.losses.items():
             assert value.requires_grad, f"the loss {name!r} has no gradient"
@@ -72,6 +77,9 @@ def test_loss_reaches_the_weights(slug):
     for name,p in learn.model.named_parameters():
         assert not torch.equal(before[name], after[name]) or p.grad is None, f"{name} did not move"
     assert all(v > 0 for v in g.seen.values()), f"no gradient from {g.seen}"
+    # what a technique asks the model beside the joint pass leaves batch norm's statistics alone
+    tracked = [v for k,v in after.items() if k.endswith("num_batches_tracked")]
+    assert all(int(v) <= g.passes for v in tracked), "batch norm was moved more than once a step"
     assert not same(after, weights(plain)), "the technique changed nothing"
 
 
@@ -83,11 +91,59 @@ def test_neutral_setting_is_the_baseline(slug):
     assert plain.recorder.losses == neutral.recorder.losses
 
 
+def knowing(slug, shift):
+    "A learner whose validation labels, and whose truth, are other classes"
+    dls = loaders(slug)
+    cb = build(slug, active=True, dls=dls)
+    y = dls.valid_ds.arrays.y
+    y.copy_((y + shift) % 10)
+    asks = "oracle" in registry[slug].cls.parameters()  # for the truth, as somebody would be asked
+    if dls.truth is not None and not asks: dls.truth = (dls.truth + shift) % 10
+    return learner([cb], dls=dls, slug=slug)
+
+
 def test_one_seed_one_result(slug):
-    a,b = (fit(learner([build(slug, active=True)], slug=slug)) for _ in range(2))
+    "The same whatever the validation set's labels are, and the truth of what is trained on"
+    a,b = (fit(knowing(slug, shift)) for shift in (0, 1))
     assert same(weights(a), weights(b))
     other = fit(learner([build(slug, active=True)], slug=slug, seed=4), seed=4)
     assert not same(weights(a), weights(other))
+
+
+WEIGHTED = [s for s in SLUGS if "weight" in registry[s].cls.parameters()]
+# losses that have a weight of their own, or count as the labels' loss
+APART = {
+    "active_outliers.inside": "the labels of one class more",
+    "active_outliers.members": "the weight is inside, beside the members' own labels",
+    "prockd.task": "task_weight",
+    "sla.distill": "distill",
+    "wad.moved": "those samples count as labeled",
+}
+
+@pytest.mark.parametrize("slug", WEIGHTED)
+def test_the_weight_counts_for_every_loss(slug):
+    factors = []
+    for weight in (1., 3.):
+        s = look(learner([build(slug, active=True, weight=weight)], slug=slug)).record
+        found = s.losses | s.auxiliary_losses
+        factors.append({k: float(w) for k,(_,w) in found.items() if k not in APART})
+    assert factors[1] == pytest.approx({k: 3*w for k,w in factors[0].items()})
+
+
+AVERAGED = [s for s in SLUGS if "ema_decay" in registry[s].cls.parameters()]
+
+@pytest.mark.parametrize("slug", AVERAGED)
+def test_an_average_follows_the_model_at_its_pace(slug):
+    "Once in each step, towards the weights after it, by the share that was asked for"
+    if isinstance(registry[slug].cls.parameters()["ema_decay"].default, tuple): return
+    for decay in (0., .75):
+        cb = build(slug, active=True, ema_decay=decay)
+        learn = fit(learner([cb], slug=slug))
+        means = {id(o): o for o in vars(cb).values() if isinstance(o, EMA)}.values()
+        for mean in means:
+            assert mean.decay == decay and mean.steps == len(learn.dls.train)
+        if decay == 0 and type(vars(cb).get("teacher")) is EMA:
+            assert same(weights(learn), cb.teacher.model.state_dict())
 
 
 @pytest.mark.full
@@ -366,7 +422,8 @@ def test_settings_are_told_and_can_be_given_again(slug):
 def test_other_loaders_are_a_new_beginning(slug):
     "`learn.dls = …` with more samples: no table by id of the former ones is asked"
     if registry[slug].makes: return  # a store or a log belongs to its samples
-    learn = fit(learner([build(slug, active=True)], slug=slug))
+    # in half of the batches it does not act, and has to do without what it knows of others
+    learn = fit(learner([build(slug, active=True, p=.5)], slug=slug))
     learn.dls = loaders(slug, n=240, labeled=96)
     fit(learn)
     assert all(torch.isfinite(v).all() for v in weights(learn).values())

@@ -1,5 +1,7 @@
 """The project keeps to its style, and the check finds what it is for."""
+import ast
 import json
+import statistics
 import subprocess
 import sys
 
@@ -52,8 +54,14 @@ def test_notebooks_are_read_by_cell(tmp_path):
     run = subprocess.run(
         [sys.executable, style.__file__, str(path)], capture_output=True, text=True, check=False
     )
-    assert run.returncode == 1 and "a.ipynb: code cell 0, line 3: a, b = " in run.stdout
-    assert "1 packed assignments" in run.stderr
+    assert run.returncode == 1
+    assert "a.ipynb: code cell 0, line 3: one assignment a line: a, b = " in run.stderr
+
+
+def test_long_lines_of_a_script_are_named(tmp_path):
+    path = tmp_path/"a.js"
+    path.write_text("é"*100 + "\n" + "a"*101 + "\n", encoding="utf-8")
+    assert style.long_lines(path) == [f"{path}: line 2: 101 characters, at most 100"]
 
 
 def test_the_project_keeps_to_it(root):
@@ -73,6 +81,34 @@ def test_no_line_of_the_package_is_wider_than_the_sites_column(root):
         if len(line) > 100
     ]
     assert not wide
+
+
+LONGEST = 79  # lines of a technique's class, from its decorator to its end
+MEDIAN = 60
+STILL_LONG = {"HIAST", "LabelBudget"}
+
+
+def technique_lines(code):
+    "Name of each technique's class in a module, and its lines"
+    def registers(d): return isinstance(d, ast.Call) and getattr(d.func, "id", "") == "technique"
+    classes = [o for o in ast.parse(code).body if isinstance(o, ast.ClassDef)]
+    found = [o for o in classes if any(map(registers, o.decorator_list))]
+    return {o.name: o.end_lineno - o.decorator_list[0].lineno + 1 for o in found}
+
+
+def test_lines_are_counted_from_the_decorator_to_the_end():
+    code = 'X = 1\n@technique(\n    "a",\n)\nclass A(B):\n    "Does"\n\n    x = 1\n\nclass C: y = 1'
+    assert technique_lines(code) == {"A": 7}
+
+
+def test_no_technique_is_long(root):
+    "What grows is a function beside the class, or a part: see CONTRIBUTING.md"
+    lines = {}
+    for p in (root/"labelkit").rglob("*.py"): lines |= technique_lines(p.read_text("utf-8"))
+    assert len(lines) >= 74
+    long = {k: n for k, n in lines.items() if n > LONGEST}
+    assert set(long) <= STILL_LONG, long
+    assert statistics.median(lines.values()) <= MEDIAN
 
 
 def test_files_are_those_of_git(root):

@@ -5,7 +5,11 @@ document.addEventListener("DOMContentLoaded", () => {
   if (!(widgets || maths) || document.querySelector(".still-note")) return;
   const note = document.createElement("p");
   note.className = "still-note";
-  note.textContent = "This copy of the site was built without npm: " +
-    [widgets && "the interactive parts stay empty", maths && "formulas are shown as their source"].filter(Boolean).join(" and ") + ".";
+  note.textContent =
+    "This copy of the site was built without npm: " +
+    [widgets && "the interactive parts stay empty", maths && "formulas are shown as their source"]
+      .filter(Boolean)
+      .join(" and ") +
+    ".";
   document.querySelector("article")?.prepend(note);
 });

@@ -22,7 +22,9 @@ class Operations:
         rounds:int=1,   # how many for each picture, one after the other
     ):
         hints = dict(magnitude=magnitude) | ({} if ops is None else dict(ops=ops))
-        view = default_views(dls, pad=0, flip=False, cutout=0., **hints)[1]
+        # the strengths are drawn here, so that a magnitude of 0 is none
+        plain = dict(pad=0, flip=False, cutout=0., random_magnitude=False)
+        view = default_views(dls, **plain, **hints)[1]
         plain = getattr(view, "view", view)
         self.rounds = rounds
         self._view = RandAugment(rounds, plain.magnitude, plain.ops, False, 1., plain.fill)

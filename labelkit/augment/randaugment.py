@@ -9,9 +9,9 @@ __all__ = ['RandAugment']
 # %% ../../nbs/augment/randaugment.ipynb #d5ae6d2b
 from functools import partial
 
+from .base import Augment
 from ..core.claim import Claim, made
-from ..core.supervision import LabelCallback
-from ..core.technique import TARGETS, technique
+from ..core.technique import technique
 from ..data.sets import mnist_5k
 from ..data.views import default_views
 from ..models import small_cnn
@@ -45,18 +45,13 @@ _claim = Claim(
     beats="flips and crops",
     claims=(_claim,),
 )
-class RandAugment(LabelCallback):
+class RandAugment(Augment):
     """Show each labeled picture after `n` random operations of one strength
 
     After the data's weak view (shift, flip); targets stay as they are. Operations are drawn for
     each sample and computed for the whole batch at once, on its device. Pictures in [0, 1], or
     normalised by fastai. Cubuk et al. 2019, https://arxiv.org/abs/1909.13719"""
-    stage = "views"
-    needs = ("vision",)
-    targets = tuple(o for o in TARGETS if o != "segmentation")
-    instead = "a view would move the image and not its mask"
     limits = dict(n=(0, 20), magnitude=(0, 30), cutout=(0, 1))
-    explorer = "labelkit.explore.views_explorer:ViewsExplorer"
 
     def __init__(self,
         n:int=2,             # operations for each picture
@@ -75,5 +70,3 @@ class RandAugment(LabelCallback):
         if not self.weak: hints |= dict(pad=0, flip=False)
         if self.ops is not None: hints["ops"] = self.ops
         self._view = default_views(self.dls, random_magnitude=False, **hints)[1]
-
-    def before_forward(self, s): s.x = self._view(s.x, self.rng)

@@ -14,10 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from .stage import few_digits
+from .base import Augment
 from ..core.claim import Claim, made
-from ..core.record import Supervision
-from ..core.supervision import LabelCallback
-from ..core.technique import TARGETS, technique
+from ..core.technique import technique
 from ..data.views import Chain, Normalized, View, default_views
 from ..errors import LabelKitError, check_range
 
@@ -146,20 +145,14 @@ _claim = Claim(
     beats="the same transforms, equal at every pixel",
     claims=(_claim,),
 )
-class RandomFieldAugmentation(LabelCallback):
+class RandomFieldAugmentation(Augment):
     """Show each labeled picture turned, shifted, scaled and recoloured by Gaussian random fields
 
     Targets stay as they are. One field for each parameter and picture; computed for the whole batch
     at once, on its device. `RandomField` is the view itself, for pseudo-labeling and contrast.
     Pictures in [0, 1], or normalised by fastai. Mansfield et al. 2023,
     https://arxiv.org/abs/2311.03629"""
-    stage = "views"
-    needs = ("vision",)
-    targets = tuple(o for o in TARGETS if o != "segmentation")
-    instead = "a view would move the image and not its mask"
-    inputs = "images"
     limits = dict(warp=(0, None), color=(0, None), gamma=(0, None))
-    explorer = "labelkit.explore.views_explorer:ViewsExplorer"
 
     def __init__(self,
         warp:float=.1,   # deviation of shifts (shares of the side), turns (radians), log scales
@@ -177,8 +170,6 @@ class RandomFieldAugmentation(LabelCallback):
         plain = Chain(getattr(view, "view", view), field) if self.weak else field
         norm = isinstance(view, Normalized)
         self._view = Normalized(plain, view.mean, view.std) if norm else plain
-
-    def before_forward(self, s:Supervision): s.x = self._view(s.x, self.rng)
 
     def policies(self)->dict: # name -> function of the magnitude, 0..30, that makes a view
         "For the explorer: its own fields, and the same without a difference between pixels"

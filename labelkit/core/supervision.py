@@ -62,6 +62,8 @@ def check_finite(
             f"inputs of samples {bad[:10]} are not finite (NaN or infinite): clean or remove them"
         )
 
+def _comes_later(t): return t.is_cuda  # its numbers, after it was asked for
+
 def _plain(t): return t.as_subclass(torch.Tensor) if isinstance(t, torch.Tensor) else t
 
 def _logits(out):
@@ -83,14 +85,29 @@ _EACH_BATCH = frozenset(
 def _hears(cb, event_name):
     """Whether a callback has something to do in an event. fastai would ask the callback, the
     learner and the model for it, in each batch"""
-    if event_name not in _EACH_BATCH: return True
-    return hasattr(type(cb), event_name) or event_name in vars(cb)
+    kind = type(cb)
+    if event_name not in _EACH_BATCH or hasattr(kind, event_name) or event_name in vars(cb):
+        return True
+    # one that answers events in a way of its own is asked
+    usual = kind.__call__ in (Callback.__call__, LabelCallback.__call__)
+    return not (usual and kind.__getattr__ is Callback.__getattr__ and kind._default == "learn")
+
+class _Answer:
+    "A yes or no that comes from a GPU while both go on working"
+    def __init__(self, t):
+        self.t = t.to("cpu", non_blocking=t.is_cuda)
+        self.there = torch.cuda.Event() if t.is_cuda else None
+        if self.there: self.there.record()
+
+    def __bool__(self):
+        if self.there: self.there.synchronize()
+        return bool(self.t)
 
 class SupervisionCallback(Callback):
     "Make the record of each training batch, let the techniques edit it, and turn it into the loss"
     order = 5
     run_valid = False
-    record = _ids = _xb = _unlabeled = None
+    record = _ids = _xb = _unlabeled = _finite = None
     _techniques = _acting = ()  # of the batch: those at work, and those that act in it
     _batches = 0
     _sums = None
@@ -99,8 +116,8 @@ class SupervisionCallback(Callback):
     # name of a loss -> its mean in each epoch, NaN where it was not computed
     def __init__(self): self.parts = {}
 
-    def __call__(self, event_name):
-        if _hears(self, event_name): return super().__call__(event_name)
+    # fastai would look for a namesake in the learner and the model, in each batch
+    __setattr__ = object.__setattr__
 
     @property
     def techniques(self)->list:
@@ -112,6 +129,7 @@ class SupervisionCallback(Callback):
         "Get ready for an epoch of training; called by the first technique"
         if "one_batch" in self.learn.__dict__: return
         self.learn.one_batch = self._one_batch
+        self.learn._call_one = self._call_one
         needed = any("unlabeled" in cb.needs for cb in self.techniques)
         self._unlabeled = _endless(unlabeled_loader(self.dls)) if needed else None
         self._c = n_classes(self.learn)
@@ -127,16 +145,24 @@ class SupervisionCallback(Callback):
             for aux in self._auxiliaries(): aux.zero_grad()
             raise
 
+    def _call_one(self, event_name):
+        "fastai's, which in a batch calls only those that have something to do"
+        learn = self.learn
+        if event_name not in _EACH_BATCH: return type(learn)._call_one(learn, event_name)
+        for cb in learn.cbs.sorted("order"):
+            if _hears(cb, event_name): cb(event_name)
+
     def _restore(self):
         if self._xb is not None:
             self.learn.xb = self._xb
             self._xb = None
         while self._handles: self._handles.pop().remove()
     def _release(self):
-        self.learn.__dict__.pop("one_batch", None)
+        for k in ("one_batch", "_call_one"): self.learn.__dict__.pop(k, None)
         self._restore()
 
     def before_batch(self):
+        self._finite = None
         self._techniques = self.techniques
         self.record = s = self._make_record() if self._techniques else None
         if s is None: return
@@ -228,15 +254,26 @@ class SupervisionCallback(Callback):
         added = s.losses | s.auxiliary_losses
         parts = {"labeled": loss} | {k: v for k,(v,_) in added.items()}
         if s.labeled_weight != 1: loss = s.labeled_weight*loss
-        for v,w in s.losses.values(): loss = loss + w*v
+        for v,w in s.losses.values(): loss = loss + (v if w == 1 else w*v)
         self.learn.loss = loss.clone()
         for v,w in s.auxiliary_losses.values(): loss = loss + w*v
         self.learn.loss_grad = loss
-        if not loss.detach().isfinite().all(): self._not_finite(s)
+        self._finite = _Answer(loss.detach().isfinite().all())
+        if not _comes_later(loss): self._check_finite()
         for k,v in parts.items():
             mean = v.detach().mean() if v.ndim else v.detach()
             self._sums[k] = self._sums.get(k, 0) + mean
         self._batches += 1
+
+    # a GPU has the backward pass to do, so that nobody waits for its answer
+    def before_step(self): self._check_finite()
+
+    def _check_finite(self):
+        finite = self._finite
+        self._finite = None
+        if finite is None or finite: return
+        self.learn.opt.zero_grad()
+        self._not_finite(self.record)
 
     def _labeled_loss(self, s):
         if s.kind in (*CLASSES, "segmentation") and s.pred.shape[1] != s.targets.shape[1]:
@@ -293,7 +330,8 @@ class SupervisionCallback(Callback):
         self._techniques = self._acting = ()
 
     def __getstate__(self):
-        passing = "record _ids _xb _unlabeled _sums _handles _techniques _acting _alone".split()
+        passing = "record _ids _xb _unlabeled _sums _handles _techniques _acting _alone _finite"
+        passing = passing.split()
         return {k: v for k,v in vars(self).items() if k not in passing}
 
 # %% ../../nbs/core/supervision.ipynb #2ef3f675

@@ -30,6 +30,10 @@ from .ids import WithIds
 from ..errors import LabelKitError
 
 # %% ../../nbs/data/arrays.ipynb #a2acdc20
+def _pick(t, rows):
+    "What stands at `rows`; an accelerator that got indices from the CPU would be waited for"
+    return t.index_select(0, rows.to(t.device, non_blocking=True))
+
 class Arrays:
     "Inputs and targets in memory, shared by all the loaders over them"
     def __init__(self,
@@ -46,13 +50,13 @@ class Arrays:
 
     def inputs(self, rows:torch.Tensor)->torch.Tensor:
         "The inputs of `rows`, bytes as floats in [0, 1]"
-        x = self.x[rows]
+        x = _pick(self.x, rows)
         if x.dtype == torch.uint8: return x.float().div_(255)
         return x.float() if x.is_floating_point() else x
 
     def batch(self, rows:torch.Tensor)->tuple:
         "The inputs (as floats) and targets of `rows`"
-        return (self.inputs(rows),) if self.y is None else (self.inputs(rows), self.y[rows])
+        return (self.inputs(rows),) if self.y is None else (self.inputs(rows), _pick(self.y, rows))
 
 # %% ../../nbs/data/arrays.ipynb #d4c6b244
 # takes class numbers, as in validation, and distributions
@@ -193,7 +197,7 @@ class ArrayDL(WithIds, TfmdDL):
             yield from super().create_pairs(samps)
             return
         for chunk in self.chunkify(samps):
-            rows = self.dataset.rows[torch.as_tensor(chunk)]
+            rows = _pick(self.dataset.rows, torch.as_tensor(chunk))
             batch = self.dataset.batch(rows)
             # transforms look at the types
             if self.after_batch.fs: batch = retain_types(batch, typs=self.dataset.types)

@@ -54,6 +54,10 @@ class _Pairs(_FakeLoader):
 
 def _parts(item): return item if isinstance(item, (tuple, list)) else (item,)
 
+# fastai's `to_device` looks closely at every part, also at those that are there
+def _is_on(device, parts):
+    return all(isinstance(o, torch.Tensor) and o.device == device for o in parts)
+
 def _followed(items, made):
     "Where each of `made` stood among `items`, whatever `before_batch` did to their order"
     if made is items or all(a is b for a,b in zip(items, made)): return range(len(items))
@@ -113,7 +117,7 @@ class WithIds:
     )->Batch:
         "The batch on the loader's device and after its transforms"
         if self.pin_memory and isinstance(batch, list): batch = tuple(batch)
-        if self.device is not None:
+        if self.device is not None and not _is_on(self.device, (ids, *_parts(batch))):
             batch = to_device(batch, self.device)
             ids = ids.to(self.device)
         batch = self.after_batch(batch)

@@ -109,23 +109,15 @@ def op_equalize(x:torch.Tensor, v:torch.Tensor=None)->torch.Tensor:
     """Equalise the histogram of each channel of each image, over 256 levels; images with too few
     pixels for a step stay as they are"""
     b, c, h, w = x.shape
+    if h*w <= 255: return x
     level = _levels(x).clamp_(0, 255).long().reshape(b*c, h*w)
-    hist = (
-        torch.zeros(b * c, 256, dtype=torch.long, device=x.device)
-        .scatter_add_(1, level, torch.ones_like(level))
-        .double()
-    )
-    upto = hist.cumsum(1)
-    # only the brightest level is not empty and completes the sum
-    last = (hist*(upto == h*w)).sum(1, keepdim=True)
+    hist = torch.zeros(b*c, 256, dtype=torch.double, device=x.device)
+    hist.scatter_add_(1, level, torch.ones_like(level, dtype=torch.double))
+    last = hist.gather(1, level.amax(1, keepdim=True))  # of the brightest level
     step = ((h*w-last)/255).floor_()
-    table = (
-        ((upto - hist + (step / 2).floor_()) / step.clamp(min=1))
-        .floor_()
-        .clamp_(max=255)
-        .div_(255)
-        .to(x.dtype)
-    )
+    below = hist.cumsum(1).sub_(hist)
+    table = below.add_((step/2).floor_()).div_(step.clamp(min=1)).floor_().clamp_(max=255)
+    table = table.div_(255).to(x.dtype)
     return torch.where((step == 0).view(b,c,1,1), x, table.gather(1, level).view(x.shape))
 
 # %% ../../nbs/data/views.ipynb #e62ab912
@@ -478,7 +470,7 @@ class RandAugment(View):
         dice = torch.rand(3*n if self.p == 1 else 4*n, generator=generator)
         if self.p < 1: op[dice[3*n:].view(shape) >= self.p] = len(self._ops)
         which = (op*self._values.shape[1]).add_(m, alpha=2)
-        which.add_(dice[:n].view(shape) < self._turn[op])
+        which.add_(dice[:n].view(shape) < self._turn.take(op))
         return op, which, dice[n:3*n].view(*shape, 2)
 
     def apply(self, x, generator):

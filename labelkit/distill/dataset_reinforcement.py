@@ -13,16 +13,16 @@ from tempfile import TemporaryDirectory
 import torch
 from fastai.learner import Learner
 
-from ..errors import LabelKitError
 from ..core.claim import Claim, made
 from ..core.fit import quiet
 from ..core.record import Supervision
-from ..core.supervision import LabelCallback, n_classes
+from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
 from ..data.sets import mnist_5k
 from .stage import on_few, taught
 from ..models import small_cnn
-from ..storage.builder import Samples, build_store
+from ..parts.stored_batch import check_fits, show_stored
+from ..storage.builder import build_store
 from ..storage.soft_labels import LabelStore, as_store
 from ..storage.stored_views import AugmentViews, StoredViews
 
@@ -139,19 +139,7 @@ class DatasetReinforcement(LabelCallback):
         self.keep(locals(), store=as_store(store, "make one with `reinforce(path, dls, teacher)`"))
 
     def setup(self):
-        if self.store.c != n_classes(self.learn):
-            raise LabelKitError(
-                f"the store knows {self.store.c} classes and the data {n_classes(self.learn)}: "
-                "make them agree"
-            )
-        if self.store.views is None:
-            raise LabelKitError(
-                f"the store {self.store.path!r} has no views: make one with `reinforce`"
-            )
-        self.store.check_samples(Samples(self.dls))
+        check_fits(self.store, self.learn, "views", "reinforce")
 
     def before_forward(self, s:Supervision):
-        view = torch.randint(self.store.n_views, (len(s.x),), generator=self.rng)
-        said = self.store.read(s.ids, view)
-        s.x = self.store.views.make(s.x, said.params)
-        s.targets = said.dense(self.fill).to(s.x.device)
+        s.targets = show_stored(self.store, s, self.rng).dense(self.fill).to(s.x.device)

@@ -22,8 +22,9 @@ from ..core.technique import technique
 from ..data.sets import shifted
 from .base import Distill, soft_kl
 from .stage import taught
-from ..errors import LabelKitError, check_range
+from ..errors import check_range
 from ..models import mlp, small_cnn
+from ..parts.one_network import one_network
 
 # %% ../../nbs/distill/hard.ipynb #41f28a14
 def augmentor_loss(
@@ -144,13 +145,9 @@ class HARD(Distill):
         lr:float=.03,       # of the augmentor
         **kwargs            # `soft_weight`, `hard_weight`, … of `Distill`
     ):
+        teacher = one_network(teacher, "HARD needs the gradient through the teacher")
         super().__init__(teacher, **kwargs)
         self.keep(locals())
-        if not isinstance(self.teacher.model, nn.Module):
-            raise LabelKitError(
-                f"teacher={self.teacher!r}: HARD needs the gradient through the teacher, pass a "
-                "single PyTorch model or Learner"
-            )
 
     def setup(self):
         super().setup()

@@ -5,8 +5,8 @@ about another view."""
 
 # %% auto #0
 __all__ = ['expert_logits', 'class_counts', 'confident_consistency', 'expert_losses', 'last_block',
-           'anew', 'says_with', 'Experts', 'tail_of_100', 'as_it_is', 'in_mild_views',
-           'mean_accuracy', 'MDCS']
+           'anew', 'says_with', 'Experts', 'keep_outputs', 'of_both_views', 'ask_experts',
+           'tail_of_100', 'as_it_is', 'in_mild_views', 'mean_accuracy', 'MDCS']
 
 # %% ../../nbs/distill/mdcs.ipynb #7c1e4cfa
 from copy import deepcopy
@@ -151,6 +151,39 @@ class Experts(nn.ModuleList):
         own = (len(self)+1)//2
         return [*others[:own], logits, *others[own:]]
 
+def keep_outputs(
+    s:Supervision, # a batch, before its pass
+    model,         # plain
+    layers:list,   # names
+)->dict: # name -> what the layer gives in the joint pass, filled while it runs
+    "Keep what some layers of the model give in this step"
+    kept = {}
+    for k in layers:
+        keep = lambda m, args, out, k=k: kept.__setitem__(k, out)
+        s.hook(model.get_submodule(k), keep)
+    return kept
+
+def of_both_views(
+    s:Supervision, # a batch, after its pass
+    name:str,      # the request with the second view
+    kept:dict,     # name -> what a layer gave in the joint pass
+)->tuple: # [2B, C] logits, {name: [2B, ...]}, [2B, ...] inputs
+    "What the model said and its layers gave about the first view of each sample, then the second"
+    views = (s.rows(), s.rows(name))
+    both = {k: torch.cat([v[rows] for rows in views]) for k,v in kept.items()}
+    return torch.cat([s.pred, s.outputs[name]]),both,torch.cat([s.x, s.requests[name]])
+
+@torch.no_grad()
+def ask_experts(
+    model,          # plain or wrapped
+    others:Experts, # its experts
+    x:torch.Tensor, # [B, ...] inputs as the model takes them
+)->torch.Tensor: # [experts, B, C]
+    "What all of them say, in evaluation mode"
+    with evaluating(model, others):
+        with layer_outputs(model, others.shared) as kept: own = unwrap(model)(x)
+        return torch.stack(others.say(unwrap(model), own, kept, x))
+
 # %% ../../nbs/distill/mdcs.ipynb #06e14f24
 def tail_of_100(
     seed:int=0 # decides which images are left
@@ -243,8 +276,7 @@ _long = Claim(
     claims=(_claim, _long),
 )
 class MDCS(LabelCallback):
-    """Experts for frequent, middling and rare classes, and consistency of what they know
-    confidently
+    """Experts for frequent, middling and rare classes, each taught by what it is confident about
 
     Σ over experts of CE(z + λ·log n, y), mean over both views, plus weight·min(t/ramp, 1)·Σ
     confident_consistency; it replaces the labeled loss. Experts share all blocks but the last, as
@@ -263,8 +295,7 @@ class MDCS(LabelCallback):
         exponents=(-.5, 1., 2.5), # λ of the experts; the middle one is the model itself
         consistency:float=.6,     # weight of the consistency
         ramp:float=.05,           # share of the training in which that weight grows
-        # [C] labeled samples of each class; counted in labelkit's loaders if `None`
-        counts=None,
+        counts=None,              # [C] samples of each class; our loaders count them if `None`
         weak=None,                # view that teaches; by the data if `None`
         strong=None,              # view that learns, likewise
         **kwargs                  # `p` of `LabelCallback`
@@ -285,28 +316,20 @@ class MDCS(LabelCallback):
         x = s.x
         s.x = self._views.weak(x)
         s.forward(self.name, self._views.strong(x))
-        kept = s.own(self).kept = {}
-        model = unwrap(self.learn.model)
-        for k in self._others.shared:
-            s.hook(model.get_submodule(k), lambda m, args, out, k=k: kept.__setitem__(k, out))
+        s.own(self).kept = keep_outputs(s, unwrap(self.learn.model), self._others.shared)
 
     def experts(self, logits, kept, x)->list:
         "Logits [B, C] of every expert, in the order of `exponents`; see `Experts.say`"
         return self._others.say(unwrap(self.learn.model), logits, kept, x)
 
     def after_forward(self, s:Supervision):
-        rows = (s.rows(), s.rows(self.name))
-        both = lambda o: torch.cat([o[r] for r in rows])
-        kept = {k: both(v) for k,v in s.own(self).kept.items()}
-        x = torch.cat([s.x, s.requests[self.name]])
-        said = self.experts(torch.cat([s.pred, s.outputs[self.name]]), kept, x)
+        said = self.experts(*of_both_views(s, self.name, s.own(self).kept))
         said = [expert_logits(z, self._counts, e) for z,e in zip(said, self.exponents)]
         loss,agree = expert_losses(said, s.targets, s.weights)
         s.add_loss(self.name, loss)
         ramp = min(self.learn.pct_train/self.ramp, 1.) if self.ramp else 1.
         s.add_loss(f"{self.name}.consistency", agree, self.consistency*ramp)
 
-    @torch.no_grad()
     def logits(self,
         x:torch.Tensor # [B, C, H, W] images as the loaders give them
         # [experts, B, C], in the order of `exponents`; their mean is the paper's prediction
@@ -314,14 +337,9 @@ class MDCS(LabelCallback):
         "What every expert says, without the frequencies"
         if self._made_for is None or self.off:
             raise LabelKitError("there are no experts yet: train first, with some exponents")
-        model = self.learn.model
-        x = x.to(self._counts.device)
-        with evaluating(model, self._others):
-            with layer_outputs(model, self._others.shared) as kept: own = unwrap(model)(x)
-            return torch.stack(self.experts(own, kept, x))
+        return ask_experts(self.learn.model, self._others, x.to(self._counts.device))
 
     @property
     def teacher(self)->Teacher:
-        """The mean of the experts, which is the paper's prediction, for the explorer: beside the
-        model, who is one of them"""
+        "The mean of the experts, the paper's prediction; the explorer shows it beside the model"
         return as_teacher(lambda x: self.logits(x).mean(0))

@@ -5,7 +5,7 @@ those over, not its answers."""
 
 # %% auto #0
 __all__ = ['local_features', 'assigned', 'assignment_loss', 'follow', 'first_prototypes',
-           'enriched', 'high_digits', 'knows_low_digits', 'ProCKD']
+           'enriched', 'map_of', 'both_maps', 'high_digits', 'knows_low_digits', 'ProCKD']
 
 # %% ../../nbs/distill/prockd.ipynb #47e1620e
 from functools import partial
@@ -19,15 +19,15 @@ from ..core.claim import Claim, made
 from ..core.fit import trained
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback, check_finite, n_classes
-from ..core.teachers import as_teacher, evaluating
+from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
 from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
 from ..data.samples import Samples
 from ..data.sets import mnist_5k
 from .stage import taught
-from ..errors import LabelKitError
 from ..models import layer_outputs, map_layer, small_cnn, unwrap
+from ..parts.one_network import one_network
 from ..processes import gather_rows
 
 # %% ../../nbs/distill/prockd.ipynb #64ee7da0
@@ -92,6 +92,29 @@ def enriched(
     "Each feature plus the prototypes it belongs to, by their shares, at the feature's own length"
     size = features.norm(dim=2, keepdim=True)
     return features + size*(assigned(features, prototypes, temperature)@prototypes)
+
+def map_of(
+    teacher,        # a `Teacher` that has a model
+    layer:str,      # one of the model's
+    x:torch.Tensor, # [B, C, H, W]
+)->torch.Tensor: # [B, D, h, w]
+    "What a layer of the teacher gives for pictures"
+    with layer_outputs(teacher.model, [layer]) as kept: teacher(x)
+    return kept[layer]
+
+def both_maps(
+    model:nn.Module, # the student, unwrapped
+    teacher,         # a `Teacher` that has a model
+    samples:Samples, # pictures, of which at most 64 are looked at
+)->tuple: # names of the student's and the teacher's layer, and what each gives
+    "Find the last map of both. Raises `LabelKitError` for a model without one"
+    x = samples.inputs(torch.arange(min(64, len(samples))))[0]
+    check_finite(x, samples.ids)
+    teacher(x[:2])  # says it when there is no model
+    with evaluating(model, teacher.model):
+        here,there = (map_layer(o, x) for o in (model, teacher.model))
+        with layer_outputs(model, [here]) as kept: model(x)
+    return here,there,kept[here],map_of(teacher, there, x)
 
 # %% ../../nbs/distill/prockd.ipynb #3aaa68a1
 def _digits(low:int, labeled=None, **kwargs):
@@ -173,7 +196,6 @@ class ProCKD(LabelCallback):
         n_prototypes=(2, None), temperature=(.001, None), decay=(0, 1), task_weight=(0, None),
         match=("prototypes", "features"),
     )
-    prototypes = None
 
     def __init__(self,
         teacher,                   # a model, or a Learner, with any classes
@@ -187,47 +209,31 @@ class ProCKD(LabelCallback):
         **kwargs                   # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        self.keep(locals(), teacher=as_teacher(teacher))
+        self.keep(locals(), teacher=one_network(teacher, "its feature map is looked at"))
         if unlabeled: self.needs = (*self.needs, "unlabeled")
-        if not isinstance(getattr(self.teacher, "model", None), nn.Module):
-            raise LabelKitError("teacher has no feature map to look at: pass one model")
 
     def setup(self):
-        model = unwrap(self.learn.model)
-        samples = Samples(self.dls)
-        x = samples.inputs(torch.arange(min(64, len(samples))))[0]
-        check_finite(x, samples.ids)
-        self.teacher(x[:2])  # says it when there is no model
-        with evaluating(model, self.teacher.model):
-            self.here,self.there = (map_layer(o, x) for o in (model, self.teacher.model))
-            with layer_outputs(model, [self.here]) as kept: model(x)
-        places = local_features(self.teacher_map(x))
-        d = places.shape[2]
-        self.prototypes = first_prototypes(places, self.n_prototypes, self.rng)
-        self.bridge = Auxiliary(nn.Conv2d(kept[self.here].shape[1], d, 1), self.learn)
+        found = both_maps(unwrap(self.learn.model), self.teacher, Samples(self.dls))
+        self.here,self.there,mine,theirs = found
+        d = theirs.shape[1]
+        self.prototypes = first_prototypes(local_features(theirs), self.n_prototypes, self.rng)
+        self.bridge = Auxiliary(nn.Conv2d(mine.shape[1], d, 1), self.learn)
         self.task_head = Auxiliary(nn.Linear(d, n_classes(self.learn)), self.learn)
 
-    def teacher_map(self, x:torch.Tensor)->torch.Tensor: # [B, D, H, W]
-        "What the teacher's last feature map is for images [B, C, H, W]"
-        with layer_outputs(self.teacher.model, [self.there]) as kept: self.teacher(x)
-        return kept[self.there]
-
     def before_forward(self, s:Supervision):
-        own = s.own(self)
         if self.unlabeled: s.forward(f"{self.name}.unlabeled", s.unlabeled_inputs)
-        def keep(module, args, out): own.map = out
+        def keep(module, args, out): s.own(self).map = out
         s.hook(unwrap(self.learn.model).get_submodule(self.here), keep)
 
     def after_forward(self, s:Supervision):
         own = s.own(self)
         x = torch.cat([s.x, s.unlabeled]) if self.unlabeled else s.x
         rows = s.rows(f"{self.name}.unlabeled") if self.unlabeled else slice(0, 0)
-        theirs = self.teacher_map(x)
         maps = torch.cat([own.map[s.rows()], own.map[rows]]).float()
+        theirs = map_of(self.teacher, self.there, x)
         mine = F.adaptive_avg_pool2d(self.bridge(maps), theirs.shape[2:])
         if self.match == "features":
-            s.add_loss(self.name, F.mse_loss(mine, theirs), self.weight)
-            return
+            return s.add_loss(self.name, F.mse_loss(mine, theirs), self.weight)
         own.places,mine = local_features(theirs),local_features(mine)
         loss = assignment_loss(mine, own.places, self.prototypes, self.temperature)
         s.add_loss(self.name, loss, self.weight)

@@ -5,8 +5,8 @@ it be asked about?"""
 
 # %% auto #0
 __all__ = ['rad_weights', 'rad_value', 'student_gain', 'inclusion_probabilities',
-           'sample_without_replacement', 'choose', 'ask_logits', 'ask_about', 'n_questions',
-           'often_wrong', 'RobustActiveDistillation']
+           'sample_without_replacement', 'choose', 'ask_logits', 'ask_about', 'to_ask',
+           'no_answers', 'note_answers', 'n_questions', 'often_wrong', 'RobustActiveDistillation']
 
 # %% ../../nbs/distill/robust_active_distillation.ipynb #b2a58c7c
 from functools import partial
@@ -142,7 +142,8 @@ _policies = dict(
 )
 
 def choose(policy, cb, probs, k)->torch.Tensor: # [k] long, places
-    "What a policy picks. Raises `LabelKitError` when it does not give `k` different places"
+    """What a policy picks: one of `RobustActiveDistillation`'s, or a function of the callback,
+    probabilities [N, C] and k. Raises `LabelKitError` unless it gives `k` different places"""
     place = (policy if callable(policy) else _policies[policy])(cb, probs, k).to(probs.device)
     if len(place) != k or len(place.unique()) != k:
         raise LabelKitError(
@@ -176,6 +177,36 @@ def ask_about(
     "The teacher's answers about `ids`, `bs` at a time; see `ask_logits`"
     (x,*_) = samples.inputs(samples.places(ids))
     return torch.cat([ask_logits(teacher, o, c) for o in x.to(ids.device).split(bs)])
+
+def to_ask(
+    cb,    # the callback: its policy, its learner, and whom it asked before
+    k:int, # how many questions
+)->tuple: # [k] ids, [k] gains
+    "Whom a round asks about, among the unlabeled samples that nobody asked about yet"
+    ids,logits = predict_unlabeled(cb.learn)
+    left = cb.queried[ids] < 0
+    probs = logits[left].softmax(1)
+    place = choose(cb.policy, cb, probs, k)
+    return ids[left][place],student_gain(probs[place])
+
+def no_answers(
+    dls,   # data loaders whose samples have ids
+    c:int, # number of classes
+)->tuple: # [n_ids] long, all -1: nobody was asked; [n_ids, c], room for log-probabilities
+    "What is known of a teacher before it is asked, by id"
+    device = dls.device or "cpu"
+    return torch.full((dls.n_ids,), -1, device=device),torch.zeros(dls.n_ids, c, device=device)
+
+def note_answers(
+    ledger,               # a `Ledger` with a column `gain`
+    ids:torch.Tensor,     # [k] long, whom the teacher was asked about
+    answers:torch.Tensor, # [k, C] log-probabilities
+    gain:torch.Tensor,    # [k], for which a question was worth asking
+    epoch:int,            # when
+):
+    "Write down what was answered, and how surely"
+    confidence,label = answers.exp().max(1)
+    ledger.record(ids, label, confidence, torch.ones_like(ids).bool(), epoch, gain=gain)
 
 def n_questions(
     budget, # a number (int), or a share of the samples (float)
@@ -234,30 +265,22 @@ _claim = Claim(
     claims=(_claim,),
 )
 class RobustActiveDistillation(Distill):
-    """In rounds, ask a teacher about the unlabeled samples worth its time, and learn its answers
-    beside the labels
+    """Ask a teacher about the unlabeled samples worth its time, and learn its answers beside labels
 
-    Adds soft_weight·T²·KL(answer‖student) over the samples of the batch that have an answer. Never
-    more than `budget` questions are asked while this callback is used with one learner, no sample
-    is asked about twice, and the labeled samples never. `queried` has the epoch of each question by
-    id (−1: none), `answers` its log-probabilities, `ledger` what was answered, when, by which
-    policy and at which gain. Raises `LabelKitError` for a budget above the number of unlabeled
-    samples. After the abstract of Baykal et al. 2022, https://arxiv.org/abs/2210.01213"""
+    Adds soft_weight·T²·KL(answer‖student) over the samples of the batch that have an answer. No
+    more than `budget` questions are asked while this callback is used with one learner, none twice,
+    and none about labeled samples. `queried` has the epoch of each question by id (−1: none),
+    `answers` its log-probabilities, `ledger` what was answered, when, by which policy and at which
+    gain. After the abstract of Baykal et al. 2022, https://arxiv.org/abs/2210.01213"""
     needs = ("teacher", "unlabeled", "ids")
-    limits = dict(
-        policy=tuple(_policies), wrong_rate=(0, 1), rounds=(1, None), warmup=(0, 1),
-        temperature=(.01, None), bs=(1, None),
-    )
+    limits = dict(policy=tuple(_policies), wrong_rate=(0, 1), rounds=(1, None), warmup=(0, 1),
+                  temperature=(.01, None), bs=(1, None))
     queried = answers = ledger = None
 
     def __init__(self,
-        # a model, a Learner, any function of inputs that gives logits [B, C]; it may be slow
-        teacher,
-        # questions in all: a number (int) or a share of the unlabeled samples (float)
-        budget=.1,
-        # "rad", "random", "margin", "entropy", or a function of (this callback, probabilities [N,
-        # C], k) that gives k places
-        policy="rad",
+        teacher,               # a model, a Learner, any function of inputs that gives logits
+        budget=.1,             # questions in all, or as a float: share of the unlabeled samples
+        policy="rad",          # or "random", "margin", "entropy", or a function as in `choose`
         wrong_rate:float=.2,   # for "rad": the largest share of answers that may be wrong, 0..1
         rounds:int=3,          # how many rounds share the budget
         warmup:float=.2,       # share of the training before the first
@@ -273,12 +296,9 @@ class RobustActiveDistillation(Distill):
 
     def setup(self):
         super().setup()
-        n = len(self.dls.unlabeled.dataset)
-        device = self.dls.device or "cpu"
-        self.n_budget = n_questions(self.budget, n)
+        self.n_budget = n_questions(self.budget, len(self.dls.unlabeled.dataset))
         self.schedule = Rounds(self.rounds, self.warmup)
-        self.queried = torch.full((self.dls.n_ids,), -1, device=device)
-        self.answers = torch.zeros(self.dls.n_ids, n_classes(self.learn), device=device)
+        self.queried,self.answers = no_answers(self.dls, n_classes(self.learn))
         by = self.policy if isinstance(self.policy, str) else "own policy"
         self.ledger = Ledger.of(self.dls, reasons=(by,), columns=dict(gain=torch.float))
 
@@ -288,27 +308,15 @@ class RobustActiveDistillation(Distill):
     def before_steps(self):
         left = self.schedule.left(self.learn)
         if self.learn.epoch not in left: return
-        self.question(ceil((self.n_budget-self.n_asked)/len(left)))
+        k = ceil((self.n_budget-self.n_asked)/len(left))
+        if k: self._ask_about(*to_ask(self, k))
         self.schedule.finish()
 
-    def question(self,
-        k:int # how many questions
-    ):
-        "A round: choose `k` samples, ask about them, and keep the answers"
-        if not k: return
-        ids,logits = predict_unlabeled(self.learn)
-        open_ = self.queried[ids] < 0
-        probs = logits[open_].softmax(1)
-        place = choose(self.policy, self, probs, k)
-        ids = ids[open_][place]
-        gain = student_gain(probs[place])
+    def _ask_about(self, ids, gain):
         samples = Samples(self.dls.unlabeled)
-        answers = ask_about(self.teacher, samples, ids, probs.shape[1], self.bs)
-        self.answers[ids] = answers
+        self.answers[ids] = ask_about(self.teacher, samples, ids, self.answers.shape[1], self.bs)
         self.queried[ids] = self.learn.epoch
-        confidence,label = answers.exp().max(1)
-        sure = torch.ones_like(ids, dtype=torch.bool)
-        self.ledger.record(ids, label, confidence, sure, self.learn.epoch, gain=gain)
+        note_answers(self.ledger, ids, self.answers[ids], gain, self.learn.epoch)
 
     def before_forward(self, s:Supervision):
         super().before_forward(s)

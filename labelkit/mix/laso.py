@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fastai.metrics import accuracy_multi
 
-from ..core.auxiliary import Auxiliary, frozen_call
+from ..core.auxiliary import Auxiliary, frozen_call, network_of
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
@@ -197,9 +197,7 @@ class LaSO(LabelCallback):
         weight:float=1.,         # of all its losses; 0 turns the technique off
         reconstruction:float=1., # of symmetry and wholeness, beside the classification of results
         hidden:int=128,          # units of the networks' hidden layers
-        # the losses train the model too; else the networks learn beside a model that does not
-        # notice
-        joint:bool=False,
+        joint:bool=False,        # train the model too; else it does not notice the networks
         **kwargs                 # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
@@ -234,9 +232,6 @@ class LaSO(LabelCallback):
     )->dict: # union, intersection, difference: features [B, D] each
         """Features of what the pairs have together, in common, and of what `a` has more; classify
         them with the model's head"""
-        if self.operations is None:
-            raise LabelKitError(
-                "there are no set operations yet: train first, with a weight above 0"
-            )
+        operations = network_of(self.operations, self, "set operations")
         with evaluating(self.learn.model) as (model,):
-            return self.operations.module(*(with_features(model, o)[1] for o in (a, b)))
+            return operations(*(with_features(model, o)[1] for o in (a, b)))

@@ -79,7 +79,9 @@ _claim = Claim(
     "(Shen 2023, abstract)",
     lack="overfitting",
     note="All rows see the same kind of crops. The paper has a teacher's soft labels for each of "
-    "them, which vary less in its mixes; here the labels are plain.",
+    "them, which vary less in its mixes; here the labels are plain. Also tried, with four other "
+    "seeds: five hundred photographs and a teacher that is asked about every mix, trained on eight "
+    "thousand. The rows stayed within half a point of each other there as well.",
     **few_photographs,
 )
 

@@ -6,26 +6,24 @@ strangers."""
 # %% auto #0
 __all__ = ['shared_information', 'head_agreement', 'otsu_threshold', 'DivergentHeads',
            'head_losses', 'relation_loss', 'running_score', 'score_weight', 'with_strangers',
-           'known_or_not', 'DivCon']
+           'InlierScores', 'known_or_not', 'DivCon']
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a0000e
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.auxiliary import Auxiliary, network_of
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.teachers import evaluating
 from ..core.technique import technique
-from ..models import head_of
 from ..parts.banks import Queue
-from ..parts.heads import ask_head
 from ..processes import gather_rows
 from labelkit.pseudo.base import (
-    OPEN_STAGE, PseudoLabel, above_threshold, consistency_loss, hard_target,
+    OPEN_STAGE, above_threshold, consistency_loss, hard_target,
 )
+from .open_set import OpenSet, in_one_pass
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a0000f
 def shared_information(
@@ -77,6 +75,10 @@ class DivergentHeads(nn.Module):
         self.heads = nn.Linear(width, n*c)
         nn.init.xavier_normal_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
+
+    def project(self, features):
+        "[N, d] → [N, width] of length 1"
+        return F.normalize(self.projector(features).float())
 
     def forward(self, features):
         "[N, d] → [N, n, c]"
@@ -136,6 +138,34 @@ def with_strangers(
     "The score is shared out as `probs` say, and what is left of 1 goes to the strangers"
     return torch.cat([probs*score[:,None], 1-score[:,None]], 1)
 
+class InlierScores:
+    "By sample: how far the heads agree, and have agreed; and where to cut"
+    def __init__(self,
+        n_ids:int,        # ids are 0..n_ids-1
+        decay:float=.9,   # see `running_score`
+        device="cpu",
+    ):
+        self.decay = decay
+        self.agreement,self.score = torch.full((2, n_ids), -1., device=device) # -1: not seen yet
+        self.cut = torch.ones((), device=device)
+
+    def update(self,
+        ids:torch.Tensor,       # [U] long; gathered over processes
+        agreement:torch.Tensor, # [U] of the heads
+    ):
+        "Take notice of a visit, and cut anew"
+        ids,now = gather_rows(ids, agreement)
+        self.agreement[ids] = now
+        low,high = self.agreement[self.agreement >= 0].aminmax()
+        self.score[ids] = running_score(self.score[ids], now, low, high, self.decay)
+        self.cut = otsu_threshold(self.score[self.score >= 0])
+
+    def __getitem__(self, ids): return self.score[ids]
+    def state_dict(self)->dict:
+        return {k: getattr(self, k).clone() for k in ("agreement", "score", "cut")}
+    def load_state_dict(self, state:dict):
+        for k,v in state.items(): setattr(self, k, v.to(self.cut.device))
+
 # %% ../../nbs/pseudo/divcon.ipynb #55a00016
 def known_or_not(
     learn # trained on data with some classes unknown (`known=`)
@@ -182,30 +212,26 @@ _claim = Claim(
     example=dict(threshold=0., warmup=0),
     claims=(_claim,),
 )
-class DivCon(PseudoLabel):
+class DivCon(OpenSet):
     """Heads that are pushed apart, and pseudo-labels that count by how far the heads agree
 
     Adds weight·(FixMatch's loss with each sample weighted by min((score/Otsu's threshold)^power, 1)
     + relation·`relation_loss`), and beside the network trains the heads by `head_losses` and
-    diversity·`shared_information`. `inlier_score` asks the heads; `inlier` [n_ids] is what is
-    remembered of each sample. Needs unlabeled samples with ids and a model that ends in a linear
-    layer. Kong et al. 2025, https://arxiv.org/abs/2505.24443"""
+    diversity·`shared_information`. `inlier_score` asks the heads, `inlier` remembers. Needs
+    unlabeled samples with ids and a model that ends in a linear layer. Kong et al. 2025,
+    https://arxiv.org/abs/2505.24443"""
     needs = ("unlabeled", "ids", "vision")
-    targets = ("single",)
-    wants_features = True
     limits = dict(
         threshold=(0, 1), heads=(2, None), diversity=(0, None), relation=(0, None),
         power=(0, None), ema_decay=(0, 1), warmup=(0, None),
     )
     columns = dict(inlier=torch.float)
-    experts = memory = agreement = inlier = cut = None
+    memory = inlier = None
 
     def __init__(self,
         threshold:float=.95,   # smallest confidence that is believed, by the model and by a head
         heads:int=10,          # how many
-        # of the heads' shared information, which is made small; the authors take .05 on CIFAR-10,
-        # in 262,144 steps
-        diversity:float=1.,
+        diversity:float=1.,    # of the heads' shared information; the authors take .05 on CIFAR-10
         relation:float=1.5,    # of the loss that draws alike features together
         power:float=1.5,       # how steeply a pseudo-label loses weight below Otsu's threshold
         ema_decay:float=.9,    # of a sample's score, from visit to visit
@@ -217,57 +243,41 @@ class DivCon(PseudoLabel):
 
     def setup(self):
         super().setup()
-        c = n_classes(self.learn)
-        experts = DivergentHeads(head_of(self.learn.model).in_features, c, self.heads)
-        self.experts = Auxiliary(experts, self.learn)
         device = self.dls.device or "cpu"
-        self.memory = Queue(experts.heads.in_features + c + 1, device=device)
-        self.agreement,self.inlier = torch.full((2, self.ledger.n_ids), -1., device=device)
-        self.cut = torch.ones((), device=device)
+        width = self.experts.module.heads.in_features + n_classes(self.learn) + 1
+        self.memory = Queue(width, device=device)
+        self.inlier = InlierScores(self.ledger.n_ids, self.ema_decay, device)
+
+    def make_heads(self, d, c): return DivergentHeads(d, c, self.heads)
 
     def after_forward(self, s:Supervision):
         parts = [o.detach() for o in self.features(s)]
-        labeled,weak,strong = self.experts(torch.cat(parts)).float().split(list(map(len, parts)))
-        mine = s.own(self)
-        mine.probs = weak.detach().softmax(2)
+        labeled,weak,strong = in_one_pass(self.experts, parts)
+        s.own(self).probs = weak.detach().softmax(2)
         super().after_forward(s)
         loss = head_losses(labeled, s.targets, s.weights, weak, strong, self.threshold)
         s.add_loss(f"{self.name}.heads", loss, self.weight, auxiliary=True)
         loss = shared_information(weak.softmax(2))
         s.add_loss(f"{self.name}.shared", loss, self.weight*self.diversity, auxiliary=True)
-        self.relate(s, mine)
+        self.relate(s, s.own(self).open)
 
-    def relate(self, s, mine):
+    def relate(self, s, said):
         "Draw features together by what was said of their neighbours, and remember the weak views"
-        view = lambda o: F.normalize(self.experts.module.projector(o).float())
+        project = self.experts.module.project
         if self.learn.epoch >= self.warmup and len(self.memory) and self.relation:
-            features = view(s.features(f"{self.name}.strong"))
-            loss = relation_loss(features, self.memory.rows, mine.open)
+            features = project(s.features(f"{self.name}.strong"))
+            loss = relation_loss(features, self.memory.rows, said)
             s.add_loss(f"{self.name}.relation", loss, self.weight*self.relation)
-        if self.searching: return
-        with torch.no_grad(): features = view(s.features(f"{self.name}.weak"))
-        self.memory.push(torch.cat([features, mine.open], 1))
+        with torch.no_grad(): features = project(s.features(f"{self.name}.weak"))
+        if not self.searching: self.memory.push(torch.cat([features, said], 1))
 
-    def observe(self, g):
-        ids,alike = gather_rows(g.ids, head_agreement(g.s.own(self).probs))
-        self.agreement[ids] = alike
-        low,high = self.agreement[self.agreement >= 0].aminmax()
-        self.inlier[ids] = running_score(self.inlier[ids], alike, low, high, self.ema_decay)
-        self.cut = otsu_threshold(self.inlier[self.inlier >= 0])
+    def observe(self, g): self.inlier.update(g.ids, head_agreement(g.s.own(self).probs))
 
     def believe(self, g):
         score = self.inlier[g.ids].clamp_min(0)
         g.s.own(self).open = with_strangers(g.probs, score)
-        if self.learn.epoch < self.warmup: return torch.zeros_like(score)
-        return above_threshold(g.probs, self.threshold)*score_weight(score, self.cut, self.power)
+        sure = above_threshold(g.probs, self.threshold) & (self.learn.epoch >= self.warmup)
+        return sure*score_weight(score, self.inlier.cut, self.power)
 
     def note(self, g, mask): super().note(g, mask, rows=dict(inlier=self.inlier[g.ids]))
-
-    def inlier_score(self,
-        x:torch.Tensor # [N, ...] inputs as the model takes them
-    )->torch.Tensor: # [N] in 0..1
-        """How far the heads agree, in evaluation mode. Raises `LabelKitError` before training, and
-        after unpickling"""
-        agree = lambda said: head_agreement(said.softmax(2))
-        experts = network_of(self.experts, self, "heads")
-        return ask_head(self.learn.model, experts, x, agree)
+    def known(self, said): return head_agreement(said.softmax(2))

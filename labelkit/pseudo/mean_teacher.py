@@ -6,8 +6,6 @@
 __all__ = ['agreement_loss', 'MeanTeacher']
 
 # %% ../../nbs/pseudo/mean_teacher.ipynb #fd2addad
-from contextlib import contextmanager
-
 import torch
 from torch.nn import functional as F
 
@@ -16,6 +14,7 @@ from ..core.record import Supervision, as_inputs
 from ..core.teachers import EMA
 from ..core.technique import CLASSES, technique
 from ..errors import LabelKitError
+from ..parts.in_place import teacher_in_place
 from .base import STAGE, Guess, PseudoLabel, ramp_up
 
 # %% ../../nbs/pseudo/mean_teacher.ipynb #d02d82a1
@@ -109,20 +108,6 @@ class MeanTeacher(PseudoLabel):
 
     def after_update(self): self.teacher.update(self.learn.model)
 
-    @contextmanager
     def averaged(self):
-        "Within this context `learn.model` is the teacher: for `get_preds`, `show_results`, …"
-        if self.teacher is None or self.teacher.model is None:
-            raise LabelKitError("MeanTeacher has no teacher yet: train with it first")
-        student = self.learn.model
-        self.learn.model = self.teacher.to(next(student.parameters()).device).model
-        try: yield self.learn
-        finally:
-            self.learn.model = student
-            self.teacher.eval()
-
-    def validate(self,
-        **kwargs # passed on to `Learner.validate`
-    ):
-        "What `learn.validate` gives, with the averaged weights"
-        with self.averaged() as learn: return learn.validate(**kwargs)
+        "Within this context `learn.model` is the teacher: for `validate`, `get_preds`, …"
+        return teacher_in_place(self)

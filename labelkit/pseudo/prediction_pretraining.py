@@ -9,18 +9,13 @@ __all__ = ['PredictionPretraining']
 # %% ../../nbs/pseudo/prediction_pretraining.ipynb #d1e887c7
 from functools import partial
 
-import torch
-from torch.nn import functional as F
-
 from ..core.claim import Claim, made
-from ..core.record import Supervision
 from ..core.technique import CLASSES, technique
 from ..data.samples import predict_unlabeled
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError
 from ..models import small_cnn
-from ..parts.phases import Phases, restart, weights_of
-from .base import PseudoLabel
+from .stored_labels import InPhases
 
 # %% ../../nbs/pseudo/prediction_pretraining.ipynb #cd13b871
 def _late_fall(learn, epochs, lr): learn.fit_flat_cos(epochs, lr, pct_start=.75)
@@ -57,7 +52,7 @@ _claim = Claim(
     example=dict(first=0., pretrain=1.),
     claims=(_claim,),
 )
-class PredictionPretraining(PseudoLabel):
+class PredictionPretraining(InPhases):
     """Label everything with a first network, train a fresh one on that alone, and fine-tune it on
     the labels
 
@@ -65,10 +60,7 @@ class PredictionPretraining(PseudoLabel):
     cross-entropy to the first network's hard labels of all unlabeled samples, the labeled loss
     times 0; then the labels again. Unlabeled samples are shown in the weak view. Raises
     `LabelKitError` where the two shares exceed 1. Guo 2020, https://arxiv.org/abs/2011.09031"""
-    needs = ("unlabeled", "ids", "vision")
     targets = CLASSES
-    limits = dict(first=(0, 1), pretrain=(0, 1))
-    pseudo_label = None
 
     def __init__(self,
         first:float=.3,        # share of the training in which a first network learns the labels
@@ -84,32 +76,14 @@ class PredictionPretraining(PseudoLabel):
                 "at most 1"
             )
 
-    def setup(self):
-        super().setup()
-        later = [1-self.first] if self.together else [self.pretrain, 1-self.first-self.pretrain]
-        self.phases = Phases(self.first, *later)
-        self.pseudo_label = torch.full((self.ledger.n_ids,), -1, device=self.dls.device or "cpu")
-        self.beginning = weights_of(self.learn)
-
-    def before_steps(self):
-        self._phase = self.phases.now(self.learn)
-        if self._phase == 1 and self.phases.begins(self.learn): self.relabel()
+    @property
+    def shares(self):
+        last = max(1-self.first-self.pretrain, 0.)  # .9 and .1 leave a little less than nothing
+        later = [1-self.first] if self.together else [self.pretrain, last]
+        return self.first,*later
 
     def relabel(self):
-        "Label every unlabeled sample, and begin with a fresh network"
         ids,logits = predict_unlabeled(self.learn)
         confidence,label = logits.softmax(1).max(1)
         self.pseudo_label[ids] = label
         self.ledger.record(ids, label, confidence, label >= 0, self.epoch)
-        restart(self.learn, self.beginning)
-
-    def before_forward(self, s:Supervision):
-        self.show_labeled(s)
-        if self.searching or self._phase != 1: return
-        s.forward(self.name, self._views.weak(s.unlabeled_inputs))
-        if not self.together: s.labeled_weight *= 0
-
-    def after_forward(self, s:Supervision):
-        if self.name not in s.outputs: return
-        label = self.pseudo_label[s.unlabeled_ids.to(self.pseudo_label.device)]
-        s.add_loss(self.name, F.cross_entropy(s.outputs[self.name], label), self.weight)

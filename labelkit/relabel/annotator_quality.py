@@ -6,7 +6,8 @@ they say, and ask next where the answer is most likely wrong."""
 # %% auto #0
 __all__ = ['FIELD_WEIGHTS', 'POOLS', 'quality_score', 'check_gold', 'gold_quality',
            'weighted_consensus', 'posterior_consensus', 'bayes_risk', 'risk_by_site',
-           'next_questions', 'GoldVote', 'with_gold', 'trained_on', 'AnnotatorQuality']
+           'next_questions', 'GoldVote', 'with_gold', 'trained_on', 'annotator_table',
+           'AnnotatorQuality']
 
 # %% ../../nbs/relabel/annotator_quality.ipynb #a9a00014
 from functools import partial
@@ -21,8 +22,8 @@ from ..data.sets import mnist_5k
 from ..data.settings import annotators
 from ..errors import LabelKitError, check_range
 from ..models import small_cnn
-from .base import Relabel
 from .label_models import LabelModel, MajorityVote, check_votes
+from .voted import Voted
 from ..tables import numbers_of
 
 # %% ../../nbs/relabel/annotator_quality.ipynb #a9a00016
@@ -253,6 +254,20 @@ def trained_on(
     reason = torch.where(known, 1, torch.where(~told, 2, torch.where(risky, 3, 0)))
     return told,risky,reason
 
+def annotator_table(
+    fitted:GoldVote,    # after `fit`
+    votes:torch.Tensor, # [N, A] long, all answers, -1 where not asked
+    names:list,         # A names
+): # a pandas table
+    "A row for each annotator: answers about gold samples, accuracy, answers in all"
+    import pandas as pd
+    rows = dict(
+        asked=fitted.asked.numpy(),
+        accuracy=fitted.accuracy.numpy(),
+        answers=(votes >= 0).sum(0).numpy(),
+    )
+    return pd.DataFrame(rows, index=pd.Index(names, name="annotator"))
+
 # %% ../../nbs/relabel/annotator_quality.ipynb #a9a00037
 _rates = [.05, .15, .45, .55, .6]
 
@@ -305,7 +320,7 @@ def _answered(dls, folder):
     makes=_answered,
     claims=(_claim,),
 )
-class AnnotatorQuality(Relabel):
+class AnnotatorQuality(Voted):
     """Train on the consensus of several annotators, weighed by how they did on known samples
 
     Before the first batch every annotator is measured on the gold samples, and the answers about
@@ -316,15 +331,11 @@ class AnnotatorQuality(Relabel):
     columns = dict(risk=torch.float, answers=torch.long)
     switches = ("votes",)
     limits = dict(pool=POOLS, smoothing=(0, None), max_risk=(0, 1))
-    explorer = "labelkit.explore.votes_explorer:VotesExplorer"
-    voted = weak_label = lf_names = fitted = None
 
     def __init__(self,
         votes=None,           # [N, A] by sample id, -1 where not asked; `None` for nothing to do
         gold=None,            # [N] by sample id, true classes, -1 where not known
-        # "posterior": Bayes' rule; "weighted": quality times producer's accuracy; "majority": all
-        # count the same
-        pool:str="posterior",
+        pool:str="posterior", # or "weighted", or "majority": see `GoldVote`
         smoothing:float=2.,   # answers added to each count, see `gold_quality`
         quality=None,         # [A] of "weighted": your own measure; accuracy on gold if `None`
         max_risk:float=1.,    # a sample whose consensus has more risk counts nothing
@@ -343,10 +354,7 @@ class AnnotatorQuality(Relabel):
         self.fitted = GoldVote(self.gold, self.pool, self.smoothing, self.quality).fit(votes, c)
         gold = check_gold(self.gold, len(votes), c)
         probs = with_gold(self.fitted.predict_proba(votes), gold)
-        names = getattr(self.votes, "columns", range(votes.shape[1]))
-        self.lf_names = [str(o) for o in names]
-        self.voted = votes
-        self.weak_label = probs
+        self.keep_votes(votes, getattr(self.votes, "columns", range(votes.shape[1])), probs)
         answers = (votes >= 0).sum(1)
         self._use(probs, answers, *trained_on(probs, gold >= 0, answers, self.max_risk))
 
@@ -363,13 +371,7 @@ class AnnotatorQuality(Relabel):
         self.note(ids, label, 1-risk, (told & ~risky)[ids], **more)
 
     def annotators(self):
-        "A pandas row for each annotator: answers about gold samples, accuracy, answers in all"
-        import pandas as pd
+        "`annotator_table` of what was found"
         if self.fitted is None:
             raise LabelKitError("nobody was measured yet: call fit first, with votes and gold")
-        rows = dict(
-            asked=self.fitted.asked.numpy(),
-            accuracy=self.fitted.accuracy.numpy(),
-            answers=(self.voted >= 0).sum(0).numpy(),
-        )
-        return pd.DataFrame(rows, index=pd.Index(self.lf_names, name="annotator"))
+        return annotator_table(self.fitted, self.voted, self.lf_names)

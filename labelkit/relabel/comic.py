@@ -5,7 +5,8 @@ missing, look harder at what is rare, and balance the two."""
 
 # %% auto #0
 __all__ = ['recall_labels', 'class_weights', 'multi_focal_loss', 'Experts', 'balanced_targets',
-           'balance_losses', 'two_digits', 'precision_by_class', 'mean_precision', 'COMIC']
+           'balance_losses', 'Positives', 'two_digits', 'precision_by_class', 'mean_precision',
+           'COMIC']
 
 # %% ../../nbs/relabel/comic.ipynb #ae28410c
 from functools import partial
@@ -111,6 +112,38 @@ def balance_losses(
     taught = sum(multi_focal_loss(z, y, w, *focus) for z,w in zip(experts, shares))
     target = balanced_targets(*(z.detach() for z in experts), y)
     return taught,multi_focal_loss(logits, target, class_weights(n), *focus)
+
+class Positives:
+    """How many labels of each class there are: `given` and `found` (recalled) in this epoch so far,
+    and `usual`, given in the last one; [C] each, over all processes"""
+    def __init__(self,
+        c:int, # classes
+        device="cpu",
+    ):
+        self.usual,self.given,self.found = torch.zeros(3, c, device=device)
+
+    def next_epoch(self):
+        "Begin to count anew"
+        self.usual = self.given
+        self.given = torch.zeros_like(self.given)
+        self.found = torch.zeros_like(self.found)
+
+    def count(self,
+        name:str,         # "given" or "found"
+        y:torch.Tensor,   # [B, C] labels
+    ):
+        "Add those of a batch"
+        (each,) = gather_rows(y.float().sum(0, keepdim=True))
+        setattr(self, name, getattr(self, name) + each.sum(0))
+
+    @property
+    def total(self)->torch.Tensor:
+        "[C] what weights are made of; of the first epoch what was seen so far"
+        return self.usual + self.given + self.found
+
+    def state_dict(self)->dict: return {k: v.clone() for k,v in vars(self).items()}
+    def load_state_dict(self, state:dict):
+        for k,v in state.items(): setattr(self, k, v.to(self.given.device))
 
 # %% ../../nbs/relabel/comic.ipynb #4a9c2bac
 def two_digits(
@@ -224,8 +257,7 @@ class COMIC(LabelCallback):
 
     def __init__(self,
         tau:float=.9,       # a missing label is recalled above this probability
-        # at most so many recalled labels for each given one of a class; infinity for no limit
-        cap:float=1.,
+        cap:float=1.,       # recalled labels for each given one of a class, at most; inf: no limit
         warmup:float=.05,   # share of the training on the learner's own loss, before anything else
         margin:float=2.,    # taken from the logits of given labels, so that they are learned better
         gamma_neg:float=3., # focus on hard negatives, see `multi_focal_loss`
@@ -241,50 +273,35 @@ class COMIC(LabelCallback):
         c = n_classes(self.learn)
         device = self.dls.device or "cpu"
         self.recalled = torch.zeros(self.dls.n_ids, c, dtype=torch.bool, device=device)
-        # positives of each class: given in the last epoch, in this one, and recalled in this one
-        self.usual,self.given,self.found = torch.zeros(3, c, device=device)
+        self.positives = Positives(c, device)
         if not self.balance: return
         d = head_of(self.learn.model).in_features
         self.experts = Auxiliary(Experts(d, c), self.learn)
 
-    def before_steps(self):
-        self.usual = self.given
-        self.given,self.found = torch.zeros_like(self.given),torch.zeros_like(self.found)
-
-    @property
-    def warming(self)->bool:
-        "Whether the training is still the learner's own"
-        return self.learn.epoch < round(self.warmup*self.learn.n_epoch)
+    def before_steps(self): self.positives.next_epoch()
 
     def before_forward(self, s:Supervision):
         if self.balance: s.want_features()
 
     def after_forward(self, s:Supervision):
-        if not self.searching: self.given = self.given + _sum(s.targets)
-        if self.warming: return
+        n = self.positives
+        if not self.searching: n.count("given", s.targets)
+        if self.learn.epoch < round(self.warmup*self.learn.n_epoch): return
         logits = s.pred - self.margin*s.targets
-        y = torch.maximum(s.targets, self.recall(s, logits.detach().sigmoid()).float())
-        counts = self.usual + self.given + self.found
+        room = self.cap*n.given - n.found
+        found = recall_labels(logits.detach().sigmoid(), s.targets, self.tau, room)
+        if not self.searching:
+            n.count("found", found)
+            self.recalled[s.ids.to(self.recalled.device)] = found
+        y = torch.maximum(s.targets, found.float())
         s.labeled_weight = 0.
         focus = (self.gamma_neg, self.gamma_pos, self.clip, s.weights)
-        s.add_loss(self.name, multi_focal_loss(logits, y, class_weights(counts), *focus))
-        if self.balance: self.follow(s, logits, y, counts, focus)
+        s.add_loss(self.name, multi_focal_loss(logits, y, class_weights(n.total), *focus))
+        if self.balance: self.follow(s, logits, y, focus)
 
-    def recall(self, s, probs):
-        "Labels that are recalled in this batch, and a note of them"
-        room = self.cap*self.given - self.found
-        found = recall_labels(probs, s.targets, self.tau, room)
-        if self.searching: return found
-        self.found = self.found + _sum(found)
-        self.recalled[s.ids.to(self.recalled.device)] = found
-        return found
-
-    def follow(self, s, logits, y, counts, focus):
+    def follow(self, s, logits, y, focus):
         "Teach the experts, and let the model follow them"
-        margin = self.margin*s.targets
-        experts = [z-margin for z in self.experts(s.features().detach())]
-        taught,followed = balance_losses(experts, logits, y, counts, focus)
+        experts = [z - self.margin*s.targets for z in self.experts(s.features().detach())]
+        taught,followed = balance_losses(experts, logits, y, self.positives.total, focus)
         s.add_loss(f"{self.name}.experts", taught, auxiliary=True)
         s.add_loss(f"{self.name}.balance", followed, self.balance)
-
-def _sum(rows): return gather_rows(rows.float().sum(0, keepdim=True))[0].sum(0)

@@ -5,7 +5,7 @@ re-weight or relabel the sample."""
 
 # %% auto #0
 __all__ = ['confident_learning', 'reason_of', 'explain_flag', 'check_probs', 'rank_flags',
-           'new_weights', 'issue_table', 'ConfidentRelabel']
+           'cross_validated', 'new_weights', 'issue_table', 'ConfidentRelabel']
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #50463c18
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..core.claim import Claim, made
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..data.samples import Samples
 from ..errors import LabelKitError
 from ..parts.cross_validation import out_of_fold, step_counter
 from ..parts.peer import fresh_copy
@@ -157,6 +158,22 @@ def rank_flags(
         sureness=torch.where(flagged, found["confidence"], found["label_quality"]),
     )
 
+def cross_validated(
+    learn,           # a `Learner`
+    samples:Samples, # of its training loader
+    y:torch.Tensor,  # [n] long, their given labels, -1 for none
+    rng:torch.Generator,    # on the CPU
+    model_fn:Callable=None, # makes a fold's model; the learner's, newly initialised, if `None`
+    folds:int=4,     # a sample is judged by a model trained on the other folds
+    epochs:int=5,    # of each model
+    lr:float=5e-3,   # largest learning rate
+)->torch.Tensor: # [n, C]
+    "`out_of_fold` probabilities, zeros for samples without a label and those that cannot be loaded"
+    make = model_fn or (lambda: fresh_copy(learn.model))
+    seed = int(torch.randint(2**31, (1,), generator=rng))
+    step = step_counter(learn, "cross-validation")
+    return out_of_fold(samples, y, make, learn.loss_func, folds, epochs, lr, seed, step)
+
 def new_weights(
     labels:torch.Tensor,  # [n] long, given labels
     found:dict,           # from `confident_learning`
@@ -260,8 +277,7 @@ class ConfidentRelabel(Relabel):
         lr:float=5e-3,  # largest learning rate there
         # makes a fold's model, without arguments; the learner's, newly initialised, if `None`
         model_fn:Callable=None,
-        # [N, C] your own out-of-fold probabilities by sample id, instead of the cross-validation
-        pred_probs=None,
+        pred_probs=None, # [N, C] your own out-of-fold ones by sample id, instead of asking
         filter_by:str="prune_by_noise_rate", # cleanlab's rule for flags, such as "both"
         **kwargs        # `p` of `LabelCallback`
     ):
@@ -269,9 +285,13 @@ class ConfidentRelabel(Relabel):
         self.keep(locals())
 
     def find(self):
-        probs = self.cross_validate() if self.pred_probs is None else check_probs(
-            self.pred_probs, self.ids, self.ledger.n_ids, n_classes(self.learn)
-        )
+        if self.pred_probs is None:
+            how = (self.model_fn, self.folds, self.epochs, self.lr)
+            asked = cross_validated(self.learn, self.samples, self._labels, self.rng, *how)
+            probs = asked[self._at]
+        else:
+            size = (self.ledger.n_ids, n_classes(self.learn))
+            probs = check_probs(self.pred_probs, self.ids, *size)
         seen = probs.any(1)  # the others cannot be loaded
         ids,labels,probs = (o[seen] for o in (self.ids, self.labels, probs))
         found = confident_learning(labels, probs, self.filter_by)
@@ -285,14 +305,6 @@ class ConfidentRelabel(Relabel):
             self.table.set_weights(ids, new_weights(labels, found, found["touched"], weighting))
         told = {k: found[k] for k in ("reason", "severity", "flagged", "label_quality")}
         self.note(ids, found["label"], found["sureness"], found["touched"], **told)
-
-    def cross_validate(self)->torch.Tensor: # [n, C]
-        "Probabilities of the labeled samples, zeros for those that cannot be loaded"
-        make = self.model_fn or (lambda: fresh_copy(self.learn.model))
-        seed = int(torch.randint(2**31, (1,), generator=self.rng))
-        step = step_counter(self.learn, "cross-validation")
-        settings = (self.loss_func, self.folds, self.epochs, self.lr, seed, step)
-        return out_of_fold(self.samples, self._labels, make, *settings)[self._at]
 
     def issues(self):
         "`issue_table` of what was found"

@@ -17,13 +17,14 @@ from fastai.torch_core import no_random
 from ..core.claim import Claim
 from ..core.fit import trained
 from ..core.record import Supervision
-from ..core.supervision import LabelCallback, n_classes
+from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
 from ..data.arrays import LabelDataLoaders
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError
 from ..models import small_cnn
-from ..storage.builder import Samples, build_store
+from ..parts.stored_batch import check_fits, show_stored
+from ..storage.builder import build_store
 from ..storage.soft_labels import LabelStore, as_store
 from ..storage.stored_views import CropViews
 
@@ -146,25 +147,13 @@ class FerKD(LabelCallback):
             raise LabelKitError(f"low={low} is above high={high}: pass the smaller one as low")
 
     def setup(self):
-        c = n_classes(self.learn)
-        if self.store.c != c:
-            raise LabelKitError(
-                f"the store knows {self.store.c} classes and the data {c}: make them agree"
-            )
-        if self.store.views is None:
-            raise LabelKitError(
-                f"the store {self.store.path!r} has no views: make one with `crop_store`"
-            )
-        self.store.check_samples(Samples(self.dls))
+        check_fits(self.store, self.learn, "views", "crop_store")
         self.regions = torch.zeros(3, dtype=torch.long)
 
     def before_steps(self): self.regions = torch.zeros_like(self.regions)
 
     def before_forward(self, s:Supervision):
-        view = torch.randint(self.store.n_views, (len(s.x),), generator=self.rng)
-        said = self.store.read(s.ids, view)
-        s.x = self.store.views.make(s.x, said.params)
-        soft = said.dense().to(s.x.device)
+        soft = show_stored(self.store, s, self.rng).dense().to(s.x.device)
         s.targets,weights,region = self.calibrate(soft, s.targets)
         s.weigh(weights)
         self.regions = self.regions + torch.bincount(region.cpu(), minlength=3)

@@ -18,14 +18,15 @@ from fastai.torch_core import no_random
 from ..core.claim import Claim
 from ..core.fit import trained
 from ..core.record import Supervision
-from ..core.supervision import LabelCallback, n_classes
+from ..core.supervision import LabelCallback
 from ..core.teachers import as_teacher
 from ..core.technique import CLASSES, technique
 from ..data.loaders import from_arrays
 from ..data.sets import planted
 from ..errors import LabelKitError
 from ..models import head_of, layer_outputs, map_layer, small_cnn, unwrap
-from ..storage.builder import Samples, build_store
+from ..parts.stored_batch import check_fits
+from ..storage.builder import build_store
 from ..storage.soft_labels import LabelStore, as_store
 from ..storage.stored_views import CropViews
 
@@ -236,16 +237,7 @@ class ReLabel(LabelCallback):
         self.keep(locals())
 
     def setup(self):
-        c = n_classes(self.learn)
-        if not self.store.meta["maps"]:
-            raise LabelKitError(
-                f"the store {self.store.path!r} has no label maps: make one with `label_map_store`"
-            )
-        if self.store.c != c:
-            raise LabelKitError(
-                f"the store knows {self.store.c} classes and the data {c}: make them agree"
-            )
-        self.store.check_samples(Samples(self.dls))
+        check_fits(self.store, self.learn, "label maps", "label_map_store")
         hints = getattr(self.dls, "view_hints", None) or {}
         flip = hints.get("flip", True) if self.flip is None else self.flip
         self._crops = CropViews(self.scale, self.ratio, flip, self.size)

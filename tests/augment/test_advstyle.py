@@ -1,11 +1,16 @@
 "The official disturbance and its reversed gradient; who learns what, single samples, refusals"
+from functools import partial
+
 import pytest
 import torch
 from torch import tensor
+from torch.nn import functional as F
 
 from augment.augmenttools import close, published
 from contract import data, fit, learner
-from labelkit.augment.advstyle import AdvStyle, restyle, spread, style_of
+from labelkit.augment.advstyle import (
+    AdvStyle, as_maps, at_random, restyle, spread, style_of, towards_another,
+)
 from labelkit.core.record import Supervision
 from labelkit.errors import LabelKitError
 
@@ -74,11 +79,81 @@ class TestCallback:
         start = [p.detach().abs().sum() for p in cb.intensity.module.parameters()]
         module = learn.model.get_submodule(cb._layer)
         before = {k: v.clone() for k,v in learn.model.state_dict().items()}
-        for _ in range(40): cb._ascend(s, learn.model, module)
+        for _ in range(40): cb._ascend(s, module)
         end = [p.detach().abs().sum() for p in cb.intensity.module.parameters()]
         assert sum(end) > sum(start)
         assert all(torch.equal(v, before[k]) for k,v in learn.model.state_dict().items())
         assert not module._forward_hooks
+
+    def ready(self, **kwargs):
+        "A learner before its first step, a batch of it, and maps to disturb"
+        learn = learner([cb := AdvStyle(**kwargs)], dls=data(n=160, bs=64))
+        cb.learn = learn
+        learn.create_opt()
+        cb._ensure_ready()
+        x,y = learn.dls.train.one_batch()[:2]
+        module = learn.model.get_submodule(cb._layer)
+        return cb, learn, Supervision(x, y, 10), module, module(torch.rand(64, 1, 8, 8)).detach()
+
+    def test_an_ascent_goes_uphill(self):
+        "By the same dice the batch costs more than before"
+        cb,learn,s,module,_ = self.ready(style_lr=1.)
+        learn.model.eval()
+        def cost():
+            cb.rng.manual_seed(0)
+            disturb = partial(cb._disturb, len(s.x), "adversarial", False)
+            handle = module.register_forward_hook(disturb)
+            with torch.no_grad(): losses = [F.cross_entropy(learn.model(s.x), s.y) for _ in "abc"]
+            handle.remove()
+            return float(sum(losses))
+        before = cost()
+        for _ in range(40): cb._ascend(s, learn.model, module)
+        assert cost() > 1.05*before
+
+    def test_a_third_is_clean_and_a_third_climbs_before_it_is_shown(self):
+        kinds = []
+        climbs = []
+        class Counted(AdvStyle):
+            name = "advstyle"
+            def _disturb(self, n, kind, climbing, *args):
+                if not climbing: kinds.append(kind)
+                return super()._disturb(n, kind, climbing, *args)
+            def _ascend(self, *args):
+                climbs.append(1)
+                return super()._ascend(*args)
+        learn = learner([cb := Counted(ascents=2, style_lr=.03)])
+        fit(learn, 24)
+        n = 24*len(learn.dls.train)
+        counts = [kinds.count(o) for o in ("batch", "adversarial")] + [n-len(kinds)]
+        assert min(counts) > n/6 and sum(counts) == n
+        assert len(climbs) == 2*counts[1] and cb.intensity.lr == .03
+
+    def test_the_model_does_not_teach_the_intensities(self):
+        cb,_,_,module,maps = self.ready()
+        said = {c: cb._disturb(64, "adversarial", c, module, (), maps) for c in (True, False)}
+        assert said[True].requires_grad and not said[False].requires_grad
+        x = maps.clone().requires_grad_()
+        cb.rng.manual_seed(0)
+        (grad,) = torch.autograd.grad(
+            cb._disturb(64, "batch", False, module, (), x).square().sum(), x
+        )
+        cb.rng.manual_seed(0)
+        dice = torch.randn(2, *maps.shape[:2], generator=cb.rng)
+        moves = [e*spread(o).detach() for e,o in zip(dice, style_of(maps))]
+        (want,) = torch.autograd.grad(restyle(x, *moves).square().sum(), x)
+        close(grad, want, 1e-3)
+
+    def test_mixed_styles_lie_between_those_of_the_batch(self):
+        cb,_,_,module,maps = self.ready(style="mix")
+        found = style_of(cb._disturb(64, "mix", False, module, (), maps))
+        for new,old in zip(found, style_of(maps)):
+            assert (new <= old.amax(0) + 1e-3).all() and (new >= old.amin(0) - 1e-3).all()
+            assert (new - old).abs().max() > 1e-3
+
+    def test_rows_behind_the_labeled_ones_keep_their_style(self):
+        cb,_,_,module,maps = self.ready()
+        out = cb._disturb(16, "batch", False, module, (), maps)
+        assert torch.equal(out[16:], maps[16:]) and not torch.equal(out[:16], maps[:16])
 
     @pytest.mark.parametrize("style", ["batch", "mix"])
     def test_baselines_have_no_network(self, style):
@@ -94,6 +169,22 @@ class TestCallback:
             fit(learner([AdvStyle(layer="head")]))
 
     def test_a_layer_with_another_output(self):
-        cb = AdvStyle()
-        cb._layer = "body"
-        with pytest.raises(LabelKitError, match="'body' gives tuple"): cb._maps((1, 2))
+        with pytest.raises(LabelKitError, match="'body' gives tuple"): as_maps((1, 2), "body")
+
+
+class TestMoves:
+    def test_towards_another_is_on_the_way_to_one(self):
+        stats = tensor([[0.], [10.]]), tensor([[1.], [3.]])
+        g = torch.Generator().manual_seed(0)
+        seen = [[o+by for o,by in zip(stats, towards_another(stats, g))] for _ in range(50)]
+        mean = torch.stack([o[0] for o in seen])
+        std = torch.stack([o[1] for o in seen])
+        assert mean.min() >= 0 and mean.max() <= 10 and ((mean > .5) & (mean < 9.5)).any()
+        close((std-1)/2, mean/10, 1e-5)  # both by the same share
+
+    def test_at_random_is_as_wide_as_told(self):
+        stats = torch.zeros(4000, 2), torch.zeros(4000, 2)
+        scales = tensor([1., 0.]), tensor([0., 3.])
+        mean,std = at_random(stats, scales, torch.Generator().manual_seed(0))
+        close(mean.std(0), [1., 0.], .05)
+        close(std.std(0), [0., 3.], .15)

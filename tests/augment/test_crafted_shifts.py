@@ -14,6 +14,7 @@ from labelkit.augment.crafted_shifts import (
     category_view,
     crafted_dls,
     crafted_shifts,
+    edge_map,
     lost_by_choice,
     rank_correlation,
     study,
@@ -57,7 +58,7 @@ class TestViews:
         assert a.min() >= 0 and a.max() <= 1 + 1e-5
         assert not torch.equal(a, x)
 
-    @pytest.mark.parametrize("name", ["geometry", "light", "blur", "noise", "holes"])
+    @pytest.mark.parametrize("name", ["geometry", "light", "blur", "noise", "holes", "edges"])
     def test_no_strength_changes_nothing(self, name):
         x = torch.rand(5, 1, 14, 14)
         close(category_view(name, 0.)(x, gen()), x, 1e-4)
@@ -66,10 +67,44 @@ class TestViews:
         flat = torch.full((3, 2, 10, 10), .3)
         close(category_view("blur")(flat, gen()), flat, 1e-5)
 
+    def test_part_of_a_picture_becomes_its_edges(self):
+        x = torch.rand(6, 3, 12, 12, generator=gen())
+        share = torch.rand(6, generator=gen(4))[:, None, None, None]
+        close(category_view("edges")(x, gen(4)), (1-share)*x + share*edge_map(x))
+
     def test_refused(self):
         with pytest.raises(LabelKitError, match="'fog'"): category_view("fog")
         with pytest.raises(LabelKitError, match="strength"): category_view("blur", 2.)
 
+
+class TestEdges:
+    def ramp(self, *columns):
+        "A picture whose brightness is made of columns"
+        return tensor(columns).expand(1, 1, 9, len(columns))
+
+    def test_the_steepest_column(self):
+        found = edge_map(self.ramp(0., 0., 0., 0., .5, 1., 1., 1., 1.))[0, 0]
+        assert torch.equal(found, (torch.arange(9) == 4).float().expand(9, 9))
+
+    def test_turned_pictures_have_turned_edges(self):
+        x = torch.rand(2, 1, 11, 11, generator=gen())
+        assert torch.equal(edge_map(x).transpose(2, 3), edge_map(x.transpose(2, 3)))
+
+    def test_weak_ridges_stay_where_they_touch_strong_ones(self):
+        dark = [0.]*8
+        # steps of 1, of .3, between a half and a quarter of it, and of .1, below a quarter
+        alone = self.ramp(*dark, .5, 1., *[1.]*7, .85, *[.7]*7, .65, *[.6]*7)
+        assert edge_map(alone)[0, 0].any(0).nonzero().flatten().tolist() == [8]
+        # the same step, weaker from row to row
+        fading = self.ramp(*dark, .5, *[1.]*8)*torch.linspace(1, .35, 9)[:, None]
+        assert edge_map(fading)[0, 0, :, 8].all()
+
+    def test_flat_pictures_have_none(self):
+        assert edge_map(torch.full((2, 3, 7, 7), .4)).sum() == 0
+
+    def test_each_picture_by_itself(self):
+        x = torch.rand(5, 3, 10, 10, generator=gen())
+        close(edge_map(x), torch.cat([edge_map(o) for o in x.split(1)]))
 
 class TestSets:
     def test_every_picture_once_in_each(self):
@@ -85,13 +120,25 @@ class TestSets:
         assert len(crafted.valid_ds) == 2*len(dls.valid_ds)
         assert len(crafted.train_ds) == len(dls.train_ds) and crafted.vocab == dls.vocab
 
-    @pytest.mark.parametrize("k", [2, 3, 6])
+    def test_the_validation_set_is_shifted_and_the_training_set_is_not(self):
+        dls = data(labeled=None)
+        crafted = crafted_dls(dls, ["noise"])
+        own,made = (torch.cat([b[0] for b in o.valid]) for o in (dls, crafted))
+        assert (made - own).abs().flatten(1).amax(1).min() > 1e-3
+        assert torch.equal(crafted.train_ds.arrays.x, dls.train_ds.arrays.x)
+
+    def test_each_picture_gets_its_own_share_of_the_strength(self):
+        x = torch.full((200, 1, 8, 8), .5)
+        much = crafted_shifts(x, torch.zeros(200).long(), ["noise"], .4)[0].flatten(1).std(1)
+        assert much.min() < .02 and much.max() > .15 and .07 < much.mean() < .13
+
+    @pytest.mark.parametrize("k", [2, 3, 7])
     def test_folds_share_nothing(self, k):
         folds = category_folds(k)
         assert len(folds) == k and sorted(sum(folds, [])) == sorted(CATEGORIES)
 
     def test_too_many_folds(self):
-        with pytest.raises(LabelKitError, match="k=7"): category_folds(7)
+        with pytest.raises(LabelKitError, match="k=8"): category_folds(8)
 
 
 class TestStudy:

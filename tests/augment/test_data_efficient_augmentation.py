@@ -8,11 +8,14 @@ from augment.augmenttools import close, published
 from contract import fit, learner
 from labelkit.augment.data_efficient_augmentation import (
     DataEfficientAugmentation,
+    best_of_each,
     coreset,
     facility_location,
     gradient_proxy,
 )
+from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
+from mix.mixtools import Keep
 
 OFFICIAL = published("data_efficient_augmentation_coreset")
 
@@ -72,6 +75,12 @@ class TestCoreset:
         close(weights, [1.5, .5])
 
 
+class Halves(LabelCallback):
+    "Samples of odd ids count twice"
+    stage = "relabel"
+    def before_forward(self, s): s.weigh(s.ids.remainder(2).add(1).float())
+
+
 class TestCallback:
     @pytest.mark.parametrize("choose", ["coreset", "random", "loss"])
     def test_equal_counts(self, choose):
@@ -82,6 +91,29 @@ class TestCallback:
         want = sum(max(1, round(.25*int(n))) for n in torch.bincount(y) if n)
         assert int((cb.chosen > 0).sum()) == want
         assert cb.when.done == 2
+
+    def test_what_a_batch_is_told(self):
+        "The chosen once more, in the strong view, with their own labels, weights and a fair share"
+        name = "data_efficient_augmentation"
+        halves = Halves()
+        fit(learner([cb := DataEfficientAugmentation(share=.5, weighted=True), halves,
+                     keep := Keep()]))
+        assert len(set(cb.chosen.tolist())) > 2
+        for s in keep.seen:
+            at = (cb.chosen[s.ids] > 0).nonzero().flatten()
+            loss,factor = s.losses[name]
+            w = cb.chosen[s.ids][at]*s.ids[at].remainder(2).add(1)
+            each = F.cross_entropy(s.outputs[name], s.y[at], reduction="none")
+            close(loss.detach(), ((each*w).sum()/w.sum()).detach(), 1e-4)
+            assert factor == pytest.approx(len(at)/(16 + len(at)))
+            assert s.labeled_weight == pytest.approx(1 - factor)
+
+    def test_who_is_chosen_has_a_label(self):
+        "By id, though the labeled ones are not the first; one class each, the given one"
+        learn = fit(learner([cb := DataEfficientAugmentation(share=.01)]))
+        ids = cb.chosen.nonzero().flatten()
+        assert sorted(learn.dls.given[ids].tolist()) == list(range(10))
+        assert cb.chosen[ids].tolist() == [1.]*10
 
     def test_loss_takes_the_worst(self):
         cb = DataEfficientAugmentation(share=.5, choose="loss")
@@ -103,3 +135,8 @@ class TestCallback:
     def test_refused(self):
         with pytest.raises(LabelKitError, match="choose='best'"):
             DataEfficientAugmentation(choose="best")
+
+
+def test_best_of_each_class():
+    places,weights = best_of_each(tensor([1., 5., 2., 0., 9.]), tensor([0, 0, 1, 1, 1]), .5)
+    assert places.tolist() == [1, 4, 2] and weights.tolist() == [1.]*3

@@ -2,12 +2,15 @@
 import pytest
 import torch
 from torch import tensor
+from torch.nn import functional as F
 
 from augment.augmenttools import close, published
-from contract import fit, learner
+from contract import fit, learner, model
 from labelkit.augment.invariance_constrained import InvarianceConstrained, metropolis, next_dual
 from labelkit.core.technique import find
 from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
+from mix.mixtools import Keep
 
 
 class TestMetropolis:
@@ -63,6 +66,39 @@ class TestCallback:
         cb = InvarianceConstrained(level=100.)
         fit(learner([cb]))
         assert float(cb.dual) == 0
+
+    def test_the_dual_variable_is_the_weight(self):
+        fit(learner([InvarianceConstrained(level=.1, rate=40., gamma=.5), keep := Keep()]))
+        weights = [float(s.losses["invariance_constrained"][1]) for s in keep.seen]
+        assert weights[0] == .5 and all(b > a for a,b in zip(weights, weights[1:]))
+
+    def test_a_copy_stands_beside_its_own_label(self):
+        "With transforms of no strength the kept copies are the pictures, in their order"
+        cb = InvarianceConstrained(steps=3, magnitude=0, ops=["rotate", "brightness"])
+        fit(learner([cb, keep := Keep()]))
+        for s in keep.seen:
+            close(s.requests["invariance_constrained"], s.x, 1e-4)
+
+    def test_what_the_chain_is_told(self, monkeypatch):
+        "Each sample's own cross-entropy, in evaluation mode: without strength that of the picture"
+        seen = []
+        def spy(losses, dice):
+            seen.append(losses)
+            return metropolis(losses, dice)
+        monkeypatch.setattr("labelkit.augment.invariance_constrained.metropolis", spy)
+        b = look(learner([InvarianceConstrained(steps=3, magnitude=0, ops=["rotate"])]))
+        net = model(3).eval()
+        want = F.cross_entropy(net(b.record.x), b.record.y, reduction="none")
+        close(seen[0], want.expand(3, -1), 1e-3)
+
+    def test_the_chain_prefers_what_costs(self):
+        "In the mean over many batches a kept transform costs more than a proposed one"
+        costs = {1: 0., 20: 0.}
+        for steps in costs:
+            cb = InvarianceConstrained(steps=steps, gamma=0., rate=0.)
+            fit(learner([cb]), 12)
+            costs[steps] = float(cb.trace[:, 2].sum())
+        assert costs[20] > costs[1]
 
     def test_policies(self):
         cb = InvarianceConstrained()

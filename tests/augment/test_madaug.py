@@ -7,9 +7,14 @@ from torch import nn, tensor
 from torch.nn import functional as F
 
 from augment.augmenttools import close
-from contract import fit, learner
-from labelkit.augment.madaug import MADAug, Policy, augmented_share, look_ahead, mixed_views
+from contract import data, fit, learner, model
+from labelkit.augment.madaug import (
+    MADAug, Policy, augmented_share, drawn_operations, each_alone, look_ahead, mixed_views,
+    policy_loss,
+)
+from labelkit.augment.operations import Operations
 from labelkit.errors import LabelKitError
+from labelkit.models import head_of
 
 
 class TestCurriculum:
@@ -101,6 +106,106 @@ class TestCallback:
         changed = (cb.augment(x, f, .5) - x).abs().flatten(1).amax(1) > 1e-3
         assert 8 < int(changed.sum()) < 40
 
+    def decided(self, ops, op, strength, **kwargs):
+        "A callback whose policy always wants operation number `op`, so strong"
+        learn = learner([cb := MADAug(ops=ops, n=1, every=100, policy_lr=.02, **kwargs)])
+        fit(learn)
+        with torch.no_grad():
+            cb.policy.module.layers[1].weight.zero_()
+            bias = torch.full((2, len(ops)), -40.)
+            bias[0, op] = 40.
+            bias[1] = 40. if strength else -40.
+            cb.policy.module.layers[1].bias.copy_(bias.flatten())
+        x = torch.rand(32, 1, 8, 8)
+        return cb, x, learn.model.features(x).detach()
+
+    def test_the_policy_decides(self):
+        cb,x,f = self.decided(["brightness", "invert"], 1, 1)
+        close(cb.augment(x, f), 1-x, 1e-4)
+        assert cb.policy.lr == .02
+        cb,x,f = self.decided(["brightness", "invert"], 0, 0)
+        close(cb.augment(x, f), x, 1e-4)
+        cb,x,f = self.decided(["brightness", "invert"], 0, 1)
+        assert (cb.augment(x, f) - x).abs().flatten(1).amax(1).min() > .05
+
+    def test_every_picture_after_every_operation(self):
+        cb,x,_ = self.decided(["identity", "invert"], 0, 1)
+        views = cb._all_views(x, torch.full((32, 2), .5))
+        close(views[0], x, 1e-4)
+        close(views[1], 1-x, 1e-4)
+
+    def test_one_half_is_augmented_and_the_other_judges(self, monkeypatch):
+        seen = []
+        def spy(model, loss_of, *args):
+            seen.append(args)
+            return look_ahead(model, loss_of, *args)
+        monkeypatch.setattr("labelkit.augment.madaug.look_ahead", spy)
+        given = []
+        class First(MADAug):
+            name = "madaug"
+            def before_forward(self, s):
+                given.append((s.x, s.targets, float(self.learn.opt.hypers[-1]["lr"])))
+                super().before_forward(s)
+        fit(learner([First(every=3)]))
+        assert len(given) == 4 and len(seen) == 2  # of four batches the first and the fourth
+        for (x,t,lr),args in zip((given[0], given[3]), seen):
+            close(args[1], t[:8])
+            close(args[2], x[8:])
+            close(args[3], t[8:])
+            assert args[4] == lr and args[0].shape == x[:8].shape and args[0].requires_grad
+
+    def test_temperature_makes_them_alike(self):
+        for t in (.5, 4.):
+            p = Policy(6, 3, t)
+            with torch.no_grad(): p.layers[1].bias.copy_(tensor([1., 2., 3., 0., 0., 0.]))
+            close(p(torch.zeros(1, 6))[0][0], (tensor([1., 2., 3.])/t).softmax(0))
+
+    def test_more_pictures_are_augmented_later(self):
+        changed = []
+        class Seen(MADAug):
+            name = "madaug"
+            def augment(self, x, *args, **kwargs):
+                out = super().augment(x, *args, **kwargs)
+                changed.append(float(((out-x).abs().flatten(1).amax(1) > 1e-3).float().mean()))
+                return out
+        fit(learner([Seen(ramp=1.)]), 6)
+        assert sum(changed[:4]) < 1 < sum(changed[-4:])
+
     def test_refused(self):
         for wrong in (dict(n=0), dict(every=0), dict(temperature=0.)):
             with pytest.raises(LabelKitError, match=next(iter(wrong))): MADAug(**wrong)
+
+
+class TestOperations:
+    def test_drawn(self):
+        w = tensor([[0., 1., 0.]]*400)
+        m = tensor([[.1, .2, .3]]*400)
+        op,strength = drawn_operations(w, m, 2, .25, torch.Generator().manual_seed(0))
+        assert op.shape == strength.shape == (2, 400)
+        on = op[0] != 3
+        assert set(op[:, on].flatten().tolist()) == {1} and (op[:, ~on] == 3).all()
+        assert .15 < on.float().mean() < .35
+        close(strength, torch.full((2, 400), .2))
+
+    def test_each_alone(self):
+        "The first operation leaves a picture, the second inverts it"
+        ops = Operations(data(), ops=dict(identity=0., invert=0.), rounds=2)
+        x = torch.rand(3, 1, 8, 8)
+        views = each_alone(ops, x, torch.ones(3, 2), torch.Generator())
+        close(views, torch.stack([x, 1-x]), 1e-2)
+
+    def test_loss_of_the_policy(self):
+        "It is the loss after a step on the mix, and reaches the policy alone"
+        net = model(4)
+        ops = Operations(data(), ops=dict(identity=0., invert=0.))
+        policy = Policy(head_of(net).in_features, 2)
+        x = torch.rand(8, 1, 8, 8)
+        t = torch.eye(10)[torch.arange(8)]
+        features = torch.rand(8, head_of(net).in_features)
+        args = net, policy, ops, features, x, t
+        loss = policy_loss(*args, .1, torch.Generator())
+        loss.backward()
+        assert policy.layers[1].weight.grad.abs().sum() > 0
+        still = policy_loss(*args, 0., torch.Generator())
+        want = F.cross_entropy(net.eval()(x[4:]), t[4:])
+        close(still, want, 1e-5)

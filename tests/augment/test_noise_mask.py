@@ -3,11 +3,13 @@ import pytest
 import torch
 from torch import tensor
 from torch.distributions import Beta
+from torch.nn import functional as F
 
 from augment.augmenttools import close, published
 from contract import fit, learner
 from labelkit.augment.noise_mask import NoiseMask, beta_logs, grown_mask, policy_loss
 from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
 from labelkit.parts.running import RunningMean
 
 OFFICIAL = published("noise_mask_pipeline")
@@ -94,6 +96,40 @@ class TestCallback:
         assert not cb.base.value.any()
         logs = beta_logs(cb.base.value, torch.randn(3, 2, 7, 7), 0.)
         assert not logs.any()  # Beta(1, 1)
+
+    def test_what_a_batch_is_told(self):
+        "The sum of the cells' logarithms, each picture's loss, and a mean that follows the policy"
+        b = look(learner([cb := NoiseMask(until=1.)]))
+        own = b.record.own(cb)
+        ce = F.cross_entropy(b.record.pred, b.record.y, reduction="none")
+        value,_ = b.losses["noise_mask"]
+        close(value.detach(), policy_loss(own.log_probs, ce).detach(), 1e-4)
+        close(b.state["noise_mask"].base.value, .01*own.raw.mean(0))
+        (grad,) = torch.autograd.grad(value, b.record.pred, allow_unused=True, retain_graph=True)
+        assert grad is None
+
+    def test_a_pictures_logarithm_is_the_sum_over_its_own_cells(self):
+        fit(learner([cb := NoiseMask(grid=3)]))
+        a,b = torch.rand(2, 3, 3, 3) + .5
+        cells = torch.rand(3, 3, 3)*.8 + .1
+        cb._cells = lambda raw, share: (Beta(a, b), cells)
+        _,logs,_ = cb.draw(torch.rand(3, 1, 8, 8))
+        close(logs, torch.stack([Beta(a[i], b[i]).log_prob(cells[i]).sum() for i in range(3)]))
+
+    def test_the_blur_is_a_share_of_the_side(self):
+        fit(learner([cb := NoiseMask(sigma=.25)]))
+        cells = torch.rand(3, 7, 7)
+        close(cb._grown(cells, torch.rand(3, 1, 8, 8)), grown_mask(cells, 8, 8, 2., 5))
+
+    def test_policies_of_the_explorer(self):
+        "Uniform noise does not ask the policy"
+        fit(learner([cb := NoiseMask(share=1.)]))
+        with torch.no_grad():
+            for p in cb.policy.module.parameters(): p.zero_()
+            cb.policy.module.body[-1].bias.copy_(tensor([6., 0.]))  # masks of nearly 1
+        x = torch.ones(40, 1, 8, 8)
+        shown = {k: make(30)(x) for k,make in cb.policies().items()}
+        assert shown["the policy"].mean() > .95 and .3 < shown["uniform noise"].mean() < .7
 
     def test_refused(self):
         for wrong in (dict(grid=0), dict(share=2.), dict(sigma=0.)):

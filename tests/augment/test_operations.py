@@ -1,7 +1,9 @@
 "Operations one by one: drawn, applied, and nothing where there is none"
 import torch
 
-from contract import data
+from contract import data, fit, learner
+from labelkit.augment.invariance_constrained import InvarianceConstrained
+from labelkit.augment.madaug import MADAug
 from labelkit.augment.operations import Operations
 
 
@@ -36,7 +38,20 @@ def test_one_seed_one_view():
 def test_a_policy_with_one_operation():
     ops = made(ops=["rotate", "brightness"])
     x = torch.rand(4, 1, 8, 8)
+    half = torch.full((60, 1, 8, 8), .5)
+    shown = ops.policy(torch.tensor([0., 1.]))(30)(half, torch.Generator().manual_seed(0))
+    assert torch.equal(shown, shown[:, :, :1, :1].expand_as(shown))  # none is turned
+    assert set((shown[:, 0, 0, 0] > .5).tolist()) == {True, False}  # lighter and darker
     y = ops.policy(torch.tensor([0., 1.]))(30)(x, torch.Generator().manual_seed(0))
     ratio = (y/x).flatten(1)
     assert all(float(r[r < 1/.9].std()) < .5 for r in ratio)
     assert not torch.equal(x, y)
+
+
+def test_no_magnitude_changes_nothing():
+    "0 is within the limits of those who use them"
+    ops = made(ops=["rotate", "brightness"], magnitude=0)
+    x = torch.rand(6, 1, 8, 8)
+    g = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(ops(x, *ops.draw(6, g), g), x, atol=1e-5, rtol=0)
+    for technique in (MADAug, InvarianceConstrained): fit(learner([technique(magnitude=0)]))

@@ -17,7 +17,9 @@ from labelkit.augment.random_field_augmentation import (
     spectrum,
     torn,
 )
+from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
+from mix.mixtools import Keep
 
 
 def dice(*shape): return torch.randn(*shape, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -121,3 +123,32 @@ def test_policies_keep_the_shape():
     x = learn.dls.valid.one_batch()[0][:3]
     assert len(cb.policies()) == 2
     for make in cb.policies().values(): assert make(30)(x, torch.Generator()).shape == x.shape
+
+
+def test_place_and_colour_have_dice_and_strengths_of_their_own():
+    flat = torch.full((3, 1, 8, 8), .5)
+    seed = lambda: torch.Generator().manual_seed(3)
+    d = torch.randn(3, 8, 8, 8, generator=seed())
+    fields = gaussian_fields(d, 6., 8, 8)
+    close(RandomField(.3, .2)(flat, seed()), field_colors(flat, .2*fields[:, 4:]))
+    x = torch.rand(3, 1, 8, 8)
+    want = F.grid_sample(
+        x, field_grid(.1*fields[:, :4]), padding_mode="border", align_corners=False
+    )
+    close(RandomField(.1, 0.)(x, seed()), want)
+
+
+@pytest.mark.parametrize("weak", [True, False])
+def test_the_weak_view_comes_first_if_it_is_wanted(weak):
+    cb = RandomFieldAugmentation(warp=0., color=0., weak=weak)
+    moved = [not torch.allclose(s.x, s.inputs_given, atol=1e-3) for s in seen_by(cb)]
+    assert any(moved) is weak
+
+
+def seen_by(cb):
+    "The records of an epoch, with the inputs as they were given"
+    class Given(LabelCallback):
+        stage = "relabel"
+        def before_forward(self, s): s.inputs_given = s.x
+    fit(learner([Given(), cb, keep := Keep()]))
+    return keep.seen

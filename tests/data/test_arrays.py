@@ -13,7 +13,10 @@ from fastai.interpret import ClassificationInterpretation
 from fastai.vision.augment import Flip
 from fasttransform import Transform
 from torch import nn, tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import labelkit.data.ids as ids_module
 from labelkit.data.arrays import ArrayDataset, ArrayDL, Arrays
 from labelkit.data.ids import ids_of
 from labelkit.data.loaders import from_arrays
@@ -224,3 +227,41 @@ def test_making_loaders_draws_what_it_always_drew():
         random.seed(4)
         for _ in range(n): random.randint(0, 2**32-1)
         assert got == random.random()
+
+
+class Devices(TorchDispatchMode):
+    "Notes operations whose tensors of one dimension or more lie on several devices"
+    def __init__(self):
+        super().__init__()
+        self.mixed = []
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        there = {o.device for o in tree_leaves(args) if isinstance(o, torch.Tensor) and o.ndim}
+        if len(there) > 1: self.mixed.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_data_on_a_device_are_indexed_there():
+    "An accelerator that gets indices from the CPU is waited for in each step"
+    dls = loaders(torch.arange(12) % 3, labeled=6)
+    for dl in dls.loaders:
+        ds = dl.dataset
+        ds.rows = ds.rows.to("meta")
+        ds.arrays.to("meta")
+        with Devices() as seen: pairs = list(dl.create_pairs(iter([0, 1]*dl.bs)))
+        assert pairs and not seen.mixed
+        assert all(o.device.type == "meta" for batch,rows in pairs for o in (*batch, rows))
+        with Devices() as seen: ds.arrays.inputs(torch.arange(3))
+        assert not seen.mixed
+
+
+def test_a_batch_that_is_there_is_not_moved(monkeypatch):
+    moved = []
+    usual = ids_module.to_device
+    monkeypatch.setattr(
+        ids_module, "to_device", lambda b, device: moved.append(device) or usual(b, device)
+    )
+    dls = loaders(torch.arange(12) % 3)
+    assert ids_of(next(iter(dls.train))).device.type == "cpu" and not moved
+    dls.train.device = torch.device("meta")
+    x,y = b = next(iter(dls.train))
+    assert moved and {x.device.type, y.device.type, ids_of(b).device.type} == {"meta"}

@@ -103,6 +103,18 @@ def test_equalize_as_pillow():
     )
     assert off(V.op_equalize(x), want).max() < 1e-3
 
+@pytest.mark.parametrize("side", [(3, 4), (15, 17), (16, 16), (40, 30)])
+def test_equalize_in_its_own_words(side):
+    "A step is what lies below the brightest level, over 255; without a step the image stays"
+    x = (torch.rand(6, 1, *side, generator=gen())**3*255).round()/255
+    got = V.op_equalize(x)
+    for image,out in zip(x[:,0], got[:,0]):
+        level = (image*255).round().long()
+        step = int((level < level.max()).sum()) // 255
+        below = (level.view(-1) < level.view(-1, 1)).sum(1).view(side)
+        want = ((below + step//2).div(max(step, 1), rounding_mode="floor")).clamp(max=255)/255
+        assert torch.equal(out, want if step else image)
+
 def test_flat_images_stay():
     x = torch.full((2,3,20,20), .3)
     for f in (V.op_autocontrast, V.op_equalize): assert torch.equal(f(x), x)

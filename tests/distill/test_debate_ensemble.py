@@ -118,6 +118,32 @@ def test_the_loss_of_training_is_the_judges_mean(strong):
     assert learn.debate_ensemble is cb
 
 
+def test_judges_learn_the_given_labels_and_hear_as_loudly_as_asked_for(strong, monkeypatch):
+    "Labels of which half are wrong: the judges repeat those, and not the truth"
+    seen = {}
+    def spy(x, e, y, sees, **kwargs):
+        seen.update(e=e, y=y)
+        return train_judges(x, e, y, sees, **kwargs)
+    monkeypatch.setattr("labelkit.distill.debate_ensemble.train_judges", spy)
+    dls = digits(labeled=40, noise_rate=.5, ratio=2)
+    cb = DebateEnsemble(strong, trust=3., judges=2, best=1, spread=0.)
+    fit(cb, dls=dls)
+    given = dls.given[dls.given >= 0]
+    assert seen["y"].tolist() == given.tolist()
+    assert seen["y"].tolist() != dls.truth[dls.given >= 0].tolist()
+    x = dls.train_ds.arrays.x[dls.given >= 0]
+    best = as_teacher(strong)(x).softmax(1).amax(1)
+    torch.testing.assert_close(seen["e"].amax(2), (3*best).expand(2, -1))
+    assert not any(o.requires_grad for o in cb.bench)
+
+
+def test_the_verdict_is_a_mean_of_probabilities():
+    w = torch.zeros(2, 1, 2)
+    b = tensor([[[4., 0.]], [[-2., 0.]]])
+    said = judge(torch.zeros(1, 1), torch.zeros(2, 1, 2), [w, torch.zeros(2, 2, 2), b])
+    torch.testing.assert_close(said, b.softmax(2).mean(0))
+
+
 @pytest.mark.parametrize("sees,entries", [(.5, 32), (.01, 1), (1., 64)])
 def test_every_judge_sees_its_share(strong, sees, entries):
     cb = DebateEnsemble(strong, sees=sees)

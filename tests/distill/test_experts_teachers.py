@@ -19,6 +19,7 @@ from labelkit.distill.mdcs import (
     says_with,
 )
 from labelkit.distill.mealv2 import MEALv2, told_apart
+from labelkit.lesson.batch import look
 from labelkit.models import body_layers, layer_outputs
 
 
@@ -88,6 +89,12 @@ def test_the_student_fools_or_helps():
             cb.distill_loss(torch.randn(4, 10), torch.randn(4, 10), Record())
             losses[bias] = losses["mealv2.adversarial"].item()
         assert sign*(losses[-5.]-losses[5.]) > 0
+
+
+def test_being_told_apart_counts_both_weights():
+    b = look(learner([MEALv2([model(1)], soft_weight=.5, adversarial_weight=.4, lr=.03)]))
+    assert b.losses["mealv2.adversarial"][1] == pytest.approx(.2)
+    assert b.state["mealv2"].judge.lr == .03
 
 
 def test_told_apart_prefers_the_truth():

@@ -7,17 +7,20 @@ from fastai.basics import Callback
 from torch import nn, tensor
 from torch.nn import functional as F
 
+from contract import learner
 from distill.distilltools import Keep, fit, net
 from labelkit.distill.prockd import (
     ProCKD,
     assigned,
     assignment_loss,
     enriched,
+    first_prototypes,
     follow,
     local_features,
 )
 from labelkit.errors import LabelKitError
-from labelkit.models import small_cnn
+from labelkit.lesson.batch import look
+from labelkit.models import layer_outputs, small_cnn
 
 @pytest.fixture
 def teacher():
@@ -80,6 +83,52 @@ def test_other_classes_other_width_and_the_formula(teacher):
     assert loss == pytest.approx(expected, abs=1e-4)
     assert cb.prototypes.shape == (100, 32)
     torch.testing.assert_close(cb.prototypes.norm(dim=1), torch.ones(100))
+
+
+@pytest.mark.parametrize("match", ["prototypes", "features"])
+def test_every_term_by_hand(teacher, match):
+    "The student's places against the teacher's, labeled and unlabeled; the task on labeled ones"
+    b = look(learner([cb := ProCKD(
+        teacher, unlabeled=True, weight=.5, task_weight=2., temperature=.3, match=match
+    )]))
+    s = b.record
+    o = b.state["prockd"]
+    own = s.own(cb)
+    maps = torch.cat([own.map[s.rows()], own.map[s.rows("prockd.unlabeled")]])
+    with layer_outputs(cb.teacher.model, [o.there]) as kept:
+        cb.teacher(torch.cat([s.x, s.unlabeled]))
+    theirs = kept[o.there]
+    mine = F.adaptive_avg_pool2d(o.bridge(maps), theirs.shape[2:])
+    value,weight = s.losses["prockd"]
+    first = next(b.model.parameters())
+    assert torch.autograd.grad(value, first, retain_graph=True)[0].abs().sum() > 0
+    assert weight == .5
+    if match == "features":
+        torch.testing.assert_close(value, F.mse_loss(mine, theirs))
+        return
+    mine = local_features(mine)
+    p = o.prototypes
+    torch.testing.assert_close(value, assignment_loss(mine, local_features(theirs), p, .3))
+    full = enriched(mine[:len(s.x)], p, .3).mean(1)
+    task,factor = s.losses["prockd.task"]
+    torch.testing.assert_close(task, F.cross_entropy(o.task_head(full), s.y))
+    assert factor == 2.
+
+
+def test_shares_of_a_place_sum_to_one():
+    g = torch.Generator().manual_seed(0)
+    share = assigned(torch.randn(2, 5, 4, generator=g), torch.randn(3, 4, generator=g))
+    torch.testing.assert_close(share.sum(2), torch.ones(2, 5))
+
+
+def test_first_prototypes_have_moved_to_the_middle_of_their_own():
+    g = torch.Generator().manual_seed(0)
+    f = torch.randn(1, 300, 3, generator=g)
+    p = first_prototypes(f, 4, torch.Generator().manual_seed(1))
+    drawn = torch.randint(300, (4,), generator=torch.Generator().manual_seed(1))
+    fit_of = lambda p: (F.normalize(f[0], dim=1)@p.T).amax(1).mean()
+    assert fit_of(p) > fit_of(F.normalize(f[0][drawn], dim=1)) + .02
+    torch.testing.assert_close(follow(p, f, 0.), p, atol=.1, rtol=0)
 
 
 def test_prototypes_move_with_the_batches(teacher):

@@ -7,11 +7,12 @@ from torch import nn, tensor
 from contract import SLUGS, build, data, fit, learner, model, same, weights
 from labelkit.core.technique import registry
 from labelkit.core.teachers import as_teacher, check_origin
-from labelkit.distill.base import Distill
+from labelkit.distill.base import Distill, soft_kl
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.distill.mdcs import MDCS, class_counts
 from labelkit.distill.robust_active_distillation import RobustActiveDistillation, choose
 from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
 
 FAMILY = [o for o in SLUGS if issubclass(registry[o].cls, Distill)]
 
@@ -27,6 +28,26 @@ def test_one_switch_leaves_the_teacher_unasked(slug):
         with_it = fit(learner([cb], slug=slug))
         assert same(weights(plain), weights(with_it))
     assert not asked
+
+
+@pytest.mark.parametrize("slug", FAMILY)
+def test_both_weights_are_those_that_were_asked_for(slug):
+    b = look(learner([build(slug, active=True, soft_weight=.7, hard_weight=.2)], slug=slug))
+    assert b.losses["labeled"][1] == pytest.approx(.2)
+    assert b.record.losses[slug][1] == pytest.approx(.7)
+
+
+@pytest.mark.parametrize("slug", FAMILY)
+def test_no_gradient_reaches_the_teacher(slug):
+    cb = build(slug, active=True)
+    teachers = [m for m in [getattr(cb.teacher, "model", None)] if m is not None]
+    fit(learner([cb], slug=slug))
+    assert teachers and all(p.grad is None for m in teachers for p in m.parameters())
+
+
+def test_one_temperature_for_both():
+    a,b = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(soft_kl(4*a, 4*b, 4.), soft_kl(a, b))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -7,11 +7,12 @@ from fastai.basics import Callback, Learner, accuracy, set_seed
 from torch import tensor
 from torch.nn import functional as F
 
+from contract import data
 from labelkit.core.teachers import as_teacher
 from labelkit.data.samples import Samples
 from labelkit.data.sets import digits
 from labelkit.distill.base import soft_kl
-from labelkit.distill.salt import SALT, hard_but_learnable, steps_to_reach
+from labelkit.distill.salt import SALT, chosen_by, hard_but_learnable, steps_to_reach
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 
@@ -98,6 +99,19 @@ def test_the_chosen_have_the_best_scores_and_alone_count(small):
     assert s.losses["salt"][0].item() == pytest.approx(kl.item(), abs=1e-5)
 
 
+def test_the_chosen_are_labeled_and_among_as_many_first_choices(small):
+    "By id, where the labeled samples are not the first"
+    dls = digits(labeled=60, ratio=2)
+    cb = SALT(small, share=1., choose=.1, top_k=4)
+    fit(cb, dls=dls, epochs=1)
+    samples = Samples(dls)
+    score = hard_but_learnable(as_teacher(small)(*samples.inputs()), samples.labels(), 4)
+    assert set(cb.chosen.nonzero().flatten().tolist()) == {
+        int(samples.ids[i]) for i in score.topk(6).indices
+    }
+    assert (dls.given[cb.chosen > 0] >= 0).all()
+
+
 def test_unlabeled_samples_always_count(small):
     cb = SALT(small, share=1., choose=.5, unlabeled=True)
     fit(cb, keep := Keep(), dls=digits(labeled=40, ratio=2), epochs=1)
@@ -130,3 +144,14 @@ def test_never_reached(): assert math.isnan(steps_to_reach([.1,.2], .3))
 )
 def test_bad_arguments(kwargs, message, small):
     with pytest.raises(LabelKitError, match=message): SALT(small, **kwargs)
+
+
+def test_who_is_chosen():
+    samples = Samples(data())
+    y = samples.labels()
+    sure = torch.arange(len(y)).float()  # the later, the surer of its label
+    said = torch.nn.functional.one_hot(y, 10)*(1+sure[:, None])
+    ids = chosen_by(lambda *x: said, samples, .25)
+    n = round(.25*len(y))
+    assert sorted(ids.tolist()) == sorted(samples.ids[:n].tolist())
+    assert len(chosen_by(lambda *x: said, samples, .001)) == 1

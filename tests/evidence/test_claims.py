@@ -125,6 +125,56 @@ def test_code_that_changes_numbers_trains_all(tmp_path, monkeypatch):
     assert [r["metric"] for r in q.runs] == [r["metric"] for r in p.runs]
 
 
+def test_settings_that_change_train_all(tmp_path):
+    "Runs of other settings are not these runs, whatever their code"
+    claims.prove(a_card(a_claim()), folder=tmp_path)
+    trained = []
+    told = lambda r, done, total: trained.append((r["row"], r["seed"]))
+    claims.prove(a_card(a_claim(lr=1e-4)), folder=tmp_path, progress=told)
+    assert len(trained) == 4
+
+
+def test_runs_of_another_device_or_with_other_code_are_not_taken(tmp_path):
+    claims.prove(a_card(a_claim()), folder=tmp_path)
+    path = tmp_path/"fixmatch.json"
+    text = path.read_text()
+    other = dataclasses.replace(UDA.card, claims=(a_claim(
+        rows={"views": made("WeakViews"), "UDA": made("UDA", threshold=.5)}, over="views",
+    ),))
+    for change in (("device", "cuda"), ("code", "elsewhere")):
+        saved = json.loads(text)
+        part = saved["claims"]["short"]
+        if change[0] == "device": part["device"] = "cuda"
+        else: part["code"] = dict.fromkeys(part["code"], "elsewhere")
+        path.write_text(json.dumps(saved))
+        (tmp_path/"uda.json").unlink(missing_ok=True)
+        trained = []
+        told = lambda r, done, total: trained.append(r["row"])
+        claims.prove(other, seeds=1, folder=tmp_path, progress=told)
+        assert sorted(trained) == ["UDA", "views"], change
+
+
+def test_a_curve_that_differs_is_another_training(tmp_path):
+    "The last value alone may be the same by chance"
+    card = a_card(a_claim(epochs=2))
+    claims.prove(card, folder=tmp_path)
+    saved = json.loads((tmp_path/"fixmatch.json").read_text())
+    part = saved["claims"]["short"]
+    part["code"]["FixMatch"] = "elsewhere"
+    for r in part["runs"]: r["curve"][0] += .1*(r["row"] == "FixMatch")
+    (tmp_path/"fixmatch.json").write_text(json.dumps(saved))
+    trained = []
+    told = lambda r, done, total: trained.append((r["row"], r["seed"]))
+    claims.prove(card, folder=tmp_path, progress=told)
+    assert trained == [("FixMatch", 0), ("FixMatch", 1)]
+
+
+def test_fewer_seeds_than_asked_for_decide_nothing():
+    claim = a_claim(seeds=5)
+    p = kept([(.5, .6), (.6, .71), (.4, .5)])
+    assert claims.Proof(p.card, claim, p.saved).status == "missing"
+
+
 def test_first_run_is_recorded(tmp_path):
     claims.prove(a_card(a_claim(epochs=2)), seeds=1, folder=tmp_path)
     r = recorded(FixMatch, tmp_path/"recorded")

@@ -7,7 +7,7 @@ from labelkit import FixMatch
 from labelkit.core.claim import LACKS, Claim, made
 from labelkit.errors import LabelKitError
 from labelkit.evidence.claims import Proof
-from labelkit.evidence.scoreboard import Scoreboard, scoreboard
+from labelkit.evidence.scoreboard import Scoreboard, _bar, scoreboard
 
 ROWS = {"<weak>": made("WeakViews"), "FixMatch": made("FixMatch")}
 
@@ -49,3 +49,19 @@ def test_lacks_are_answered():
 def test_bad_input():
     with pytest.raises(LabelKitError, match="lack='money'"): scoreboard(lack="money")
     with pytest.raises(LabelKitError, match="family='mox'"): scoreboard(family="mox")
+
+
+def test_what_is_asked_for_is_what_is_shown():
+    for lack in ("noise", "few labels"):
+        found = scoreboard(lack=lack).proofs
+        assert found and all(p.claim.lack == lack for p in found)
+    assert all(not p.claim.long for p in scoreboard().proofs)
+    assert all(p.claim.long for p in scoreboard(long=True).proofs)
+
+
+def test_the_picture_begins_at_zero_where_that_is_outside():
+    "The line at zero, the interval from low to high"
+    bar = _bar(.1, .15, .2, "shown")
+    assert "x1='4.0' x2='4.0'" in bar and "x1='60.0' x2='116.0'" in bar
+    bar = _bar(-.2, -.15, -.1, "against")
+    assert "x1='116.0' x2='116.0'" in bar and "x1='4.0' x2='60.0'" in bar

@@ -30,6 +30,18 @@ class TestProjection:
         torch.testing.assert_close(apart(places)[0], apart(places)[2], atol=1e-4, rtol=1e-4)
         assert share.sum() <= 1 + 1e-5 and (share.diff() <= 1e-6).all()
 
+    def test_directions_by_hand(self):
+        "Along (−3, 1) and across it: the largest entry points to the right, whatever was drawn"
+        t = tensor([-2., -1., 0., 1., 2.])
+        s = tensor([.1, -.2, .2, -.2, .1])
+        f = t[:, None]*tensor([-3., 1.]) + s[:, None]*tensor([1., 3.])
+        places,share,project = one_projection(f[None])
+        step = project(f[None] + tensor([1., 0.])) - places
+        assert step[0, 0, 0] == pytest.approx(3/10**.5, abs=1e-4)
+        spread = tensor([float((t**2).sum()), float((s**2).sum())])
+        torch.testing.assert_close(share[:2], spread/spread.sum(), atol=1e-4, rtol=0)
+        assert torch.equal(places, one_projection(f[None])[0])
+
     def test_few_dimensions(self):
         places,share,_ = one_projection(torch.randn(2, 9, 1))
         assert places.shape == (2, 9, 4) and (places[..., 1:] == 0).all() and share[0] == 1
@@ -54,6 +66,8 @@ def test_neighbours():
     f = tensor([[1., 0.], [2., .1], [0., 1.], [.1, 3.]])
     assert nearest_samples(f, 1)[:, 0].tolist() == [1, 0, 3, 2]
     assert nearest_samples(f, 9).shape == (4, 3)
+    long = tensor([[1., 0.], [1., .2], [50., 50.]])  # length says nothing
+    assert nearest_samples(long, 1)[:, 0].tolist() == [1, 0, 1]
 
 
 def explorer(**kwargs):

@@ -3,11 +3,14 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from fastai.basics import Learner
+from matplotlib.colors import to_hex
+from torch import nn
 
 from labelkit.core.fit import quiet, trained
 from labelkit.data.sets import digits, moons
 from labelkit.errors import LabelKitError
 from labelkit.lesson import Snapshots, draw_plane
+from labelkit.lesson.plane import DARK
 from labelkit.models import mlp, small_cnn
 
 
@@ -65,3 +68,32 @@ def test_trained_gives_a_model_for_evaluation():
     assert not model.training
     x,y = dls.valid.one_batch()
     assert (model(x).argmax(1) == y).float().mean() > .8
+
+
+class Says(nn.Module):
+    "Class 1 in evaluation mode, and class 0 in training"
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(1))
+    def forward(self, x):
+        z = torch.tensor([9., 0.] if self.training else [0., 9.])
+        return self.one*z.expand(len(x), 2)
+
+
+def test_points_and_plane_have_the_colour_of_what_is_said():
+    dls = moons(labeled=6, n=100)
+    model = Says().train()
+    ax = draw_plane(dls, model)
+    points = [o for o in ax.collections if hasattr(o, "get_sizes") and len(o.get_sizes())]
+    rest = max(points, key=lambda o: len(o.get_offsets()))
+    colours = {to_hex(c) for c in rest.get_facecolors()}
+    assert colours == {DARK[1]} and model.training
+    known = min(points, key=lambda o: len(o.get_offsets()))
+    assert {to_hex(c) for c in known.get_facecolors()} == set(DARK[:2])
+
+
+def test_snapshots_are_for_evaluation():
+    dls = moons(n=60)
+    learn = Learner(dls, mlp(dls), cbs=Snapshots(2))
+    with quiet(learn): learn.fit(2, 1e-2)
+    assert not learn.snapshots.models[2].training

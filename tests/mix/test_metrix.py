@@ -79,7 +79,7 @@ def test_mixes_are_what_they_say(level):
         def after_loss(self):
             if not self.training or kept: return
             s = self.learn.supervision.record
-            mine = s.own(cb)
+            mine = s.own(cb).mixes
             pos = mine.positive
             neg = mine.negative
             lam = mine.lam
@@ -110,13 +110,13 @@ def test_features_are_mixed_inside():
         class Fix(Callback):
             order = 5.5
             def before_batch(self):
-                if self.training: self.learn.supervision.record.own(cb).lam.fill_(alpha_lam)
+                if self.training: self.learn.supervision.record.own(cb).mixes.lam.fill_(alpha_lam)
         class Keep(Callback):
             order = 6
             def after_loss(self):
                 if self.training and not kept:
                     s = self.learn.supervision.record
-                    rows = getattr(s.own(cb), which)
+                    rows = getattr(s.own(cb).mixes, which)
                     kept.update(a=s.features("metrix").detach(), b=s.features().detach()[rows])
 
         dls = data(labeled=None)
@@ -147,7 +147,7 @@ def test_the_layer_is_mixed_at_its_first_run_alone():
             if self.training and not kept:
                 s = self.learn.supervision.record
                 with torch.no_grad(): plain = net.head(outs[1][1])[s.rows("metrix")]
-                kept.append((s, s.own(cb), s.outputs["metrix"], plain))
+                kept.append((s, s.own(cb).mixes, s.outputs["metrix"], plain))
     learn = learner([cb, Look()], dls=data(labeled=None))
     learn.model = net
     fit(learn)
@@ -178,7 +178,7 @@ def test_every_input_is_mixed():
         if level == "embedding": continue
         a,b = s.requests["metrix"]
         torch.testing.assert_close(a[:,0,0,0], b[:,0])
-        mine = s.own(cb)
+        mine = s.own(cb).mixes
         want = mine.lam*number[mine.positive] + (1-mine.lam)*number[mine.negative]
         torch.testing.assert_close(b[:,0], want)
 
@@ -210,10 +210,10 @@ def test_what_is_mixed_with_the_negative():
     cb = Metrix()
     keep = Keep()
     fit(learner([cb, keep], dls=data(labeled=None)), 4)
-    own = [torch.equal(s.own(cb).positive, s.own(cb).anchor) for s in keep.seen]
+    own = [torch.equal(s.own(cb).mixes.positive, s.own(cb).mixes.anchor) for s in keep.seen]
     assert len(own) == 40 and 10 <= sum(own) <= 30
     for s in keep.seen:
-        mine = s.own(cb)
+        mine = s.own(cb).mixes
         assert (s.y[mine.anchor] == s.y[mine.positive]).all()
         assert (s.y[mine.anchor] != s.y[mine.negative]).all()
 

@@ -94,3 +94,21 @@ def test_refused():
     with pytest.raises(LabelKitError, match="scale="): SelfMix(scale=(.8, .3))
     with pytest.raises(LabelKitError, match="scale="): SelfMix(scale=.5)
     with pytest.raises(LabelKitError, match="alpha=-1"): SelfMix(-1)
+
+
+def test_two_crops_and_a_box_for_each_if_it_is_asked_for():
+    x = torch.rand(6, 1, 32, 32)
+    shares = torch.stack([torch.linspace(.2, .7, 6), torch.linspace(.8, .3, 6)])
+    for per_sample in (True, False):
+        plan = SelfMix(per_sample=per_sample).plan_for(x, [0, 0], shares, gen())
+        assert not torch.equal(plan.crops[0], plan.crops[1])
+        assert (len(plan.kept.unique()) > 1) is per_sample
+
+
+def test_the_share_outside_the_box_is_of_the_first_crop():
+    "A small λ pastes a large box"
+    x = torch.rand(2, 1, 32, 32)
+    shares = torch.tensor([[.1, .1], [.9, .9]])
+    kept = [float(SelfMix().plan_for(x, [0, 0], shares, gen(i)).keep.float().mean())
+            for i in range(40)]
+    assert sum(kept)/40 < .6

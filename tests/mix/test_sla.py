@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from contract import fit, learner, model
 from labelkit.data.loaders import from_arrays
+from labelkit.core.supervision import LabelCallback
 from labelkit.errors import LabelKitError
 from labelkit.mix.mixup import MixUp
 from labelkit.mix.sla import SLA, asked_together, joint_targets, self_distillation, together
-from labelkit.mix.sla import VERSIONS, versions_of
+from labelkit.mix.sla import VERSIONS, n_versions, versions_loss, versions_of
 from mix.mixtools import Keep, NoStep, close, hot
 from places import REFERENCES
 
@@ -103,6 +104,25 @@ class TestCallback:
         want = self_distillation(s.pred, together(z.unflatten(0, (4, -1))), s.weights, 2.)
         close(s.losses["sla.distill"][0], want, 1e-5)
 
+    @pytest.mark.parametrize("labels", ["joint", "same"])
+    def test_samples_count_their_weight_in_every_version(self, labels):
+        class Weigh(LabelCallback):
+            stage = "relabel"
+            def before_forward(self, s): s.weigh(torch.arange(len(s.x)).float())
+        s,learn = one_batch(SLA(labels=labels, weight=2., distill=.5), Weigh())
+        w = torch.arange(len(s.x)).float()
+        n = 3 if labels == "same" else 4
+        if labels == "same":
+            z = s.outputs["sla"]
+            y = s.y.repeat(3)
+        else:
+            z = learn.sla.joint_head(torch.cat([s.features(), s.features("sla")]))
+            y = torch.cat([s.y*4 + t for t in range(4)])
+            assert s.losses["sla.distill"][1] == .5
+        each = F.cross_entropy(z, y, reduction="none").view(n, -1)
+        close(s.losses["sla"][0], (each*w).sum()/(n*w.sum()), 1e-5)
+        assert s.losses["sla"][1] == (2. if labels == "joint" else 2.*3/4)
+
     def test_the_baseline_is_the_mean_over_all_copies(self):
         s,learn = one_batch(SLA(labels="same"))
         pred = torch.cat([s.pred, s.outputs["sla"]])
@@ -152,3 +172,19 @@ class TestCallback:
         dls = from_arrays(x, torch.arange(24) % 10, x, torch.arange(24) % 10, bs=8)
         learn = Learner(dls, model(), cbs=SLA())
         with learn.no_bar(), pytest.raises(LabelKitError, match="8x6"): learn.fit(1)
+
+
+def test_versions_are_counted():
+    assert {k: n_versions(k) for k in VERSIONS} == {
+        "rotation": 4, "colors": 6, "rotation+colors 6": 6, "rotation+colors 12": 12,
+        "rotation+colors 24": 24,
+    }
+
+
+def test_a_version_counts_as_its_sample():
+    z = torch.randn(6, 4)
+    t = torch.randn(6, 4).softmax(1)
+    w = torch.tensor([1., 0., 3.])
+    each = -(t*z.log_softmax(1)).sum(1)
+    want = (each*w.repeat(2)).sum()/w.repeat(2).sum()
+    torch.testing.assert_close(versions_loss(z, t, w), want)

@@ -7,12 +7,13 @@ from torch import tensor
 from torch.nn import functional as F
 
 from contract import data, with_dropout
-from labelkit.data.views import RandAugment
+from labelkit.data.views import RandAugment, Weak
 from labelkit.errors import LabelKitError
 from labelkit.parts.banks import Bank, Queue
 from labelkit.parts.contrast import info_nce, nt_xent
 from labelkit.parts.heads import Projector, ask_head, normalize_features
 from labelkit.parts.running import RunningMean, WindowMean, align_distribution
+from labelkit.parts.shares import sample_lam
 from labelkit.parts.view_pair import ViewPair
 
 
@@ -96,6 +97,28 @@ def test_views_wait_for_the_data():
             assert torch.equal(part, part[:,:,:1,:1].expand_as(part)), "a pixel has moved"
 
 
+def test_easy_and_hard_and_several_inputs():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 5)
+    pair = ViewPair(lambda x: x+1, lambda x: x+2, None, rng)
+    assert torch.equal(pair.weak(x), x+1) and torch.equal(pair.strong((x,)), x+2)
+    images = torch.rand(2, 1, 8, 8)
+    more = (images, torch.rand(2, 3), torch.rand(2, 4))
+    shown = ViewPair(Weak(pad=0, flip=False), None, data(), rng).weak(more)
+    assert len(shown) == 3 and all(torch.equal(a, b) for a,b in zip(shown[1:], more[1:]))
+    both = lambda x: tuple(o+1 for o in x)  # a function gets all of them
+    assert torch.equal(ViewPair(both, None, None, rng).weak(more)[2], more[2]+1)
+
+
+def test_the_still_pair_keeps_what_was_given():
+    rng = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 1, 8, 8)
+    still = ViewPair(lambda x: x/2, lambda x: x/4, data(), rng).still
+    assert torch.equal(still.weak(x), x/2) and torch.equal(still.strong(x), x/4)
+    still = ViewPair(None, lambda x: x/4, data(), rng).still
+    assert torch.equal(still.weak(x), x) and torch.equal(still.strong(x), x/4)
+
+
 def test_a_view_used_again_looks_at_the_range_of_other_data():
     rng = torch.Generator().manual_seed(0)
     view = RandAugment()
@@ -142,3 +165,21 @@ def test_a_head_is_asked_as_in_evaluation():
     assert model.training and head.training and not said.requires_grad
     model.eval()
     torch.testing.assert_close(said, head[1](model.features(x)).softmax(1))
+
+
+@pytest.mark.parametrize("alpha", [.2, 1., 8.])
+def test_shares_are_spread_as_the_beta_distribution_says(alpha):
+    "Mean ½ and variance 1/(4(2α+1)): a small α leaves most samples nearly whole"
+    lam = sample_lam(alpha, 20_000, torch.Generator().manual_seed(0))
+    assert float(lam.mean()) == pytest.approx(.5, abs=.01)
+    assert float(lam.var()) == pytest.approx(1/(4*(2*alpha+1)), rel=.03)
+    assert 0 <= lam.min() < .5 < lam.max() <= 1
+
+
+def test_a_window_is_of_all_processes(monkeypatch):
+    "Both running means take what was gathered, not what is here"
+    doubled = lambda *rows: tuple(torch.cat([o, 3*o]) for o in rows)
+    monkeypatch.setattr("labelkit.parts.running.gather_rows", doubled)
+    for mean in (WindowMean((1,), size=2), RunningMean(torch.zeros(1), 0.)):
+        mean.update(tensor([[1.], [3.]]))
+        assert mean.value.tolist() == [4.]

@@ -196,7 +196,7 @@ def test_the_teacher_predicts_and_the_student_comes_back():
     student = learn.model
     with learn.no_bar(), learn.no_logging():
         loss = learn.validate()[0]
-        averaged = cb.validate()
+        with cb.averaged(): averaged = learn.validate()
         assert learn.model is student and learn.validate()[0] == loss != averaged[0]
         with pytest.raises(KeyError), cb.averaged(): raise KeyError
     assert learn.model is student
@@ -227,7 +227,7 @@ def test_a_pickled_mean_teacher_trains_again():
     cb.learn = None
     again = pickle.loads(pickle.dumps(cb))
     assert again.teacher is None
-    with pytest.raises(LabelKitError, match="no teacher"): again.validate()
+    with pytest.raises(LabelKitError, match="no teacher"): again.averaged().__enter__()
     learn = fit(learner([again]))
     assert learn.mean_teacher.teacher.model is not None
     copied = deepcopy(MeanTeacher(weight=3.))
@@ -250,7 +250,8 @@ def test_mean_teacher_bad_input(kwargs, said):
 
 def test_mean_teacher_without_training():
     learn = learner([MeanTeacher()])
-    with pytest.raises(LabelKitError, match="train with it first"): learn.mean_teacher.validate()
+    with pytest.raises(LabelKitError, match="train with it first"):
+        learn.mean_teacher.averaged().__enter__()
 
 
 # SelfTraining

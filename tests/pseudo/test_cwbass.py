@@ -37,6 +37,14 @@ class TestFunctions:
         y[0] = 3
         assert not borders(y).any()
 
+    @pytest.mark.parametrize("across", [True, False])
+    def test_borders_of_both_directions(self, across):
+        y = torch.zeros(1, 6, 6).long()
+        y[0, 3:] = 1
+        b = borders(y if across else y.mT)
+        b = b[0] if across else b[0].T
+        assert b[2:4].all() and not b[:2].any() and not b[4:].any()
+
     def test_loss(self):
         z = torch.randn(2, 3, 4, 4)
         t = F.one_hot(torch.randint(3, (2, 4, 4)), 3)
@@ -90,11 +98,25 @@ def test_without_weights_it_is_the_mean_of_what_is_kept():
     assert "cwbass.boundary" not in s.losses and cb.limit == .3
 
 
-def test_nothing_before_the_warmup_is_over():
-    train(CWBASS(warmup=.5, threshold=0.), keep := Keep(), epochs=2)
-    losses = [float(s.losses["cwbass"][0]) for s in keep.seen]
-    half = len(losses)//2
-    assert not any(losses[:half]) and all(losses[half:])
+def test_the_weight_grows_in_the_warmup():
+    def whole(s):
+        mine = s.own(cb)
+        each = F.cross_entropy(s.outputs["cwbass.strong"], mine.target, reduction="none")
+        return each[mine.kept].mean()
+    cb = CWBASS(warmup=.5, threshold=0., gamma=0., boundary=0.)
+    train(cb, keep := Keep(), epochs=2)
+    share = torch.stack([s.losses["cwbass"][0]/whole(s) for s in keep.seen])
+    n = len(share)
+    close(share, (torch.arange(n)/(n/2)).clamp_max(1.))
+
+
+def test_weights_of_both_losses():
+    cb = CWBASS(warmup=0., threshold=0., weight=3., boundary=.25)
+    said = 3*torch.randn(32, 4, 14, 14)
+    cb.predict = lambda s: said
+    train(cb, keep := Keep())
+    losses = keep.seen[-1].losses
+    assert losses["cwbass"][1] == 3. and losses["cwbass.boundary"][1] == .75
 
 
 def test_a_sample_with_one_class_has_no_border():

@@ -13,6 +13,7 @@ from labelkit.lesson.batch import look
 from labelkit.models import small_cnn
 from labelkit.pseudo.base import consistency_loss, hard_target
 from labelkit.pseudo.divcon import (
+    InlierScores,
     DivCon, head_agreement, head_losses, known_or_not, otsu_threshold, relation_loss,
     running_score, score_weight, shared_information, with_strangers,
 )
@@ -117,9 +118,9 @@ def test_what_a_batch_is_told():
     fit(learner([cb := DivCon(threshold=.1, warmup=0), keep := Keep()]), 2)
     s = keep.seen[-1]
     score = cb.inlier[s.unlabeled_ids]
-    assert (score >= 0).all() and (cb.inlier <= 1).all()
+    assert (score >= 0).all() and (cb.inlier.score <= 1).all()
     p = s.outputs["divcon.weak"].detach().softmax(1)
-    weight = (score/cb.cut).clamp_max(1)**1.5
+    weight = (score/cb.inlier.cut).clamp_max(1)**1.5
     mask = (p.amax(1) >= .1)*weight
     want = consistency_loss(s.outputs["divcon.strong"], hard_target(p), mask)
     close(s.losses["divcon"][0], want)
@@ -138,13 +139,81 @@ def test_the_losses_of_the_heads_do_not_reach_the_network():
         assert all(g is None for g in grads), name
 
 
+def test_heads_are_pushed_apart():
+    "Their shared information is made small, with the weight that was asked for"
+    learn = learner([DivCon(warmup=0, threshold=0., weight=2., diversity=.5)])
+    assert look(learn).record.auxiliary_losses["divcon.shared"][1] == 1.
+
+
+def test_what_they_share_moves_all_of_them():
+    p = torch.rand(7, 3, 4).double().softmax(2).requires_grad_()
+    step = 1e-5
+    (g,) = torch.autograd.grad(shared_information(p), p)
+    moved = p.detach() + step*g
+    gain = shared_information(moved) - shared_information(p.detach())
+    close(gain/step, g.square().sum(), atol=0, rtol=.05)  # the whole gradient, by differences
+
+
+def test_a_relation_is_of_each_sample_with_its_own_target():
+    near,far = torch.eye(2)
+    memory = torch.cat([torch.eye(2), torch.eye(2)], 1)
+    right = relation_loss(torch.stack([near, far]), memory, torch.eye(2), .1)
+    wrong = relation_loss(torch.stack([near, far]), memory, torch.eye(2).flip(0), .1)
+    assert right < .01 < 5 < wrong
+    # a softmax over the memory: further samples change nothing for this one
+    alone = relation_loss(near[None], memory, torch.eye(2)[:1], .1)
+    close(relation_loss(torch.stack([near]*5), memory, torch.eye(2)[:1].repeat(5, 1), .1), alone)
+
+
+def test_the_relation_of_a_batch_by_hand():
+    class Kept(DivCon):
+        name = "divcon"
+        def relate(self, s, mine):
+            before = self.memory.rows.clone()
+            super().relate(s, mine)
+            if not len(before): return
+            f = self.experts.module.projector(s.features("divcon.strong")).float()
+            want = relation_loss(F.normalize(f), before, mine.open)
+            found.append((s.losses["divcon.relation"][0].detach(), want.detach()))
+    found = []
+    fit(learner([Kept(warmup=0, threshold=0.)]))
+    assert len(found) == 3
+    for a,b in found: close(a, b)
+
+
+def test_scores_are_stretched_by_what_all_samples_have_shown():
+    "Not by the batch: a batch that agrees alike is neither 0 nor 1"
+    class Kept(DivCon):
+        name = "divcon"
+        def observe(self, g):
+            old = self.inlier[g.ids].clone()
+            super().observe(g)
+            alike = head_agreement(g.s.own(self).probs)
+            bounds = self.agreement[self.agreement >= 0].aminmax()
+            want = running_score(old, alike, *bounds, self.ema_decay)
+            close(self.inlier[g.ids], want)
+    learn = fit(learner([cb := Kept(warmup=0, threshold=0.)]), 2)
+    seen = cb.agreement[cb.agreement >= 0]
+    low,high = seen.aminmax()
+    once = cb.inlier[cb.inlier >= 0]
+    assert once.min() >= 0 and once.max() <= 1 and low < high
+    close(cb.cut, otsu_threshold(once))
+    assert (cb.inlier[learn.dls.given >= 0] == -1).all()
+
+
+def test_a_search_leaves_memory_and_scores():
+    learn = learner([cb := DivCon(warmup=0, threshold=0.)])
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+    assert len(cb.memory) == 0 and (cb.inlier == -1).all()
+
+
 def test_nothing_is_believed_before_the_warmup_is_over():
     learn = fit(learner([DivCon(threshold=0., warmup=1), keep := Keep()]), 2)
     losses = [s.losses["divcon"][0].item() for s in keep.seen]
     half = len(losses)//2
     assert not any(losses[:half]) and all(losses[half:])
-    first,last = (keep.seen[k].losses for k in (0, -1))
-    assert "divcon.relation" not in first and "divcon.relation" in last
+    assert not any("divcon.relation" in s.losses for s in keep.seen[:half])
+    assert all("divcon.relation" in s.losses for s in keep.seen[half:])
     assert learn.divcon.ledger.frame().inlier.max() > 0
 
 
@@ -163,3 +232,16 @@ def test_refused():
     with pytest.raises(LabelKitError, match="has no heads yet"): DivCon().inlier_score(None)
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([DivCon()], dls=data(labeled=None)))
+
+
+def test_scores_are_remembered_and_saved():
+    a = InlierScores(6, decay=.5)
+    a.update(tensor([0, 3]), tensor([.4, .8]))
+    assert a[tensor([0, 3, 5])].tolist() == [0., 1., -1.]
+    a.update(tensor([3]), tensor([.6]))
+    torch.testing.assert_close(a[tensor([3])], tensor([1.]))  # the largest of those that are left
+    b = InlierScores(6)
+    b.load_state_dict(a.state_dict())
+    assert torch.equal(b.score, a.score) and b.cut == a.cut
+    b.update(tensor([1]), tensor([.5]))
+    assert a.score[1] == -1

@@ -74,6 +74,30 @@ def test_what_a_batch_is_told(judge):
     close(s.losses["fedlabel.agreement"][0], (kl*agree).mean())
 
 
+@pytest.mark.parametrize("judge", ["surer", "local", "global"])
+def test_two_models_that_say_different_things(judge):
+    both = 2*torch.randn(2, 32, 10, generator=torch.Generator().manual_seed(0))
+    class Other(FedLabel):
+        name = "fedlabel"
+        def predict(self, s): return both[0]
+        def setup(self):
+            super().setup()
+            self.world = lambda x: both[1]
+        def before_steps(self): "The global model is what it is"
+    fit(learner([Other(threshold=.3, judge=judge), keep := Keep()]))
+    s = keep.seen[0]
+    local,world = both.softmax(2)
+    said = dict(surer=surer_of(local, world), local=local, world=world)
+    p = said["world" if judge == "global" else judge]
+    agree = local.argmax(1) == world.argmax(1)
+    assert agree.any() and not agree.all() and not torch.equal(said["surer"], local)
+    assert not torch.equal(said["surer"], world)
+    want = consistency_loss(s.outputs["fedlabel.strong"], hard_target(p), p.amax(1) >= .3)
+    close(s.losses["fedlabel"][0], want)
+    kl = F.kl_div(s.outputs["fedlabel.weak"].log_softmax(1), world, reduction="none").sum(1)
+    close(s.losses["fedlabel.agreement"][0], (kl*agree).mean())
+
+
 def test_each_fit_is_a_round():
     learn = fit(learner([cb := FedLabel()]))
     then = weights(learn)
@@ -103,6 +127,50 @@ def test_federated_averages_what_each_client_learned():
         assert (got[k]-begin[k]).norm() < 3*(mean[k]-begin[k]).norm() + 1e-3
     assert 0 <= global_accuracy(learn) <= 1
     federated(learner([FixMatch(threshold=0.)]), clients, 1)
+
+
+def test_the_server_by_hand():
+    "Each client begins from the same weights, and counts by its samples; nothing is drawn"
+    still = dict(weak=lambda x: x, strong=lambda x: x, threshold=0.)
+    learn = learner([FedLabel(**still)])
+    own = learn.dls
+    clients = [data(n=n, labeled=n//4, bs=n//4, ratio=3) for n in (40, 120)]  # a batch each
+    begin = weights(learn)
+    federated(learn, clients, 1, lr=1e-3)
+    got = weights(learn)
+    alone = []
+    for dls in clients:
+        other = learner([FedLabel(**still)], dls=dls)
+        other.model.load_state_dict(begin)
+        with other.no_bar(), other.no_logging(): other.fit(1, 1e-3)
+        alone.append(weights(other))
+    k = "head.weight"
+    steps = [a[k]-begin[k] for a in alone]
+    want = (steps[0] + 3*steps[1])/4
+    off = lambda o: float((got[k]-begin[k]-o).norm()/want.norm())
+    assert off(want) < .01 < min(off(steps[1]), off(sum(steps)/2))
+    assert learn.dls is own
+
+
+def test_the_world_is_asked_in_evaluation_mode_and_the_same_for_all_epochs():
+    learn = learner([cb := FedLabel()])
+    begin = weights(learn)
+    fit(learn, 3)
+    assert same(cb.world.state_dict(), begin) and not cb.world.training
+
+
+def test_the_weight_counts_for_agreement_too():
+    fit(learner([FedLabel(threshold=0., weight=3., agreement=.5), keep := Keep()]))
+    assert {s.losses["fedlabel.agreement"][1] for s in keep.seen
+            if "fedlabel.agreement" in s.losses} == {1.5}
+
+
+def test_classes_are_dealt_by_the_truth():
+    "Unlabeled samples too lie with those of their class"
+    dls = data()
+    one = torch.cat([o.train_ds.arrays.y.new_tensor([o.n_ids]) for o in clients_of(dls, 4, .05)])
+    by_truth = deal(dls.truth, 4, .05, 0).bincount(minlength=4)
+    assert (one - by_truth).abs().max() <= 4
 
 
 def test_a_table():

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from fastai.basics import Callback, DataLoader, DataLoaders, OptimWrapper, partial
+from fastai.basics import Callback, DataLoader, DataLoaders, Learner, OptimWrapper, partial
 from fastai.callback.training import GradientAccumulation
 from fastai.optimizer import SGD, Adam
 from torch import nn, tensor
@@ -14,6 +14,7 @@ from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.teachers import EMA, Future, VirtualStudent
 from labelkit.core.record import Supervision
+from labelkit.pseudo.cwbass import pixel_net, scenes, shaded
 from labelkit.pseudo.future_self_training import (
     FutureSelfTraining,
     another_batch,
@@ -174,9 +175,7 @@ def test_virtual_step_equals_the_real_step_of_the_old_teacher():
         def look_ahead(self, s):
             super().look_ahead(s)
             self.expected = VirtualStudent(self.learn.model, self.learn.opt).step(
-                self.virtual_loss(
-                    s, s.pred, s.outputs[f"{self.name}.strong"], s.own(self).weak
-                )
+                self.virtual_loss(s, s.pred, s.outputs[f"{self.name}.strong"])
             )
 
         def after_step(self):
@@ -266,3 +265,16 @@ def test_the_first_look_costs_no_forward_pass(deep, passes):
     learn = learner([FutureSelfTraining(threshold=0., deep=deep), c := Count()])
     fit(learn)
     assert c.n == passes*len(learn.dls.train)
+
+
+@pytest.mark.parametrize("kwargs", [dict(deep=0), dict(deep=2), dict(wide=2)])
+def test_a_label_for_each_pixel(kwargs):
+    "The paper's own task: the teacher says something of each pixel, in every look"
+    dls = scenes(labeled=8, unlabeled=64, bs=8, ratio=2)
+    cb = FutureSelfTraining(threshold=0., strong=shaded, **kwargs)
+    learn = Learner(dls, pixel_net(dls), loss_func=nn.functional.cross_entropy, cbs=[cb])
+    fit(learn)
+    n = len(dls.train)
+    assert cb.teacher.steps == n*(2 if kwargs.get("deep") == 2 else 1)
+    x,y = dls.one_batch()
+    assert cb.teacher(x).shape == (len(x), dls.c, *y.shape[1:])

@@ -7,7 +7,7 @@ from torch import tensor
 
 from labelkit.errors import LabelKitError
 from labelkit.pseudo.galaxy_study import (
-    POOLS, calibration_error, frechet_distance, read_study, study_loaders,
+    POOLS, calibration_error, distance_to_pool, frechet_distance, read_study, study_loaders,
 )
 from labelkit.pseudo.shift import blurred
 from places import REFERENCES
@@ -68,3 +68,21 @@ def test_the_file_is_whole():
     for o in runs:
         assert 0 <= o["accuracy"] <= 1 and 0 <= o["calibration"] <= 1
         assert o["pool"] == "none" or o["distance"] > 0
+
+
+def test_a_bin_holds_its_upper_edge():
+    "Confidence ½ of two bins is in the lower one, with those below it"
+    p = tensor([[.5, .5, 0.], [.4, .3, .3]])
+    off = (.5-1) + (.4-0)
+    assert calibration_error(p, tensor([0, 1]), 2) == pytest.approx(abs(off)/2, abs=1e-6)
+    far = tensor([[.8, .2], [.3, .7]])  # too sure by .8 here, not sure enough by .3 there
+    got = calibration_error(far, tensor([1, 1]), 4)
+    assert got == pytest.approx((.8 + .3)/2, abs=1e-6)
+
+
+def test_the_distance_to_the_pool():
+    from labelkit.models import small_cnn
+    same,other = (study_loaders(40, o) for o in ("same", "blurred"))
+    net = small_cnn(same, width=4)
+    assert distance_to_pool(net, other) != pytest.approx(distance_to_pool(net, same), rel=.05)
+    assert distance_to_pool(net, same) > 0

@@ -10,8 +10,9 @@ from contract import data, fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.parts.contrast import nt_xent
 from labelkit.pseudo.gpc import (
-    GPC, cluster_accuracy, grow, half_of_five, log_marginal, log_split_ratio, main_directions,
-    merge_clusters, more_centres, prototypes_of, seeded_k_means, split_clusters,
+    GPC, cluster_accuracy, cluster_samples, estimated_number, found_classes, grow, half_of_five,
+    log_marginal, log_split_ratio, main_directions, merge_clusters, more_centres, prototypes_of,
+    seeded_k_means, split_clusters,
 )
 from mix.mixtools import Keep
 
@@ -108,6 +109,29 @@ class TestMoves:
         assert len(centres) == 4
         assert (cluster[:60] == 0).all()
 
+    def test_a_move_that_explains_less_is_sometimes_made(self, monkeypatch):
+        "With probability exp(ratio), so that the mixture does not stay in its first mistake"
+        monkeypatch.setattr("labelkit.pseudo.gpc.log_split_ratio", lambda *a, **k: -1.)
+        x = heaps([0., 0.], [3., 3.], n=10)
+        zero = torch.zeros(len(x), dtype=torch.long)
+        centre = x.mean(0, keepdim=True)
+        split = [len(split_clusters(x, centre, zero, 0, rng(i))) == 2 for i in range(150)]
+        assert sum(split)/150 == pytest.approx(math.exp(-1), abs=.12)
+
+    @pytest.mark.parametrize("move", [split_clusters, merge_clusters])
+    def test_the_prior_is_of_all_samples(self, move, monkeypatch):
+        seen = []
+        def spy(a, b, mean, **prior):
+            seen.append((mean, prior))
+            return 0.
+        monkeypatch.setattr("labelkit.pseudo.gpc.log_split_ratio", spy)
+        x = heaps([0., 0.], [3., 3.], [9., 0.], n=20)
+        cluster = torch.arange(60)//20
+        centres = torch.stack([x[cluster == k].mean(0) for k in range(3)])
+        move(x, centres, cluster, 1, rng(), kappa=.5, scale=.25)
+        assert seen and all(torch.equal(m, x.mean(0)) for m,_ in seen)
+        assert all(o == dict(kappa=.5, scale=.25) for _,o in seen)
+
     def test_a_ratio_of_one_sample(self):
         assert math.isfinite(log_split_ratio(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(2)))
 
@@ -133,6 +157,25 @@ class TestOthers:
         close(p.norm(dim=1), torch.ones(3))
         assert t.mean().item() == pytest.approx(.2) and (t > 0).all()
 
+    def test_the_number_that_sorts_the_labels_best(self):
+        x = heaps([0., 0.], [3., 0.], [0., 3.], [3., 3.])
+        labels = torch.full((len(x),), -1)
+        labels[:240:3] = torch.arange(80) // 20
+        assert estimated_number(x, labels, 8, rng()) == 4
+        labels[120:] = -1  # of two heaps nobody knows
+        assert 2 <= estimated_number(x, labels, 8, rng()) <= 8
+
+    def test_known_classes_come_first_and_keep_their_samples(self):
+        x = heaps([0., 0.], [3., 0.], [0., 3.])
+        labels = torch.full((len(x),), -1)
+        labels[60:70] = 7
+        labels[120:130] = 2
+        cluster = cluster_samples(x, labels, rng(), k=3, dims=2)
+        assert (cluster[120:] == 0).all() and (cluster[60:120] == 1).all()
+        assert (cluster[:60] == 2).all()
+        found = cluster_samples(x, labels, rng(), k=0, start=4, dims=2)
+        assert (found[120:130] == 0).all() and (found[60:70] == 1).all()
+
     def test_directions(self):
         x = torch.randn(50, 5, generator=rng())*tensor([5., 1., 1., 1., 3.])
         d = main_directions(x, 2)
@@ -151,6 +194,90 @@ def test_what_a_batch_is_told():
     cb.projector.module.train()
     assert float(last.losses["gpc.contrast"][0]) > 0
     assert torch.isfinite(nt_xent(cb.centres, cb.centres))
+
+
+def test_prototypes_by_hand():
+    z = F.normalize(tensor([[1., 0.], [1., .5], [0., 1.], [0., 1.]]), dim=1)
+    p,t = prototypes_of(z, tensor([0, 0, 1, 1]), .5, 3.)
+    middle = z[:2].mean(0)
+    close(p, F.normalize(torch.stack([middle, tensor([0., 1.])]), dim=1))
+    assert t[0] > t[1] and t.mean().item() == pytest.approx(.5)  # the loose one is softer
+    z = F.normalize(torch.randn(9, 4, generator=rng()), dim=1)
+    cluster = tensor([0]*6 + [1]*3)
+    _,t = prototypes_of(z, cluster, .2, 3.)
+    away = tensor([float((z[cluster == k] - z[cluster == k].mean(0)).norm(dim=1).sum())
+                   for k in (0, 1)])
+    density = away/(tensor([6., 3.])*tensor([9., 6.]).log())
+    close(t, .2*density/density.mean())
+
+
+def test_directions_are_those_of_the_spread():
+    "About the mean, the first the widest"
+    x = torch.randn(200, 3, generator=rng())*tensor([1., 4., 2.]) + tensor([50., 0., 0.])
+    d = main_directions(x, 2)
+    want = torch.linalg.eigvalsh(x.T.cov()).flip(0)[:2]
+    close(d.var(0), want)
+    close(d.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
+
+
+def test_the_ratio_counts_the_ways_to_deal():
+    "log Γ(n) of each half against that of all, beside what they say of the samples"
+    a = torch.randn(3, 2)
+    b = torch.randn(5, 2)
+    value = lambda x: log_marginal(x, torch.zeros(2))
+    want = value(a) + value(b) - value(torch.cat([a, b]))
+    want += math.log(math.factorial(2)*math.factorial(4)/math.factorial(7))
+    assert log_split_ratio(a, b, torch.zeros(2)) == pytest.approx(want, abs=1e-3)
+
+
+def test_further_centres_are_drawn_by_the_distance_to_the_nearest():
+    x = torch.cat([torch.zeros(50, 2), tensor([[9., 9.]])])
+    centres = torch.cat([x[:1], tensor([[-9., -9.]])])
+    assert torch.equal(more_centres(x, centres, 3, rng())[2], x[-1])
+
+
+def test_the_contrast_with_prototypes_by_hand():
+    class Kept(GPC):
+        name = "gpc"
+        def after_forward(self, s):
+            super().after_forward(s)
+            if "gpc.prototypes" not in s.losses: return
+            a,b = (self.projector(s.features(f"gpc.{k}")).float() for k in "ab")
+            close(s.losses["gpc.contrast"][0], nt_xent(a, b, self.temperature))
+            target = self.cluster[s.unlabeled_ids]
+            each = [F.cross_entropy(o@self.centres.T/self.density, target) for o in (a, b)]
+            close(s.losses["gpc.prototypes"][0], sum(each)/2)
+            found.append((s.losses["gpc.contrast"][1], s.losses["gpc.prototypes"][1]))
+    found = []
+    fit(learner([cb := Kept(
+        warmup=0., rounds=2, start=3, temperature=.4, weight=2., contrast=.5, prototypes=.25
+    )]), 2)
+    assert set(found) == {(1., .5)} and cb.schedule.done == 2
+    assert cb.density.mean().item() == pytest.approx(.4)
+
+
+def test_the_number_may_be_given_and_the_directions_too(monkeypatch):
+    seen = []
+    def spy(z, dims):
+        seen.append(dims)
+        return main_directions(z, dims)
+    monkeypatch.setattr("labelkit.pseudo.gpc.main_directions", spy)
+    learn = fit(learner([cb := GPC(k=12, dims=5, warmup=0., rounds=1)]))
+    assert seen == [5] and 10 <= len(cb.centres) <= 12
+    n = len(learn.dls.given[learn.dls.given >= 0].unique())
+    assert n <= len(cb.centres)
+
+
+def test_found_classes_are_those_without_a_label():
+    "Whoever has a labeled class is not looked at"
+    x = data(n=160)
+    dls = data(labeled=x.truth < 3)
+    learn = fit(learner([cb := GPC(warmup=0., rounds=1, start=4)], dls=dls))
+    truth = dls.truth
+    cb.clusters = lambda: (torch.arange(160), truth.where(truth >= 3, truth.max()), None)
+    assert found_classes(learn) == 1
+    cb.clusters = lambda: (torch.arange(160), truth.where(truth < 3, 3), None)
+    assert found_classes(learn) < .3
 
 
 def test_labeled_samples_keep_their_class_and_new_ones_come_after():
@@ -175,7 +302,7 @@ def test_half_of_five():
 
 
 def test_refused():
-    for k,v in dict(k=0, start=0, dims=0, contrast=-1, temperature=0, rounds=0, warmup=2).items():
+    for k,v in dict(k=-1, start=0, dims=0, contrast=-1, temperature=0, rounds=0, warmup=2).items():
         with pytest.raises(LabelKitError, match=f"{k}={v}"): GPC(**{k: v})
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([GPC()], dls=data(labeled=None)))

@@ -94,7 +94,7 @@ def test_heads_and_features_learn_but_the_classifier_is_not_taught_by_the_open_l
             where = [
                 next(self.learn.model.parameters()),
                 self.learn.model.head.weight,
-                cb.heads.module.projector[0].weight,
+                cb.experts.module.projector[0].weight,
             ]
             for k in ("iomatch.open", "iomatch.binary"):
                 grads = torch.autograd.grad(
@@ -188,9 +188,9 @@ def test_what_is_refused():
     with pytest.raises(LabelKitError, match="no heads yet"):
         IOMatch().predict_open(torch.rand(2,1,8,8))
     learn = fit(learner([IOMatch()]))
-    again = pickle.loads(pickle.dumps(learn.iomatch.heads))
+    again = pickle.loads(pickle.dumps(learn.iomatch.experts))
     cb = IOMatch()
-    cb.heads = again
+    cb.experts = again
     with pytest.raises(LabelKitError, match="left out of a pickle"):
         cb.predict_open(torch.rand(2,1,8,8))
     y = torch.eye(10)[torch.arange(40) % 10]

@@ -99,3 +99,50 @@ def test_a_network_is_asked_about_what_it_has_not_seen():
     f = domain_answers(x/2, d, epochs=25, width=4, lr=1e-2)
     close(f.sum(1), torch.ones(80))
     assert (f.argmax(1) == d).float().mean() > .8
+
+
+def test_posteriors_use_frequencies_of_domains_within_a_class():
+    "By Bayes: with one image of each domain and class certain, the table itself decides"
+    p = tensor([[.9, .2], [.1, .8]])
+    q = p/p.sum(1, keepdim=True)       # p(domain | class), of equally large domains
+    f = q                               # an image of class 0, and one of class 1
+    close(class_posterior(p, f), torch.eye(2), atol=1e-5, rtol=0)
+    both = class_posterior(p, tensor([[.5, .5]]).repeat(2, 1), tensor([0, 1]))
+    one = class_posterior(p, tensor([[.5, .5]]))
+    want = one*q[:, [0, 1]].T
+    close(both, want/want.sum(1, keepdim=True))
+
+
+def test_small_cells_are_no_corners():
+    "A cell with one sample is as pure as chance made it"
+    table = TestFactors.table
+    pure = torch.cat([.495*torch.eye(3), torch.full((2, 3), .2475)])
+    shares = torch.cat([pure@table, tensor([[.01, .01, .01, .01]])*tensor([4., 0., 0., 0.])])
+    a,b = factored(shares/shares.sum(0), 3)
+    order = [int((b-row).abs().sum(1).argmin()) for row in table]
+    assert sorted(order) == [0, 1, 2]
+    close(b[order], table, atol=.06, rtol=0)
+    assert a.isfinite().all()
+
+
+def test_the_rest_is_projected_away():
+    "The second corner is not a row like the first one, however long"
+    rows = tensor([[1., 0., 0.], [.99, .01, 0.], [0., .6, .4], [0., .4, .6]])
+    assert set(corners(rows, 3)) == {0, 2, 3}
+
+
+def test_nobody_is_dealt_twice_and_domains_are_of_one_size():
+    y = torch.cat([torch.zeros(40), torch.ones(200)]).long()
+    at,domain = dealt(y, tensor([[.5, .25], [.5, .75]]))
+    sizes = domain.bincount()
+    assert len(at.unique()) == len(at) and abs(int(sizes[0]-sizes[1])) <= 2
+    assert int((y[at] == 0).sum()) >= 38  # all of the rare class, and no more than there are
+
+
+def test_each_half_is_asked_by_the_other(monkeypatch):
+    "Images of no kind: whoever has seen them knows their domains by heart"
+    torch.manual_seed(0)
+    x = torch.rand(60, 1, 8, 8)
+    d = torch.randint(2, (60,))
+    f = domain_answers(x, d, epochs=40, width=8, lr=1e-2)
+    assert (f.argmax(1) == d).float().mean() < .75

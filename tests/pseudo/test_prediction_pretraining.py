@@ -4,6 +4,7 @@ import torch
 from fastai.basics import Callback
 
 from contract import data, fit, learner
+from labelkit.data.samples import predict_unlabeled
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
 from labelkit.pseudo.prediction_pretraining import PredictionPretraining
@@ -61,6 +62,19 @@ def test_the_predictions_alone_teach_in_the_second_phase():
         fit(learn)
         found.append(weights_of(learn))
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+def test_each_sample_is_told_what_was_said_of_it():
+    "By the first network, in evaluation mode"
+    class Kept(PredictionPretraining):
+        name = "prediction_pretraining"
+        def relabel(self):
+            self.first_said = predict_unlabeled(self.learn)
+            super().relabel()
+    fit(learner([cb := Kept(first=.9, pretrain=.1)]), 10)
+    ids,logits = cb.first_said
+    assert torch.equal(cb.pseudo_label[ids], logits.argmax(1))
+    assert len(cb.pseudo_label[ids].unique()) > 2
 
 
 def test_errors():

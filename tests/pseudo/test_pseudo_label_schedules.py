@@ -1,4 +1,5 @@
 "FPL, IFPL and GRIP: who gets a label, how many in each round, whose scores, and a fresh start"
+import numpy as np
 import pytest
 import torch
 from torch import tensor
@@ -7,9 +8,11 @@ from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
 from labelkit.pseudo.pseudo_label_schedules import (
-    PseudoLabelSchedules, schedule_counts, shared_out, topic_scores, worst_recall,
+    PseudoLabelSchedules, again_and_again, schedule_counts, shared_out, topic_scores, worst_recall,
 )
+from labelkit.data.samples import Samples
 from labelkit.data.sets import sentences
+from mix.mixtools import Keep
 
 
 def greedy(scores, k):
@@ -85,6 +88,53 @@ class TestRounds:
             fit(learner([Spy(self.scorer(data()), "ifpl", rounds=2, fresh=fresh)]), 4)
             assert found == [True, False, fresh, False]
 
+    def test_a_scorer_needs_no_warmup(self):
+        _,cb = self.run("ifpl", rounds=2, warmup=.5)
+        assert cb.ledger.epochs == [0, 2]
+
+    def test_later_rounds_ask_the_model(self):
+        "What was trained, and not the scorer again"
+        dls = data()
+        table = self.scorer(dls)
+        for rounds in (1, 2):
+            cb = PseudoLabelSchedules(table, "ifpl", rounds=rounds)
+            fit(learner([cb], dls=dls), 2)
+            f = cb.ledger.frame()
+            said = table[f.id.tolist()].softmax(1).amax(1).numpy()
+            same = np.allclose(f.confidence.to_numpy(float), said, atol=1e-3)
+            assert len(f) and same == (rounds == 1)
+
+    def test_a_batch_learns_the_labels_of_its_own_samples(self):
+        learn,cb = self.run("fpl", k=3, epochs=1)
+        keep = Keep()
+        fit(learn, 1, [keep])
+        for s in keep.seen:
+            ids = s.own(cb).ids
+            label = cb.pseudo_label[ids]
+            assert (label >= 0).all() and torch.equal(label, learn.dls.truth[ids])
+            z = s.outputs["pseudo_label_schedules"]
+            want = torch.nn.functional.cross_entropy(z, label)
+            torch.testing.assert_close(s.losses["pseudo_label_schedules"][0], want)
+
+    def test_every_class_is_trained_on(self):
+        _,cb = self.run("fpl", k=3, epochs=1)
+        samples = Samples(cb.dls.unlabeled)
+        at = (cb.pseudo_label[samples.ids] >= 0).nonzero().flatten()
+        batches = again_and_again(samples, at, cb.rng)
+        ids = torch.cat([next(batches).ids for _ in range(6)])
+        assert set(cb.pseudo_label[ids].tolist()) == set(range(10))
+
+    def test_the_first_round_goes_on_from_the_warmup(self):
+        found = []
+        class Spy(PseudoLabelSchedules):
+            def before_steps(self):
+                super().before_steps()
+                found.append(torch.equal(
+                    weights_of(self.learn)["head.weight"], self.beginning["head.weight"]
+                ))
+        fit(learner([Spy(None, "fpl", k=3, warmup=.5)]), 4)
+        assert found == [True, False, False, False]
+
     def test_scorers_of_any_kind(self):
         dls = data()
         net = model(5)
@@ -114,3 +164,26 @@ def test_worst_recall():
         learn.model.head.weight.zero_()
         learn.model.head.bias.copy_(torch.eye(10)[3])
     assert worst_recall(learn) == 0
+
+
+def test_some_samples_again_and_again():
+    samples = Samples(data().unlabeled)
+    at = tensor([3, 5, 8])
+    batches = again_and_again(samples, at, torch.Generator().manual_seed(0))
+    for _ in range(3): assert set(next(batches).ids.tolist()) == set(samples.ids[at].tolist())
+    assert not list(again_and_again(samples, at[:0], torch.Generator()))
+
+
+def test_worst_recall_is_the_least_of_all_classes():
+    learn = learner()
+    y = torch.cat([b[1] for b in learn.dls.valid])
+    at = iter(y.split(learn.dls.valid.bs))
+    flip = (y == y[0]).nonzero().flatten()[0]
+    class Almost(torch.nn.Module):
+        def forward(self, x):
+            z = torch.nn.functional.one_hot(y, 10).float()
+            z[flip] = z[flip].roll(1)
+            return z
+    learn.model = Almost()
+    n = int((y == y[0]).sum())
+    assert worst_recall(learn) == pytest.approx((n-1)/n) and at

@@ -35,6 +35,20 @@ class TestFormulas:
         gain = ((r[None] >= d[:, None]).float() - gamma*r).amax(1).clamp_min(0)
         close(ramp_loss(d, gamma), gain.mean(), atol=1e-3, rtol=0)
 
+    def test_each_sample_has_its_own_slope(self):
+        net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        x = torch.randn(6, 4, requires_grad=True)
+        alone = [input_distance(net(o), o) for o in (x[[i]] for i in range(6))]
+        close(input_distance(net(x), x), torch.cat(alone))
+
+    def test_the_slope_is_a_constant(self):
+        "The weights learn from the lead alone: twice of them are twice the lead at the same slope"
+        net = nn.Linear(4, 2, bias=False)
+        x = torch.randn(5, 4, requires_grad=True)
+        d = input_distance(net(x), x)
+        (g,) = torch.autograd.grad(d.sum(), net.weight)
+        close((g*net.weight).sum(), d.sum())
+
     def test_edges(self):
         assert ramp_loss(tensor([0.]), .3) == 1 and ramp_loss(tensor([9.]), .3) == 0
         assert ramp_loss(tensor([-3., 3.]), 0.) == 1

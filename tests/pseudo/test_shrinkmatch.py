@@ -10,7 +10,9 @@ from contract import data, fit, learner, same, weights
 from labelkit.errors import LabelKitError
 from labelkit.pseudo.base import consistency_loss
 from labelkit.pseudo.fixmatch import FixMatch
-from labelkit.pseudo.shrinkmatch import ShrinkMatch, shrunk_classes, shrunk_losses
+from labelkit.pseudo.shrinkmatch import (
+    FromTheFirst, ShrinkMatch, shrunk_classes, shrunk_losses,
+)
 from mix.mixtools import Keep
 from places import REFERENCES
 
@@ -103,6 +105,23 @@ def test_the_second_head_learns_and_the_own_head_does_not_hear_of_it():
     assert s.model.head.weight is not cb.second_head.module.weight and loss.requires_grad
 
 
+def test_the_loss_in_fewer_classes_by_hand():
+    "The second head on the strong view, times the running mean, with both weights"
+    class Kept(ShrinkMatch):
+        name = "shrinkmatch"
+        def after_forward(self, s):
+            super().after_forward(s)
+            p = s.outputs["shrinkmatch.weak"].detach().softmax(1)
+            z = self.second_head(s.features("shrinkmatch.strong")).float()
+            want = self.sure.value*shrunk_losses(z, p, .15).mean()
+            value,weight = s.losses["shrinkmatch.shrink"]
+            close(value, want)
+            found.append((float(value), weight))
+    found = []
+    fit(learner([Kept(threshold=.15, shrink=.5, weight=3.)]))
+    assert max(o[0] for o in found) > 0 and {o[1] for o in found} == {1.5}
+
+
 def test_ledger_says_how_many_classes_are_left():
     cb,*_ = one_batch(threshold=.15)
     f = cb.ledger.frame()
@@ -127,3 +146,15 @@ def test_refused():
         with pytest.raises(LabelKitError, match=f"{k}={v}"): ShrinkMatch(**{k: v})
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([ShrinkMatch()], dls=data(labeled=None)))
+
+
+def test_a_mean_from_the_first_batch():
+    a = FromTheFirst(torch.zeros(()), decay=.5)
+    a.update(tensor([1., 0.]))
+    assert a.value == .5
+    a.update(tensor([0.]))
+    assert a.value == .25
+    b = FromTheFirst(torch.zeros(()), decay=.5)
+    b.load_state_dict(a.state_dict())
+    b.update(tensor([.25]))
+    assert b.value == .25

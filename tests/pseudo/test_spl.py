@@ -3,10 +3,12 @@ import pytest
 import torch
 from fastai.basics import Callback
 from torch import tensor
+from torch.nn import functional as F
 
 from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
+from mix.mixtools import Keep
 from labelkit.pseudo.spl import SPL, pretext_labels, sub_labels, weakly_labeled_digits
 
 
@@ -23,6 +25,18 @@ class TestLabels:
         weak = tensor([0, 0, 0, 1])
         said = tensor([1, 2, 0, 1])
         assert sub_labels(weak, said, 3, 2).tolist() == [1, 1, 0, 2]
+
+    @pytest.mark.parametrize("least", [1, 5, 9])
+    def test_no_two_combinations_share_a_class(self, least):
+        g = torch.Generator().manual_seed(least)
+        weak,said = torch.randint(-1, 4, (2, 150), generator=g)
+        pairs = list(zip(weak.tolist(), said.clamp_min(0).tolist()))
+        own = lambda w, t: w == t or pairs.count((w, t)) >= least
+        keys = [(w, t) if own(w, t) else (w, "rest") for w,t in pairs]
+        got = sub_labels(weak, said.clamp_min(0), 4, least).tolist()
+        known = {(k, c) for k,c,w in zip(keys, got, weak.tolist()) if w >= 0}
+        assert len(known) == len({k for k,_ in known}) == len({c for _,c in known})
+        assert {c for _,c in known} == set(range(len(known)))
 
     def test_what_it_is_held_against(self):
         weak = tensor([0, 1, -1])
@@ -63,7 +77,54 @@ def test_three_phases_and_two_heads():
     # the own head learns nothing in pre-training
     assert heads[3].sub(heads[1]).abs().max() < 1e-2
     assert not torch.equal(heads[0], cb.learn.model.head.weight)
-    assert ((cb.pretext >= 0) == (dls.given < 0)).all()
+    assert ((cb.pseudo_label >= 0) == (dls.given < 0)).all()
+
+
+def test_the_pretext_loss_by_hand():
+    "Each sample its own combination, those without a weak label left out of sum and count"
+    dls = data()
+    weak = weak_of(dls)
+    weak[::3] = -1
+    net = model(4)
+    cb = SPL(weak, net, pretrain=1., least=2)
+    class Kept(SPL):
+        name = "spl"
+    fit(learner([cb, keep := Keep()], dls=dls))
+    ids = (dls.given < 0).nonzero().flatten()
+    with torch.no_grad(): said = net.eval()(dls.train_ds.arrays.x[ids]).argmax(1)
+    want = sub_labels(weak[ids], said, 10, 2)
+    assert torch.equal(cb.pretext[ids], want) and (want < 0).any()
+    s = keep.seen[0]
+    assert s.labeled_weight == 0 and Kept.name == cb.name
+    label = cb.pretext[s.unlabeled_ids]
+    assert (label < 0).any()
+
+
+@pytest.mark.parametrize("none", [True, False])
+def test_a_batch_of_nothing_but_unknown_weak_labels(none):
+    dls = data()
+    weak = torch.full((dls.n_ids,), -1) if none else weak_of(dls)
+    class Kept(SPL):
+        name = "spl"
+        def after_forward(self, s):
+            super().after_forward(s)
+            label = self.pretext[s.unlabeled_ids]
+            said = self.cells(s.features("spl"))
+            kept = label >= 0
+            each = F.cross_entropy(said[kept], label[kept], reduction="sum")
+            found.append((s.losses["spl"][0], each/max(int(kept.sum()), 1)))
+    found = []
+    weak[:40] = -1
+    fit(learner([Kept(weak, model(4), pretrain=1., least=2)], dls=dls))
+    for a,b in found: torch.testing.assert_close(a, b)
+    assert any(a > 0 for a,_ in found) is not none
+
+
+def test_it_combines_once():
+    "Not at every epoch of the pre-training, which would begin anew each time"
+    dls = data()
+    fit(learner([cb := SPL(weak_of(dls), first=.2, pretrain=.8)], dls=dls), 5)
+    assert cb.ledger.epochs == [1]
 
 
 def test_a_teacher_replaces_the_first_phase():

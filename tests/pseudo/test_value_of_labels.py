@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from contract import data, fit, learner, same, weights
 from labelkit.errors import LabelKitError
-from labelkit.pseudo.value_of_labels import ValueOfLabels, effective_weights, margin_loss
+from labelkit.pseudo.value_of_labels import (
+    ValueOfLabels, a_cycle_each, effective_weights, margin_loss, reweighting,
+)
 from mix.mixtools import Keep
 from places import REFERENCES
 
@@ -44,6 +46,42 @@ class TestFunctions:
         rare,often = (margin_loss(z, tensor([k]), tensor([1, 16]), .5, 1.) for k in (0, 1))
         close(rare, torch.tensor(.5).exp().log1p())
         close(often, torch.tensor(.25).exp().log1p())
+
+
+class Rates(Callback):
+    "The learning rate of each step"
+    order = 99
+    def before_fit(self): self.seen = []
+    def before_batch(self):
+        if self.training: self.seen.append(float(self.learn.opt.hypers[-1]["lr"]))
+
+
+def rates(cb, epochs, fit):
+    learn = learner([cb, seen := Rates()] if cb else [seen := Rates()])
+    with learn.no_bar(), learn.no_logging(): fit(learn, epochs, 1e-2)
+    return tensor(seen.seen)
+
+
+class TestTwoTrainings:
+    def test_each_has_its_cycle(self):
+        both = rates(ValueOfLabels(first=.5), 4, a_cycle_each)
+        a,b = both.chunk(2)
+        one = rates(None, 2, lambda learn, n, lr: learn.fit_one_cycle(n, lr))
+        assert len(a) == len(one)
+        close(a, one)
+        # the last step of all belongs to both halves' schedules alike
+        close(b, one, atol=1e-6, rtol=1e-3)
+
+    def test_one_training_has_one(self):
+        one = rates(None, 2, lambda learn, n, lr: learn.fit_one_cycle(n, lr))
+        close(rates(ValueOfLabels(first=1.), 2, a_cycle_each), one)
+        close(rates(None, 2, a_cycle_each), one)
+
+    def test_the_last_part_of_each_reweighs(self):
+        found = [reweighting(e, 10, [0, 4], .25) for e in range(10)]
+        assert [e for e in range(10) if found[e]] == [3, 8, 9]
+        assert [reweighting(e, 3, [0, 3], 1.) for e in range(3)] == [True]*3
+        assert not any(reweighting(e, 10, [0, 4], 0.) for e in range(10))
 
 
 def test_the_second_training_begins_where_the_first_did():
@@ -89,6 +127,30 @@ def test_counts_are_of_labels_given_and_predicted():
     assert (cb.label == -1).all()
     fit(learner([cb := ValueOfLabels(first=0.)]))
     assert int(cb.counts.sum()) == 160
+
+
+@pytest.mark.parametrize("first,n", [(.5, 8), (.25, 8), (1., 5)])
+def test_rare_classes_count_more_at_the_end_of_each_training(first, n):
+    "In the last fifth, of that training and not of both"
+    cb = ValueOfLabels(first=first, reweight=.4)
+    fit(learner([cb, keep := Keep()]), n)
+    begins = keep.seen[::len(keep.seen)//n]
+    found = [s.own(cb).weights is not None for s in begins]
+    at = round(first*n)
+    want = [k >= at - round(.4*at) for k in range(at)]
+    want += [k >= n-at - round(.4*(n-at)) for k in range(n-at)]
+    assert found == want
+
+
+def test_the_optimiser_begins_anew_too():
+    class Spy(ValueOfLabels):
+        name = "value_of_labels"
+        def before_steps(self):
+            super().before_steps()
+            found.append(any("grad_avg" in o for o in self.learn.opt.state.values()))
+    found = []
+    fit(learner([Spy(first=.5)]), 2)
+    assert found == [False, False]
 
 
 def test_a_start_without_labels():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from contract import data, fit, learner
 from labelkit.errors import LabelKitError
+from labelkit.parts.pretrain import pretrain
 from labelkit.pseudo.wad import (
     WAD, class_similarities, nearest_class, share_to_move, smallest_losses,
 )
@@ -71,7 +72,7 @@ def test_labels_and_weights_are_fixed_before_the_first_step():
     rest = (given < 0).nonzero().flatten()
     s = class_similarities(x[rest], x[given >= 0], given[given >= 0], 10)
     label,lead = nearest_class(s)
-    assert torch.equal(cb.label[rest], label)
+    assert torch.equal(cb.pseudo_label[rest], label)
     close(cb.lead[rest], lead)
     assert cb.representation is None
     assert not cb.moved[given >= 0].any()
@@ -84,7 +85,7 @@ def test_what_a_batch_is_told():
     first = keep.seen[0]
     last = keep.seen[-1]
     each = F.cross_entropy(
-        first.outputs["wad"].detach(), cb.label[first.unlabeled_ids], reduction="none"
+        first.outputs["wad"].detach(), cb.pseudo_label[first.unlabeled_ids], reduction="none"
     )
     close(first.losses["wad"][0], (cb.lead[first.unlabeled_ids]*each).mean())
     assert "wad.moved" not in first.losses and first.labeled_weight == 1
@@ -92,7 +93,7 @@ def test_what_a_batch_is_told():
     assert int(cb.moved.sum()) == 96//4
     moved = cb.moved[last.unlabeled_ids]
     each = F.cross_entropy(
-        last.outputs["wad"].detach(), cb.label[last.unlabeled_ids], reduction="none"
+        last.outputs["wad"].detach(), cb.pseudo_label[last.unlabeled_ids], reduction="none"
     )
     m = int(moved.sum())
     value,share = last.losses["wad.moved"]
@@ -103,11 +104,48 @@ def test_what_a_batch_is_told():
     assert learn.wad.schedule.done == 1
 
 
+def test_who_is_moved_stays_and_is_not_counted_again():
+    "In each round a share of those that are left"
+    class Kept(WAD):
+        name = "wad"
+        def move(self):
+            before = self.moved.clone()
+            super().move()
+            found.append((before, self.moved.clone()))
+    found = []
+    fit(learner([cb := Kept(encoder=pixels, rounds=4, alpha=1.)]), 4)
+    left = 96
+    for i,(before,after) in enumerate(found, 1):
+        assert (after | ~before).all()
+        new = int((after & ~before).sum())
+        assert new == int(share_to_move(i, 1., 4)*left) > 0
+        left -= new
+    assert len(found) == 3 and cb.schedule.done == 3
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_the_view_that_was_asked_for(noise):
+    views = dict(weak=lambda x: x, strong=lambda x: 1-x)
+    fit(learner([WAD(encoder=pixels, noise=noise, **views), keep := Keep()]))
+    for s in keep.seen:
+        assert torch.equal(s.requests["wad"], 1-s.unlabeled if noise else s.unlabeled)
+
+
+def test_the_temperature_of_the_contrast(monkeypatch):
+    seen = {}
+    def spy(*args, **kwargs):
+        seen.update(kwargs)
+        return pretrain(*args, **kwargs)
+    monkeypatch.setattr("labelkit.pseudo.wad.pretrain", spy)
+    fit(learner([WAD(pretraining=3, temperature=.7)]))
+    assert seen["temperature"] == .7 and seen["steps"] == 3
+
+
 def test_without_weights_every_label_counts_one():
     fit(learner([cb := WAD(encoder=pixels, weighted=False), keep := Keep()]))
     s = keep.seen[0]
     moved = cb.moved[s.unlabeled_ids]
-    each = F.cross_entropy(s.outputs["wad"], cb.label[s.unlabeled_ids], reduction="none")
+    each = F.cross_entropy(s.outputs["wad"], cb.pseudo_label[s.unlabeled_ids], reduction="none")
     close(s.losses["wad"][0], each[~moved].mean())
 
 

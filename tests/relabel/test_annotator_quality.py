@@ -139,6 +139,70 @@ def test_state_comes_back():
     assert torch.equal(one.predict_proba(votes), two.predict_proba(votes))
 
 
+def test_the_average_is_over_answers_and_pulls_each_class_towards_its_annotator():
+    "Three answers of the first count more than one of the second"
+    votes = torch.tensor([[0, -1], [0, -1], [1, 1], [-1, -1]])
+    gold = torch.tensor([0, 0, 1, 1])
+    q = gold_quality(votes, gold, smoothing=1.)
+    assert q["asked"].tolist() == [3, 1]
+    assert q["accuracy"].tolist() == pytest.approx([1., 1.])
+    votes[0, 0] = 1
+    q = gold_quality(votes, gold, smoothing=1.)
+    average = 3/4
+    first = (2 + average)/4
+    assert q["accuracy"].tolist() == pytest.approx([first, (1 + average)/2])
+    assert q["producer"][0].tolist() == pytest.approx([(1 + first)/3, (1 + first)/2])
+
+
+def test_nobody_votes_for_the_first_class_by_saying_nothing():
+    w = torch.full((2, 2), .5)
+    assert weighted_consensus(torch.tensor([[1, -1]]), w).tolist() == [[0., 1.]]
+
+
+def test_risk_at_the_threshold_is_none():
+    t = risk_by_site(torch.tensor([.5, .5]), ["n", "n"], .5)
+    assert t.loc["n", "risky"] == 0
+
+
+def test_who_was_not_asked_keeps_the_given_label():
+    dls = data()
+    votes,gold = answers(dls)
+    votes[1::2] = -1
+    gold[1::2] = -1
+    x = dls.given.clone()
+    learn = fit(learner(dls, AnnotatorQuality(votes, gold, max_risk=.1)))
+    cb = learn.annotator_quality
+    book = cb.ledger.frame().set_index("id")
+    alone = torch.arange(24) % 2 == 1
+    assert (book.suggested_label[alone.numpy()].to_numpy() == x[alone].numpy()).all()
+    assert (cb.table.place[alone] == -1).all() and (cb.table.weights[alone] == 1).all()
+    risky = torch.tensor((book.reason == "consensus too risky").to_numpy())
+    assert risky.any() and torch.equal(cb.table.weights == 0, risky)
+
+
+def test_labeled_samples_that_are_not_the_first():
+    "By id: votes, gold, weights"
+    dls = data(labeled=10)
+    votes,gold = answers(dls)
+    learn = fit(learner(dls, AnnotatorQuality(votes, gold, max_risk=.2)))
+    cb = learn.annotator_quality
+    told = {int(i) for i in cb.ids}
+    weighted = {int(i) for i in (cb.table.weights != 1).nonzero()}
+    p = with_gold(GoldVote(gold).fit(votes, 3).predict_proba(votes), gold)
+    asked = (votes >= 0).any(1) | (gold >= 0)
+    risky = asked & (bayes_risk(p) > .2)
+    assert len(told) == 10 and weighted == {i for i in told if risky[i]} and weighted
+
+
+def test_the_weighted_pool_counts_quality_and_class():
+    votes = torch.tensor([[0, 1], [0, 1], [1, 1], [0, 1]])
+    gold = torch.tensor([0, 0, 1, -1])
+    model = GoldVote(gold, "weighted").fit(votes, 2)
+    w = model.accuracy[:, None]*model.producer
+    want = torch.stack([w[0, 0], w[1, 1]])
+    assert torch.allclose(model.predict_proba(votes)[3], want/want.sum())
+
+
 def test_sites():
     t = risk_by_site(torch.tensor([.1, .5, .4, 0.]), ["n", "n", "s", "s"], .34)
     assert t.loc["n"].tolist() == pytest.approx([2, .3, .5])

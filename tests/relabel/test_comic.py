@@ -12,6 +12,8 @@ from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.relabel.comic import (
     COMIC,
+    Positives,
+    balance_losses,
     balanced_targets,
     class_weights,
     mean_precision,
@@ -88,6 +90,42 @@ def test_the_expert_that_is_right_counts_more():
     assert balanced_targets(head, tail, torch.tensor([[0., 0.]]))[0, 0] < .05
 
 
+def test_mean_of_a_class_is_over_the_batch():
+    p = torch.tensor([[.75, .625], [.75, .75], [.75, .75]])
+    y = torch.zeros(3, 2)
+    # of the first class nobody is above the mean, of the second two are
+    assert recall_labels(p, y, .5).tolist() == [[False, False], [False, True], [False, True]]
+
+
+def test_the_focus_has_no_gradient():
+    "How hard a label is weighs it, and is no way to lower the loss"
+    z = torch.tensor([[.7, -.4]], requires_grad=True)
+    y = torch.tensor([[1., 0.]])
+    w = torch.tensor([1., 2.])
+    (grad,) = torch.autograd.grad(multi_focal_loss(z, y, w, 2., 3., .05), z)
+    p = z.detach().sigmoid()
+    hard = torch.stack([(1-p[0, 0])**3, (p[0, 1] - .05)**(2. + 2.)])
+    slope = torch.stack([-(1-p[0, 0]), p[0, 1]*(1-p[0, 1])/(1-p[0, 1]+.05)])
+    torch.testing.assert_close(grad[0], hard*slope*w)
+
+
+def test_experts_know_frequent_and_rare_classes():
+    "n/mean(n) for the first, its reverse for the second; what they say teaches, and learns nothing"
+    g = torch.Generator().manual_seed(0)
+    head,tail,z = (torch.randn(5, 3, generator=g).requires_grad_() for _ in range(3))
+    y = (torch.rand(5, 3, generator=g) < .4).float()
+    n = torch.tensor([8., 2., 1.])
+    focus = (3., 0., .05)
+    taught,followed = balance_losses([head, tail], z, y, n, focus)
+    want = multi_focal_loss(head, y, n/n.mean(), *focus)
+    want = want + multi_focal_loss(tail, y, (1/n)/(1/n).mean(), *focus)
+    torch.testing.assert_close(taught, want)
+    target = balanced_targets(head.detach(), tail.detach(), y)
+    torch.testing.assert_close(followed, multi_focal_loss(z, target, class_weights(n), *focus))
+    grads = torch.autograd.grad(followed, (head, tail), allow_unused=True, retain_graph=True)
+    assert grads == (None, None)
+
+
 def learner(cb, y=None, n=24):
     g = torch.Generator().manual_seed(0)
     x = torch.rand(n, 1, 8, 8, generator=g)
@@ -103,8 +141,9 @@ def fit(learn, n=2):
 def test_no_more_is_recalled_than_the_cap_allows():
     cb = COMIC(warmup=0., tau=0., cap=.5)
     fit(learner(cb))
-    assert (cb.found <= .5*cb.given + 1).all() and cb.found.sum() > 0
-    assert int(cb.recalled.sum()) <= int(cb.found.sum())
+    n = cb.positives
+    assert (n.found <= .5*n.given + 1).all() and n.found.sum() > 0
+    assert int(cb.recalled.sum()) <= int(n.found.sum())
     none = COMIC(warmup=0., tau=0., cap=0.)
     fit(learner(none))
     assert not none.recalled.any()
@@ -114,6 +153,58 @@ def test_the_warm_up_is_the_learners_own():
     learn = fit(learner(cb), 2)
     first,second = learn.supervision.parts["comic"]
     assert first != first and second == second  # NaN, and a number
+
+def test_what_a_batch_is_told():
+    "The margin is taken from given labels; counts are of this epoch and the one before"
+    class Kept(COMIC):
+        name = "comic"
+        def after_forward(self, s):
+            super().after_forward(s)
+            if "comic" not in s.losses: return
+            logits = s.pred - self.margin*s.targets
+            y = torch.maximum(s.targets, self.recalled[s.ids].float())
+            counts = self.positives.total
+            focus = (self.gamma_neg, self.gamma_pos, self.clip, s.weights)
+            want = multi_focal_loss(logits, y, class_weights(counts), *focus)
+            torch.testing.assert_close(s.losses["comic"][0], want)
+            experts = [o - self.margin*s.targets for o in self.experts(s.features().detach())]
+            taught,followed = balance_losses(experts, logits, y, counts, focus)
+            torch.testing.assert_close(s.losses["comic.balance"][0], followed)
+            torch.testing.assert_close(s.auxiliary_losses["comic.experts"][0], taught)
+            body = [p for k,p in self.learn.model.named_parameters() if "head" not in k]
+            value = s.auxiliary_losses["comic.experts"][0]
+            grads = torch.autograd.grad(value, body, allow_unused=True, retain_graph=True)
+            assert all(g is None for g in grads)
+            assert s.losses["comic.balance"][1] == .25 and s.labeled_weight == 0
+            found.append(counts.clone())
+    found = []
+    cb = Kept(warmup=0., tau=.3, cap=9., balance=.25, gamma_pos=1.)
+    learn = fit(learner(cb), 3)
+    y = learn.dls.train_ds.arrays.y.sum(0)
+    assert len(found) == 9
+    n = cb.positives
+    assert torch.equal(n.usual, y) and torch.equal(n.given, y)
+    assert torch.equal(found[0] - found[0].floor(), torch.zeros(3))
+    assert (found[-1] == 2*y + n.found).all()
+
+
+def test_what_is_no_longer_sure_is_no_longer_recalled():
+    cb = COMIC(warmup=0., tau=0., cap=9.)
+    learn = fit(learner(cb), 1)
+    assert cb.recalled.any()
+    cb.tau = 1.
+    fit(learn, 1)
+    assert not cb.recalled.any()
+
+
+def test_recalled_labels_of_an_epoch_do_not_fill_the_next():
+    cb = COMIC(warmup=0., tau=0., cap=.5)
+    learn = fit(learner(cb), 1)
+    once = int(cb.positives.found.sum())
+    fit(learn, 3)
+    n = cb.positives
+    assert 0 < int(n.found.sum()) <= float((.5*n.given).sum()) + 3 and once > 0
+
 
 def test_no_labels_at_all():
     cb = COMIC(warmup=0., tau=0.)
@@ -150,3 +241,15 @@ def test_the_data():
     assert torch.equal(valid, dls.valid_ds.arrays.y)
     for bad in (dict(hidden=-1), dict(imbalance=.5)):
         with pytest.raises(LabelKitError): two_digits(**bad)
+
+
+def test_positives_are_counted_by_epoch():
+    n = Positives(2)
+    n.count("given", torch.tensor([[1., 0.], [1., 1.]]))
+    n.count("found", torch.tensor([[False, True]]))
+    assert n.total.tolist() == [2., 2.]
+    again = Positives(2)
+    again.load_state_dict(n.state_dict())
+    again.next_epoch()
+    assert again.usual.tolist() == [2., 1.] and again.given.tolist() == [0., 0.]
+    assert n.usual.tolist() == [0., 0.] and again.total.tolist() == [2., 1.]

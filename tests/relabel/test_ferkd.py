@@ -84,6 +84,41 @@ def test_regions_are_counted_by_epoch(store):
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     assert int(cb.regions.sum()) == 24
 
+def test_what_a_batch_is_told(store):
+    "The drawn crop, what the teacher said of it, and nothing of what is lost"
+    class Kept(FerKD):
+        name = "ferkd"
+        def calibrate(self, soft, labels):
+            seen.append((soft, labels))
+            return super().calibrate(soft, labels)
+    seen = []
+    cb = Kept(store, high=.36, low=.32, smoothing=.6)
+    b = look(learner(data(), cb))
+    s = b.record
+    soft,labels = seen[0]
+    targets,weights,region = calibrate_regions(soft, labels, .32, .36, .6)
+    assert len(set(region.tolist())) > 1
+    assert torch.equal(s.targets, targets) and torch.equal(s.weights, weights)
+    assert not torch.equal(s.x, b.given) and s.x.shape == b.given.shape
+
+def test_each_sample_draws_its_own_crop(store):
+    seen = []
+    class Kept(FerKD):
+        name = "ferkd"
+        def before_forward(self, s):
+            before = self.rng.get_state()
+            super().before_forward(s)
+            after = self.rng.get_state()
+            self.rng.set_state(before)
+            view = torch.randint(store.n_views, (len(s.ids),), generator=self.rng)
+            self.rng.set_state(after)
+            said = store.read(s.ids, view)
+            assert torch.equal(s.x, store.views.make(self.learn.xb[0], said.params))
+            seen.extend(view.tolist())
+    learn = learner(data(), Kept(store))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    assert set(seen) == {0, 1, 2, 3}
+
 def test_half_of_each(store):
     s = look(learner(data(), HalfOfEach(store))).record
     assert (s.weights == 1).all() and (s.targets.gather(1, s.y[:, None]) >= .5).all()
@@ -98,3 +133,12 @@ def test_errors(store, tmp_path):
     with pytest.raises(LabelKitError, match="has no views"): learner(dls, FerKD(plain)).fit(1)
     with pytest.raises(LabelKitError, match="knows 3 classes and the data 4"):
         learner(data(c=4), FerKD(store)).fit(1)
+
+
+def test_the_mean_of_label_and_soft_label(store):
+    cb = HalfOfEach(store)
+    soft = torch.rand(4, 3).softmax(1)
+    labels = torch.eye(3)[[0, 1, 2, 0]]
+    targets,weights,_ = cb.calibrate(soft, labels)
+    torch.testing.assert_close(targets, .5*soft + .5*labels)
+    assert (weights == 1).all()

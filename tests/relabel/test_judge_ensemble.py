@@ -22,6 +22,7 @@ from labelkit.relabel.judge_ensemble import (
     judge_labels,
     named_judges,
     read_answers,
+    reason_of_judges,
 )
 
 
@@ -121,6 +122,68 @@ def test_names():
     assert list(named_judges({1: bright})) == ["1"] and len(named_judges(None)) == 5
     for bad in ([], {}, "five", 3):
         with pytest.raises(LabelKitError, match="at least one judge"): named_judges(bad)
+
+
+def test_nobody_dissents_by_saying_nothing():
+    p = torch.tensor([[[0., 0., 0.]], [[.1, .8, .1]]])
+    f = judge_labels(torch.tensor([1]), p)
+    assert f["dissent"].item() == 0 and not f["flagged"].item()
+    f = judge_labels(torch.tensor([2]), p)
+    assert f["dissent"].item() == 1 and f["confidence"].item() == pytest.approx(.8)
+
+
+def test_the_threshold_itself_is_enough_and_the_label_must_be_beaten():
+    p = torch.tensor([[[.5, .25, .25]], [[.5, .25, .25]]])
+    assert judge_labels(torch.tensor([1]), p, .5)["flagged"].item()
+    assert not judge_labels(torch.tensor([1]), p, .51)["flagged"].item()
+    tie = torch.tensor([[[.5, .5]]])
+    assert not judge_labels(torch.tensor([1]), tie, .5)["flagged"].item()
+    assert not judge_labels(torch.tensor([0]), torch.tensor([[[.9, .1]]]), 0.)["flagged"].item()
+
+
+def test_reasons():
+    dissent = torch.tensor([1., .75, .5, .4, 1.])
+    flagged = torch.tensor([True, True, True, True, False])
+    assert reason_of_judges(dissent, flagged).tolist() == [1, 2, 2, 3, 0]
+
+
+def test_each_fold_draws_other_numbers_and_answers_stand_where_they_belong():
+    class Draws:
+        "Says by which seed, and in which order, it was asked"
+        classes_ = np.array([0, 1])
+        def __init__(self, random_state=None): self.random_state = random_state
+        def get_params(self): return dict(random_state=self.random_state)
+        def set_params(self, random_state): self.random_state = random_state
+        def fit(self, x, y): seeds.append((self.random_state, len(y)))
+        def predict_proba(self, x): return np.stack([x[:, 0], 1-x[:, 0]], 1)
+    seeds = []
+    x = torch.rand(20, 1)
+    own = Draws()
+    said = ask_judges(dict(a=own), x, torch.arange(20) % 2, 2, folds=4, seed=7)[0]
+    torch.testing.assert_close(said[:, 0], x[:, 0])
+    assert [o[0] for o in seeds] == [7, 8, 9, 10] and {o[1] for o in seeds} == {15}
+    assert own.random_state is None
+
+
+def test_settings_reach_the_judges():
+    dls = data(labeled=24)
+    wrong = JudgeEnsemble(dict(a=lambda b: torch.eye(3)[bright(b)]*.4 + .2), threshold=.65)
+    assert not fit(learner(dls, wrong)).judge_ensemble.ledger.frame().flagged.any()
+    sizes = []
+    class Counts(DummyClassifier):
+        def fit(self, x, y):
+            sizes.append(len(y))
+            return super().fit(x, y)
+    fit(learner(dls, JudgeEnsemble([Counts(strategy="prior")], folds=3)))
+    assert len(sizes) == 3
+
+
+def test_flipped_samples_that_are_not_the_first():
+    dls = data(wrong=0)
+    dls.train_ds.arrays.y[40:43] = (dls.train_ds.arrays.y[40:43] + 1) % 3
+    cb = fit(learner(dls, JudgeEnsemble([bright], action="flip"))).judge_ensemble
+    assert (cb.table.place >= 0).nonzero().flatten().tolist() == [40, 41, 42]
+    assert torch.equal(cb.table.targets.argmax(1), dls.real[40:43])
 
 
 def test_bins():

@@ -91,6 +91,57 @@ def test_two_stages():
     ids = torch.tensor(bought.id.to_numpy())
     assert bought.suggested_label.tolist() == good[ids].tolist()
 
+def test_what_is_bought_by_id():
+    "Labeled samples that are not the first: good labels, cheap ones, and what counts"
+    x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(60) % 3
+    y[::3] = -1
+    dls = from_arrays(x, y, x, torch.arange(60) % 3, bs=20)
+    good = torch.arange(60) % 3
+    good = (good + 1) % 3
+    good[::3] = -1
+    cb = LabelBudget(good, budget=40, price=2, share=.5, stage=.5)
+    learn = learner(dls, cb)
+    fit(learn, 1)
+    first = cb.table.weights.clone()
+    fit(learn, 2)
+    ids = ((cb.table.weights > 0) & (y >= 0)).nonzero().flatten()
+    assert cb.stages == 2 and len(ids) == cb.bought["good"] == 10
+    rows = cb.table.place[ids]
+    assert torch.equal(cb.table.targets[rows].argmax(1), good[ids]) and (good[ids] >= 0).all()
+    assert first[y >= 0].sum() == 20
+
+def test_stages_by_epoch():
+    class Kept(LabelBudget):
+        name = "label_budget"
+        def before_steps(self):
+            super().before_steps()
+            seen.append((self.stages, any("grad_avg" in o for o in self.learn.opt.state.values())))
+    for stage,n,want in ((.5, 3, [1, 1, 2]), (.3, 4, [1, 2, 2, 2]), (0., 2, [2, 2])):
+        seen = []
+        fit(learner(data(), Kept(data().given, budget=20, price=4, share=.4, stage=stage)), n)
+        assert [o[0] for o in seen] == want
+        # with the good labels the optimiser begins anew
+        begins = want.index(2)
+        assert not seen[begins][1] and (begins < 2 or seen[begins-1][1])
+
+def test_cheap_labels_are_the_given_ones():
+    dls = data()
+    given = (dls.given + 2) % 3
+    dls.train_ds.arrays.y.copy_(given)
+    cb = LabelBudget(dls.given, budget=12, price=4, share=0.)
+    fit(learner(dls, cb), 1)
+    ids = (cb.table.weights > 0).nonzero().flatten()
+    assert len(ids) == 12
+    assert torch.equal(cb.table.targets[cb.table.place[ids]].argmax(1), given[ids])
+
+def test_the_good_labels_come_last():
+    "Cheap ones are all wrong, and the good ones are learned after them"
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    assert spend(x, 1-y, y, x, y, 40, 40, steps=150) > .8
+    assert spend(x, y, 1-y, x, y, 40, 40, steps=150) < .2
+
 def test_the_second_stage_begins_where_it_should():
     cb = LabelBudget(data().given, budget=20, price=4, share=.4, stage=1.)
     fit(learner(data(), cb), 2)

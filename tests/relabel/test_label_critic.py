@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.basics import Learner
-from torch import nn
+from torch import nn, tensor
 
 from labelkit.data.loaders import from_arrays
 from labelkit.errors import LabelKitError
@@ -19,6 +19,7 @@ from labelkit.relabel.label_critic import (
     best_labels,
     compare_answers,
     rivals,
+    sorted_out,
 )
 
 reference = json.loads((Path(__file__).parents[1]/"reference"/"label_critic.json").read_text())
@@ -129,6 +130,51 @@ def test_the_judge_reads_what_it_is_given():
     fit(LabelCritic((dls.given + 1) % 3, judge, items=[f"text {i}" for i in range(24)]), dls)
     assert len(seen) == 48 and set(seen) == {f"text {i}" for i in range(24)}
 
+def test_what_was_once_undecided_stays_so():
+    "Between the first two nobody decides; the third loses clearly"
+    def judge(items, a, b): return torch.where((a == 2) | (b == 2), torch.where(a == 2, 2, 1), 0)
+    found = best_labels(judge, ["x"], torch.tensor([[0, 1, 2]]))
+    assert found["label"].tolist() == [0] and found["decided"].tolist() == [False]
+    assert found["first"] == .5 and found["asked"].tolist() == [2]
+
+def test_neither_is_no_leaning():
+    def judge(items, a, b): return [1 if o % 2 else 0 for o in range(len(items))]
+    found = best_labels(judge, list("abcd"), torch.tensor([[0, 1]]*4))
+    assert found["first"] == 1.
+
+def test_a_difference_of_the_margin_is_one():
+    said = torch.tensor([[.75, .25]]).log()
+    judge = ModelJudge(lambda x: said, margin=.5)
+    assert judge(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([1])).tolist() == [1]
+
+def test_one_order_alone():
+    dls = data()
+    cb = LabelCritic((dls.given + 1) % 3, first, both=False)
+    fit(cb, dls)
+    assert not len(cb.queue()) and len(cb.table.targets) == 0  # the first is believed
+
+def test_candidates_and_items_are_by_id():
+    "Of a third of the samples, which are not the first"
+    x = torch.rand(48, 1, 8, 8)
+    y = torch.arange(48) % 3
+    given = y.clone()
+    given[torch.arange(48) % 4 != 3] = -1
+    dls = from_arrays(x, given, x, y, bs=4, vocab=["cat", "dog", "fox"])
+    other = torch.full((48,), -1)
+    other[[7, 15, 23]] = (y[[7, 15, 23]] + 1) % 3
+    seen = []
+    def judge(items, a, b):
+        seen.extend(items)
+        wanted = torch.tensor([(int(o) + 1) % 3 for o in items])
+        return torch.where(a == wanted, 1, 2)
+    cb = LabelCritic(other, judge, items=list(range(48)))
+    fit(cb, dls)
+    assert set(seen) == {7, 15, 23}
+    assert (cb.table.place >= 0).nonzero().flatten().tolist() == [7, 15, 23]
+    assert torch.equal(cb.table.targets[cb.table.place[[7, 15, 23]]].argmax(1), other[[7, 15, 23]])
+    f = cb.ledger.frame().set_index("id")
+    assert f.reason[7] == "another label wins" and f.reason[3] == "the producers agree"
+
 def test_errors():
     dls = data()
     with pytest.raises(LabelKitError, match="judge is missing"): LabelCritic(dls.given)
@@ -142,3 +188,14 @@ def test_errors():
 def test_rivals():
     said = torch.tensor([[0, -1, 2], [1, 1, 1], [2, 1, 2]])
     assert rivals(said, torch.tensor([0, 1, 1])).tolist() == [2, 1, 2]
+
+
+def test_what_becomes_of_each_label():
+    candidates = tensor([[0, 0], [1, 2], [1, 2], [1, 2]])
+    found = dict(
+        label=tensor([0, 1, 2, 1]), decided=tensor([1, 1, 1, 0]) > 0, asked=tensor([0, 1, 1, 1])
+    )
+    o = sorted_out(found, candidates)
+    assert o["changed"].tolist() == [False, False, True, False]
+    assert o["reason"].tolist() == [0, 1, 2, 3]
+    assert o["shown"].tolist() == [0, 1, 2, 2] and o["sure"].tolist() == [1., 1., 1., .5]

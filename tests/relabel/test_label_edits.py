@@ -151,3 +151,12 @@ class TestWhose:
         cb = fit(learner(own, LabelEdits(there))).label_edits
         hit = (cb.table.place >= 0).nonzero().flatten()
         assert order[hit].tolist() == [4] and cb.table.targets.argmax(1).tolist() == [2]
+
+
+def test_random_reviews_of_the_claim_know_nothing_of_the_noise():
+    (claim,) = LabelEdits.card.claims
+    for seed in range(claim.seeds):
+        dls = claim.data(seed=seed)
+        log = claim.rows["reviewed at random"](dls).log
+        met = torch.tensor(list(log.standing()))
+        assert (dls.given[met] != dls.truth[met]).float().mean() < .25, seed

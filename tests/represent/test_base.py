@@ -115,6 +115,25 @@ class TestProbe:
         torch.testing.assert_close(f, learn.model.eval().features(x))
         assert len(ids) == 40
 
+    def test_one_sample_is_judged_whatever_the_others_are(self):
+        "Nothing is learned from the samples in question, their mean and spread included"
+        x = torch.randn(60, 2)
+        y = (x[:, 0] > 0).long()
+        asked = torch.randn(20, 2)
+        asked[0] = 1e4
+        truth = (asked[:, 0] > 0).long()
+        alone = [linear_accuracy(x, y, asked[[i]], truth[[i]]) for i in range(20)]
+        assert linear_accuracy(x, y, asked, truth) == pytest.approx(sum(alone)/20)
+
+    @pytest.mark.parametrize("how", ["linear", "nearest"])
+    def test_it_learns_from_the_training_labels(self, how):
+        "With labels that are all off by one, nothing in validation is right"
+        dls = data(labeled=None)
+        learn = fit(learner(dls=dls))
+        right = probe(learn, how)
+        dls.train_ds.arrays.y[:] = (dls.train_ds.arrays.y + 1) % 10
+        assert right > .5 and probe(learn, how) < .2
+
     def test_refused(self):
         with pytest.raises(LabelKitError, match="how='cosine'"): probe(None, "cosine")
 
@@ -154,3 +173,15 @@ def test_arguments():
     for k,v in dict(temperature=0., dim=0, weight=-1).items():
         with pytest.raises(LabelKitError, match=f"{k}="): SimCLR(**{k: v})
     with pytest.raises(LabelKitError, match="view 3"): SimCLR(view=3)
+
+
+def test_two_draws_of_the_view():
+    b = look(learner([SimCLR()]))
+    one,two = (b.record.requests[f"simclr.{k}"] for k in ("one", "two"))
+    assert (one != two).flatten(1).any(1).float().mean() > .9
+
+
+def test_the_loss_counts_its_weight():
+    for w in (.25, 3.):
+        b = look(learner([SimCLR(weight=w)]))
+        assert b.losses["simclr"][1] == w

@@ -76,3 +76,37 @@ def test_trains_and_refuses():
     fit(learner([FeatureTransformation()]))
     for k in ("positive", "negative"):
         with pytest.raises(LabelKitError, match=f"{k}="): FeatureTransformation(**{k: -1})
+
+
+def logits_of(q, k, queue, same=None, **settings):
+    cb = FeatureTransformation(temperature=.5, **settings)
+    if same is None: same = torch.zeros(len(q), len(queue), dtype=torch.bool)
+    return cb.logits(q, k, queue, same)
+
+
+def test_each_share_has_its_own_distribution():
+    "A huge α makes a share ½: pairs move apart by λ = 1½, the queue is a mean of two"
+    q,k,queue = (F.normalize(torch.randn(n, 4), dim=1) for n in (3, 3, 7))
+    s = (q*k).sum(1)
+    out = logits_of(q, k, queue, positive=1e8, negative=0)
+    torch.testing.assert_close(out[:, 0], (-1.5 + 2.5*s)/.5, atol=1e-3, rtol=0)
+    out = logits_of(q, k, queue, positive=0, negative=1e8)
+    plain = q@queue.T/.5
+    torch.testing.assert_close(out[:, 0], s/.5)
+    torch.testing.assert_close(out[:, 1:].sum(1), plain.sum(1), atol=1e-3, rtol=0)
+    means = (plain[:, :, None] + plain[:, None])/2  # of every two
+    off = (out[:, 1:, None, None] - means[:, None]).abs().amax(0)
+    assert off.flatten(1).amin(1).max() < 1e-3
+    assert (out[:, 1:] - plain).abs().max() > .1
+
+
+def test_nothing_of_an_own_key_remains():
+    "No number that counts depends on it, whoever it was mixed with"
+    for _ in range(8):
+        q,k,queue = (F.normalize(torch.randn(n, 4), dim=1) for n in (2, 2, 6))
+        queue.requires_grad_()
+        same = torch.zeros(2, 6, dtype=torch.bool)
+        same[0, 3] = True
+        out = logits_of(q, k, queue, same)[0]
+        (grad,) = torch.autograd.grad(out[out.isfinite()].sum(), queue)
+        assert (grad[3] == 0).all() and grad.abs().sum() > 0

@@ -52,3 +52,26 @@ def test_it_is_trained_and_sends_a_gradient_on():
 
 def test_refused():
     with pytest.raises(LabelKitError, match="reach=-1"): Hallucinator(reach=-1)
+
+
+def beyond(reach, q, k):
+    "The logits of the queries that are made, by a network that gives what lies beyond"
+    cb = Hallucinator(reach=reach, temperature=1.)
+    cb.hallucinate = lambda x: x[:, q.shape[1]:]
+    empty = torch.zeros(0, q.shape[1])
+    return cb.logits(q, k, empty, torch.zeros(len(q), 0, dtype=torch.bool))[len(q):, 0]
+
+
+def test_it_reaches_no_further_than_it_may():
+    q,k = unit(2, 50, 4)
+    at = lambda r: (F.normalize((1+r)*q - r*k, dim=1)*k).sum(1)
+    for _ in range(20):
+        z = beyond(.1, q, k)
+        assert (z <= at(0.) + 1e-5).all() and (z >= at(.1) - 1e-5).all()
+    assert min(float((beyond(.9, q, k) - at(0.)).min()) for _ in range(20)) < -.05
+
+
+def test_the_query_learns_from_what_was_made_of_it():
+    q = unit(3, 4).requires_grad_()
+    (grad,) = torch.autograd.grad(beyond(.1, q, unit(3, 4)).sum(), q)
+    assert (grad.abs().sum(1) > 0).all()

@@ -1,4 +1,6 @@
 "MoCHi: values of an unofficial implementation, mixes by hand, what is no negative"
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import tensor
@@ -81,3 +83,30 @@ class TestCallback:
     def test_refused(self):
         for k,v in dict(hardest=0, pairs=-1, own=-1, warmup=2.).items():
             with pytest.raises(LabelKitError, match=f"{k}="): MoCHi(**{k: v})
+
+
+def made_of(hard, q, k, queue, **settings):
+    "The columns that are added to MoCo's, of a callback that stands alone"
+    cb = MoCHi(hardest=hard, warmup=0., temperature=.5, **settings)
+    cb.learn = SimpleNamespace(pct_train=0.)
+    same = torch.zeros(len(q), len(queue), dtype=torch.bool)
+    return cb.logits(q, k, queue, same)[:, 1+len(queue):]
+
+
+def test_of_one_hard_negative():
+    "Pairs are the negative itself; the query has the smaller share, and the key none"
+    q = F.normalize(tensor([[1., .2, 0.], [.1, 0., 1.]]), dim=1)
+    k = F.normalize(q + tensor([[0., .1, 0.]]), dim=1)  # nearer than any negative
+    queue = F.normalize(tensor([[0., 1., 0.], [.5, 1., .5], [-1., 0., 0.]]), dim=1)
+    far = q@queue.T
+    at = far.argmax(1)
+    out = made_of(1, q, k, queue, pairs=2, own=200)
+    torch.testing.assert_close(out[:, :2], (far.amax(1)/.5)[:, None].expand(2, 2))
+    half = F.normalize(q + queue[at], dim=1)
+    low = far.amax(1)/.5
+    high = (q*half).sum(1)/.5
+    assert (out[:, 2:] >= low[:, None] - 1e-5).all()
+    assert (out[:, 2:] <= high[:, None] + 1e-5).all()
+    away = made_of(1, q, -q, queue, pairs=0, own=200)  # wherever the key lies
+    assert (away >= low[:, None] - 1e-5).all() and (away <= high[:, None] + 1e-5).all()
+    assert (out[:, 2:].amax(1) > high - .1).all() and (out[:, 2:].amin(1) < low + .1).all()

@@ -8,7 +8,9 @@ from torch import tensor
 from contract import data, fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
+from labelkit.models import with_features
 from labelkit.parts.contrast import info_nce
+from labelkit.represent.base import all_ids
 from labelkit.represent.moco import MoCo, first_is_right, queue_logits
 
 unit = lambda *shape: torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
@@ -74,6 +76,60 @@ class TestCallback:
         learn = learner([cb := MoCo()])
         with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=4, show_plot=False)
         assert len(cb.queue) == 0
+
+    def test_the_copy_has_its_own_pace(self):
+        "The share that stays at a step is that of network and projector alike"
+        fit(learner([cb := MoCo(ema_decay=.9)]))
+        moved = lambda a, b: any((p-q).abs().max() > 1e-6 for p,q in zip(a, b))
+        for slow,net in (
+            (cb.teacher, cb.learn.model), (cb.slow_projector, cb.projector.module)
+        ): assert moved(slow.model.parameters(), net.parameters())
+
+    def test_keys_are_of_the_other_view_as_in_training(self):
+        "At the first batch the copy is the network itself, and its batch norm measures the batch"
+        seen = {}
+        class Kept(MoCo):
+            name = "moco"
+            def before_forward(self, s):
+                super().before_forward(s)
+                seen.update(s.own(self).views)
+        b = look(learner([Kept(dim=8)]))
+        project = b.state["moco"].projector.module
+        keys = lambda x: project(with_features(b.model, x)[1])
+        b.model.train()
+        rows = b.state["moco"].queue.rows[:, :-1]
+        torch.testing.assert_close(rows, keys(seen["two"]).detach(), atol=1e-4, rtol=0)
+        assert (rows - keys(seen["one"])).abs().max() > .01
+
+    def test_samples_without_ids_are_nobodys_own(self):
+        "All are −1, and negatives of each other all the same"
+        seen = []
+        class Kept(MoCo):
+            name = "moco"
+            def logits(self, q, k, negatives, same):
+                seen.append(same)
+                return super().logits(q, k, negatives, same)
+            def before_forward(self, s):
+                s.ids = s.unlabeled_ids = None
+                super().before_forward(s)
+        fit(learner([Kept()]))
+        assert seen[1].shape == (48, 48) and not any(o.any() for o in seen)
+
+    def test_own_keys_are_those_of_the_same_id(self):
+        class Kept(MoCo):
+            name = "moco"
+            def logits(self, q, k, negatives, same):
+                assert torch.equal(negatives, self.queue.rows[:, :-1])
+                seen.append((same, self.queue.rows[:, -1].long()))
+                return super().logits(q, k, negatives, same)
+            def contrast(self, s):
+                loss = super().contrast(s)
+                same,kept = seen[-1]
+                assert torch.equal(same, all_ids(s)[:, None] == kept)
+                return loss
+        seen = []
+        fit(learner([Kept()]), 2)
+        assert seen[-1][0].any(1).all() and seen[-1][0].shape[1] > 160  # all have been seen before
 
     def test_all_labeled(self):
         learn = fit(learner([MoCo()], dls=data(labeled=None)))

@@ -8,7 +8,9 @@ from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.models import head_of
-from labelkit.represent.simclrv2 import SimCLRv2, distillation, hidden_layer, stage_of
+from labelkit.represent.simclrv2 import (
+    SimCLRv2, both_answers, distillation, hidden_layer, stage_of,
+)
 from represent.test_simclr import published
 
 
@@ -18,6 +20,13 @@ def test_published():
     for name,want in o["expected"].items():
         loss = distillation(student, teacher, float(name.removeprefix("T=")))
         assert float(loss) == pytest.approx(want, abs=1e-4)
+
+
+def test_the_teacher_learns_nothing():
+    student,teacher = torch.randn(2, 3, 4, requires_grad=True).unbind()
+    both = [o.detach().requires_grad_() for o in (student, teacher)]
+    distillation(*both, 2.).backward()
+    assert both[0].grad.abs().sum() > 0 and both[1].grad is None
 
 
 def test_stages():
@@ -97,3 +106,16 @@ class TestCallback:
         for k,v in dict(pretrain=2., finetune=-1, distill_temperature=0).items():
             with pytest.raises(LabelKitError, match=f"{k}="): SimCLRv2(**{k: v})
         with pytest.raises(LabelKitError, match="view 3"): SimCLRv2(weak=3)
+
+
+def test_both_are_asked_about_the_same_samples():
+    from labelkit.core.record import Supervision
+    s = Supervision(torch.rand(2, 3), torch.tensor([0, 1]), c=3)
+    s.pred = 2*s.x
+    teacher = lambda x: 5*x
+    a,b = both_answers(s, teacher, "more")
+    assert torch.equal(a, 2*s.x) and torch.equal(b, 5*s.x)
+    more = torch.rand(4, 3)
+    s.outputs = {"more": 2*more}
+    a,b = both_answers(s, teacher, "more", more)
+    assert torch.equal(a/2, torch.cat([s.x, more])) and torch.equal(b, 5*torch.cat([s.x, more]))
