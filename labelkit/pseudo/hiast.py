@@ -5,7 +5,7 @@ image; a use for what it refuses; and more of the classes that it hardly finds."
 
 # %% auto #0
 __all__ = ['adaptive_thresholds', 'judged', 'class_confidence', 'hard_pixels', 'paste_hard',
-           'region_losses', 'HIAST']
+           'region_losses', 'AdaptiveSelector', 'HIAST']
 
 # %% ../../nbs/pseudo/hiast.ipynb #a6d8acad
 import math
@@ -154,6 +154,35 @@ _claim = Claim(
          "threshold was ahead of moving ones.",
 )
 
+class AdaptiveSelector(PseudoLabel):
+    """Believe guesses at the threshold of their class, and leave the others their distribution; a
+    technique has the settings of `adaptive_thresholds`, and where the thresholds `start`"""
+    theta:torch.Tensor = None # [C] the thresholds
+
+    def setup(self):
+        super().setup()
+        self.theta = torch.full((n_classes(self.learn),), self.start, device=self.dls.device)
+
+    def judge(self, probs:torch.Tensor)->torch.Tensor: # bool [U, ...]
+        "Move the thresholds by distributions [U, C, ...], and say who reaches them"
+        theta,kept = judged(self.theta, probs, self.share, self.decay, self.power)
+        if not self.searching: self.theta = theta
+        return kept
+
+    def believe(self, g):
+        mine = g.s.own(self)
+        if not hasattr(mine, "believed"):
+            mine.label = g.label
+            mine.believed = self.judge(g.probs)
+        return mine.believed
+
+    def teach(self, g):
+        mine = g.s.own(self)
+        hard = F.one_hot(mine.label, g.probs.shape[1]).movedim(-1, 1).to(g.probs)
+        return torch.where(mine.believed[:, None], hard, g.probs)
+
+    def note(self, g, mask): super().note(g, mask, class_threshold=self.theta)
+
 @technique(
     "hiast",
     family="pseudo",
@@ -164,7 +193,7 @@ _claim = Claim(
     example=dict(start=.1),
     claims=(_claim,),
 )
-class HIAST(PseudoLabel):
+class HIAST(AdaptiveSelector):
     """Thresholds that follow each class, labels above them, agreement and decision below
 
     An average of the network (`EMA`) guesses the weak view. The thresholds move with each image of
@@ -176,7 +205,7 @@ class HIAST(PseudoLabel):
         start=(0, 1), share=(0, 1), decay=(0, 1), power=(0, None), smooth=(0, None),
         sharp=(0, None), ema_decay=(0, 1), paste=(0, 1),
     )
-    theta = sure = None
+    sure = None
 
     def __init__(self,
         start:float=.9,      # the first threshold of every class
@@ -197,15 +226,9 @@ class HIAST(PseudoLabel):
         super().setup()
         # the target's own statistics: those of the source may be far off
         self.teacher = EMA(self.learn.model, self.ema_decay, batch_stats=True)
-        self.theta = torch.full((n_classes(self.learn),), self.start, device=self.dls.device)
         self.sure = torch.zeros_like(self.theta)
 
     def after_update(self): self.teacher.update(self.learn.model)
-
-    def judge(self, probs):
-        theta,kept = judged(self.theta, probs, self.share, self.decay, self.power)
-        if not self.searching: self.theta = theta
-        return kept
 
     def before_forward(self, s):
         given = s.unlabeled_inputs
@@ -225,19 +248,5 @@ class HIAST(PseudoLabel):
         x,mine.label,mine.believed = paste_hard(s.unlabeled, label, kept, *how)
         return (x, *s.unlabeled_inputs[1:])
 
-    def believe(self, g):
-        mine = g.s.own(self)
-        if not hasattr(mine, "believed"):
-            mine.label = g.label
-            mine.believed = self.judge(g.probs)
-        return mine.believed
-
-    def teach(self, g):
-        mine = g.s.own(self)
-        hard = F.one_hot(mine.label, g.probs.shape[1]).movedim(-1, 1).to(g.probs)
-        return torch.where(mine.believed[:, None], hard, g.probs)
-
     def consistency(self, strong, target, mask):
         return region_losses(strong, target, mask, self.smooth, self.sharp)
-
-    def note(self, g, mask): super().note(g, mask, class_threshold=self.theta)
