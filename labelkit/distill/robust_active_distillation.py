@@ -249,9 +249,12 @@ _claim = Claim(
              "distillation before it, on popular benchmarks.",
     note="Every policy may ask 400 questions, in three rounds. The game is the paper's; gains, "
          "rounds and the share of wrong answers that is feared are ours. Tried as well, on other "
-         "seeds and without a clear difference: teachers that are better, worse, or surely wrong; "
-         "a budget of 200; a feared share of .4 and .5; a pool in which half of the images and "
-         "more show digits that the teacher does not know.",
+         "seeds and without a clear difference: teachers that are better, worse, surely wrong, or "
+         "answer with a class alone; budgets of 200 and 300; a feared share from .1 to .5; a pool "
+         "with digits that the teacher does not know, and one in which a fifth or a third of the "
+         "images show two digits at once; sentences, where a wide network learns wrong answers by "
+         "heart. Margin questions ask where the teacher errs more often, and yet their answers "
+         "teach as much.",
 )
 
 @technique(

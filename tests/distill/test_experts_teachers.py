@@ -15,7 +15,7 @@ from labelkit.distill.mdcs import (
     anew,
     confident_consistency,
     expert_logits,
-    last_block,
+    own_blocks,
     says_with,
 )
 from labelkit.distill.mealv2 import MEALv2, told_apart
@@ -160,32 +160,39 @@ def test_mdcs_needs_the_class_sizes():
     fit(learner([MDCS(counts=[9]*10)]))
 
 
-def test_experts_have_a_last_block_of_their_own():
+def test_experts_have_last_blocks_of_their_own():
     """Shared blocks are not computed again, buffers of the model stay, and each expert's pass is
-    the model's with its own block and head"""
+    the model's with its own blocks and head"""
     net = model(0).eval()
     x = torch.rand(5, 1, 8, 8)
-    last = last_block(net)
-    shared = body_layers(net)[:-1]
+    own_names = own_blocks(net)
+    shared = body_layers(net)[:-2]
     with layer_outputs(net, shared) as kept: own = net(x)
-    assert last == body_layers(net)[-1]
+    assert own_names == body_layers(net)[-2:]
     calls = []
     first = net.get_submodule(shared[0])
     handle = first.register_forward_hook(lambda *_: calls.append(1))
     given = {k: (lambda *_, v=v: v) for k,v in kept.items()}
     torch.testing.assert_close(says_with(net, given, x), own)
-    block = anew(net.get_submodule(last)).train()
+    blocks = {k: anew(net.get_submodule(k)).train() for k in own_names}
     before = {k: v.clone() for k,v in net.named_buffers()}
-    other = says_with(net, given | {last: block}, x)
+    other = says_with(net, given | blocks, x)
     handle.remove()
     assert not torch.allclose(other, own)
     assert all(torch.equal(v, before[k]) for k,v in net.named_buffers())
-    assert "forward" not in vars(net.get_submodule(last))
-    assert {id(p) for p in block.parameters()}.isdisjoint(map(id, net.parameters()))
+    assert not any("forward" in vars(net.get_submodule(k)) for k in own_names)
+    new = {id(p) for b in blocks.values() for p in b.parameters()}
+    assert new.isdisjoint(map(id, net.parameters()))
 
 
-def test_a_model_that_is_a_head_alone_has_no_last_block():
-    assert last_block(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))) is None
+def test_the_first_block_is_shared_where_there_are_two():
+    assert own_blocks(model(0), 9) == body_layers(model(0))[1:]
+    only = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 10))
+    assert own_blocks(only) == ["1"]
+
+
+def test_a_model_that_is_a_head_alone_has_no_blocks():
+    assert own_blocks(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))) == []
     cb = MDCS()
     learn = learner([cb])
     learn.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
