@@ -5,7 +5,7 @@ their own, and all of them are asked at the end."""
 
 # %% auto #0
 __all__ = ['VERSIONS', 'versions_of', 'n_versions', 'joint_targets', 'together',
-           'self_distillation', 'versions_loss', 'asked', 'asked_together', 'SLA']
+           'self_distillation', 'versions_loss', 'ask_versions', 'asked_together', 'SLA']
 
 # %% ../../nbs/mix/sla.ipynb #51a0000d
 from itertools import permutations
@@ -100,7 +100,7 @@ def versions_loss(
     each = weights.repeat(len(logits)//len(weights))
     return soft_target_loss(nn.CrossEntropyLoss(), logits, targets, each)
 
-def asked(
+def ask_versions(
     model:nn.Module,  # ends in a linear layer
     head,             # joint head, features [N, D] to [N, C·n]; `None` asks the model's own
     x:torch.Tensor,   # [B, C, H, W]
@@ -221,7 +221,7 @@ class SLA(LabelCallback):
         says. Raises `LabelKitError` before training, and after unpickling"""
         if self.labels == "joint" or self._made_for is None:
             network_of(self.joint_head, self, "joint head")
-        return asked(self.learn.model, self.joint_head, x, self.versions, every)
+        return ask_versions(self.learn.model, self.joint_head, x, self.versions, every)
 
     @property
     def teacher(self)->Teacher: return as_teacher(self.logits)  # for the explorer

@@ -333,9 +333,8 @@ class TestFit:
     def test_only_once(self, monkeypatch):
         calls = []
         monkeypatch.setattr(
-            ConfidentRelabel,
-            "cross_validate",
-            lambda self: calls.append(1) or probs_for(self.dls)[self.ids],
+            "labelkit.relabel.confident_relabel.cross_validated",
+            lambda learn, samples, *_: calls.append(1) or probs_for(learn.dls)[samples.ids],
         )
         learn = make(ConfidentRelabel())
         learn.validate()
@@ -373,7 +372,8 @@ class TestFit:
         whole = fit(ours(Checkpoint(tmp_path/"a.pt")), 3)
         with pytest.raises(KeyboardInterrupt): fit(ours(Checkpoint(tmp_path/"b.pt"), Stop()), 3)
         monkeypatch.setattr(
-            ConfidentRelabel, "cross_validate", lambda self: pytest.fail("judged again")
+            "labelkit.relabel.confident_relabel.cross_validated",
+            lambda *_: pytest.fail("judged again"),
         )
         resumed = fit(ours(Checkpoint(tmp_path/"b.pt")), 3)
         assert same(whole, resumed)
