@@ -12,6 +12,7 @@ from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.models import small_cnn
 from labelkit.pseudo.active_outliers import (
+    ensemble_losses,
     ActiveOutliers, Answers, most_disputed, sureness, variation_ratio,
 )
 from mix.mixtools import Keep
@@ -86,6 +87,19 @@ def test_what_a_batch_is_told():
     f = cb.ledger.frame()
     f = f[f.epoch >= 0]
     assert f.accepted.equals(f.suggested_label < 6)
+
+
+def test_the_weight_is_that_of_pseudo_labels_alone():
+    g = torch.Generator().manual_seed(0)
+    every = [[torch.randn(n, 4, generator=g) for n in (5, 6, 6, 3)] for _ in range(2)]
+    known = F.one_hot(torch.arange(5) % 3, 3).float()
+    answers = torch.tensor([0, 3, 1])
+    (a,one,_),(b,three,_) = (
+        ensemble_losses(every, known, answers, .25, weight) for weight in (1., 3.)
+    )
+    close(a[0], b[0])
+    given = [.25*F.cross_entropy(o[3], answers) for o in every]
+    for r,r3,answered in zip(one, three, given): close(r3-answered, 3*(r-answered))
 
 
 def test_each_member_learns_and_the_first_is_the_model():

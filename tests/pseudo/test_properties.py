@@ -103,7 +103,7 @@ def test_heads_judge_the_weak_view():
             assert not torch.equal(weak, s.features(f"{cb.name}.strong").detach())
             return True
         return Losses(compare)
-    fit(learner([cb := IOMatch(), seen := look(cb, lambda f, own: (cb.heads(f)[0], own.binary))]))
+    fit(learner([cb := IOMatch(), seen := look(cb, lambda f, own: (cb.experts(f)[0], own.binary))]))
     assert seen.seen
     judged = lambda f, own: (cb.experts(f).float().softmax(2), own.probs)
     fit(learner([cb := DivCon(), seen := look(cb, judged)]))
