@@ -48,6 +48,17 @@ class TestSharing:
         assert schedule_counts("grip", 3, 16, 7, 5) == [1, 1, 2]  # the last takes all
 
 
+class Beginnings(PseudoLabelSchedules):
+    "Note for each epoch whether it begins with the weights of the beginning"
+    def setup(self):
+        super().setup()
+        self.found = []
+    def before_steps(self):
+        super().before_steps()
+        now = weights_of(self.learn)
+        self.found.append(torch.equal(now["head.weight"], self.beginning["head.weight"]))
+
+
 class TestRounds:
     def scorer(self, dls):
         "Right for every sample, but of one class less surely"
@@ -76,17 +87,10 @@ class TestRounds:
         assert (cb.pseudo_label >= 0).sum() == 96
 
     def test_a_later_round_begins_anew(self):
-        found = []
-        class Spy(PseudoLabelSchedules):
-            def before_steps(self):
-                super().before_steps()
-                found.append(torch.equal(
-                    weights_of(self.learn)["head.weight"], self.beginning["head.weight"]
-                ))
         for fresh in (True, False):
-            found.clear()
-            fit(learner([Spy(self.scorer(data()), "ifpl", rounds=2, fresh=fresh)]), 4)
-            assert found == [True, False, fresh, False]
+            cb = Beginnings(self.scorer(data()), "ifpl", rounds=2, fresh=fresh)
+            fit(learner([cb]), 4)
+            assert cb.found == [True, False, fresh, False]
 
     def test_a_scorer_needs_no_warmup(self):
         _,cb = self.run("ifpl", rounds=2, warmup=.5)
@@ -125,15 +129,9 @@ class TestRounds:
         assert set(cb.pseudo_label[ids].tolist()) == set(range(10))
 
     def test_the_first_round_goes_on_from_the_warmup(self):
-        found = []
-        class Spy(PseudoLabelSchedules):
-            def before_steps(self):
-                super().before_steps()
-                found.append(torch.equal(
-                    weights_of(self.learn)["head.weight"], self.beginning["head.weight"]
-                ))
-        fit(learner([Spy(None, "fpl", k=3, warmup=.5)]), 4)
-        assert found == [True, False, False, False]
+        cb = Beginnings(None, "fpl", k=3, warmup=.5)
+        fit(learner([cb]), 4)
+        assert cb.found == [True, False, False, False]
 
     def test_scorers_of_any_kind(self):
         dls = data()
