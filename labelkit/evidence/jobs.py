@@ -9,7 +9,7 @@ __all__ = ['in_a_row', 'in_processes']
 # %% ../../nbs/evidence/jobs.ipynb #3f327a0d
 from pathlib import Path
 from tempfile import TemporaryDirectory
-import pickle, traceback, warnings
+import pickle, signal, traceback, warnings
 
 from ..errors import LabelKitError
 
@@ -30,7 +30,10 @@ def in_processes(
     here, its traceback in a note. `LabelKitError` when `work` cannot be sent or a process dies"""
     from concurrent.futures.process import BrokenProcessPool
     from joblib import Parallel, delayed, parallel_config
-    with TemporaryDirectory() as folder, parallel_config("loky", inner_max_num_threads=1):
+    # Ctrl-C reaches all processes: this one ends the others, which would answer it in the middle of
+    # anything, with a traceback each
+    deaf = dict(initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    with TemporaryDirectory() as folder, parallel_config("loky", inner_max_num_threads=1, **deaf):
         path = Path(folder)/"work"
         path.write_bytes(_sent(work, jobs))
         pool = Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)

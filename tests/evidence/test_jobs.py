@@ -20,6 +20,14 @@ def test_results_with_their_place():
     assert [(i, v[0]) for i,v in in_a_row(work, todo)] == [(0, 6), (1, 20), (2, 42)]
 
 
+def test_ctrl_c_is_answered_here_alone():
+    here = signal.getsignal(signal.SIGINT)
+    def work(): return signal.getsignal(signal.SIGINT)
+    there = [v for _,v in in_processes(work, [(), ()], 2)]
+    assert there == [signal.SIG_IGN, signal.SIG_IGN]
+    assert signal.getsignal(signal.SIGINT) is here
+
+
 def test_what_is_done_first_comes_first():
     def work(seconds):
         time.sleep(seconds)
