@@ -22,7 +22,7 @@ from ..core.supervision import LabelCallback, n_classes
 from ..core.technique import technique
 from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
-from ..data.sets import mnist_5k
+from ..data.sets import mnist_5k, side_by_side
 from ..errors import check_range
 from ..models import head_of, small_cnn
 from ..processes import gather_rows
@@ -176,7 +176,7 @@ def _pairs(ds, n, share, g):
     y = ds.arrays.y[ds.rows].cpu()
     at = torch.multinomial(share[y], 2*n, replacement=True, generator=g).view(n, 2)
     labels = torch.zeros(n, 10).scatter_(1, y[at], 1.)
-    return torch.cat([x[at[:,0]], x[at[:,1]]], -1), labels
+    return side_by_side(x, at), labels
 
 @torch.no_grad()
 def precision_by_class(

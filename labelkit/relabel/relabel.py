@@ -22,7 +22,7 @@ from ..core.supervision import LabelCallback
 from ..core.teachers import as_teacher
 from ..core.technique import CLASSES, technique
 from ..data.loaders import from_arrays
-from ..data.sets import planted
+from ..data.sets import planted, side_by_side
 from ..errors import LabelKitError
 from ..models import head_of, layer_outputs, map_layer, small_cnn, unwrap
 from ..parts.stored_batch import check_fits
@@ -156,9 +156,10 @@ def two_things(
     partner = torch.randperm(len(x), generator=g)
     left = torch.rand(len(x), generator=g) < .5
     label = torch.where(left.to(x.device), y, y[partner])
+    at = torch.stack([torch.arange(len(x)), partner], 1)
     valid = dls.valid_ds.arrays
     return from_arrays(
-        torch.cat([x, x[partner]], 3), label, valid.x, valid.y, vocab=dls.vocab, bs=32, seed=seed,
+        side_by_side(x, at), label, valid.x, valid.y, vocab=dls.vocab, bs=32, seed=seed,
         view_hints=dict(flip=False),
     )
 

@@ -15,7 +15,7 @@ from ..core.technique import technique
 from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
 from ..data.samples import Samples
-from ..data.sets import mnist_5k
+from ..data.sets import mnist_5k, side_by_side
 from .base import ALL_IMAGES
 from .moco import MoCo
 
@@ -54,8 +54,8 @@ def _numbers(
         samples = Samples(dl)
         (x,) = samples.inputs()
         y = samples.labels()
-        a,b = torch.randint(len(x), (2, n), generator=g)
-        ends += [torch.cat([x[a], x[b]], 3), 10*y[a] + y[b]]
+        at = torch.randint(len(x), (2, n), generator=g).T
+        ends += [side_by_side(x, at), 10*y[at[:, 0]] + y[at[:, 1]]]
     vocab = [f"{i:02}" for i in range(100)]
     return from_arrays(*ends, vocab=vocab, bs=128, seed=seed, view_hints=own.view_hints)
 
