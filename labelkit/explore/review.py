@@ -65,6 +65,63 @@ def _ids_in(source, whose, log):
         )
     return ids
 
+def _flags_of(source, log):
+    "A frame of what is flagged, and the vocab its names are of, `None` where it is not known"
+    vocab = None
+    if hasattr(source, "issues"):
+        vocab = source.ledger.vocab
+        source = source.issues()
+    elif hasattr(source, "ledger"): source = source.ledger
+    if isinstance(source, Ledger):
+        f = source.frame()
+        differs = (f.suggested_label >= 0) & (f.suggested_label != f.given_label)
+        source = f[f.flagged if "flagged" in f else differs]
+        vocab = range(len(log.vocab))
+    if not hasattr(source, "columns"):
+        raise LabelKitError(
+            f"source is a {type(source).__name__}: pass a technique after training, a Ledger, or a "
+            "frame"
+        )
+    return source, vocab
+
+def _whose(f, log):
+    "The column that says whose row it is; what is needed must be there"
+    whose = "key" if log.keys is not None and "key" in f.columns else "id"
+    if missing := [k for k in (whose, "suggested_label", "confidence") if k not in f.columns]:
+        raise LabelKitError(
+            f"source has no column {missing[0]!r}: its columns are {', '.join(map(str, f.columns))}"
+        )
+    if not len(f): raise LabelKitError("source flags no sample: there is nothing to review")
+    return whose
+
+def _probabilities(f):
+    "[n] of the suggested labels and of the given ones, -1 where it is not known"
+    share = lambda k: np.nan_to_num(np.asarray(f[k], dtype=float), nan=-1.)
+    confidence = share("confidence")
+    quality = share("label_quality") if "label_quality" in f.columns else np.full(len(f), -1.)
+    if confidence.min() < 0 or max(confidence.max(), quality.max()) > 1:
+        raise LabelKitError(
+            "source's confidence and label_quality must be probabilities between 0 and 1: pass "
+            "them after softmax"
+        )
+    return confidence, quality
+
+def _severities(values):
+    "[n] 0 to 3, of words or numbers"
+    level = lambda o: _levels[int(o)] if not isinstance(o, str) and 0 <= int(o) <= 3 else o
+    words = [level(o) for o in values]
+    if bad := set(words) - set(_levels):
+        raise LabelKitError(
+            f"severity {min(map(str, bad))!r} is none of {', '.join(_levels)}: use one of them"
+        )
+    return np.array([_levels.index(o) for o in words])
+
+def _reason(suggested, given, confidence, quality, vocab):
+    "In words, why a sample is flagged"
+    name = lambda i: "no label" if i < 0 else vocab[i]
+    words = f"{name(suggested)} is predicted with {confidence:.2f}"
+    return words + (f", the given label {name(given)} with {quality:.2f}" if quality >= 0 else "")
+
 def flagged_rows(
     source,       # a technique after training, a `Ledger`, or a pandas frame with the columns above
     log:LabelLog, # of the same data
@@ -73,67 +130,16 @@ def flagged_rows(
 )->dict:
     """What there is to review. Raises `LabelKitError` where nothing is flagged, and for columns
     that are missing or do not fit the log"""
-    exact = None
-    if hasattr(source, "issues"):
-        exact = source.ledger.vocab
-        source = source.issues()
-    elif hasattr(source, "ledger"): source = source.ledger
-    if isinstance(source, Ledger):
-        f = source.frame()
-        source = f[
-            f.flagged
-            if "flagged" in f
-            else (f.suggested_label >= 0) & (f.suggested_label != f.given_label)
-        ]
-        exact = range(len(log.vocab))
-    if not hasattr(source, "columns"):
-        raise LabelKitError(
-            f"source is a {type(source).__name__}: pass a technique after training, a Ledger, or a "
-            "frame"
-        )
-    whose = "key" if log.keys is not None and "key" in source.columns else "id"
-    if missing := [k for k in (whose, "suggested_label", "confidence") if k not in source.columns]:
-        raise LabelKitError(
-            f"source has no column {missing[0]!r}: its columns are "
-            f"{', '.join(map(str, source.columns))}"
-        )
-    if not len(source): raise LabelKitError("source flags no sample: there is nothing to review")
-    ids = _ids_in(source, whose, log)
-    share = lambda k: np.nan_to_num(np.asarray(source[k], dtype=float), nan=-1.)
-    confidence = share("confidence")
-    quality = (
-        share("label_quality") if "label_quality" in source.columns else np.full(len(ids), -1.0)
-    )
-    if confidence.min() < 0 or max(confidence.max(), quality.max()) > 1:
-        raise LabelKitError(
-            "source's confidence and label_quality must be probabilities between 0 and 1: pass "
-            "them after softmax"
-        )
-    suggested = _as_numbers("suggested_label", source["suggested_label"], log.vocab, exact)
+    f,vocab = _flags_of(source, log)
+    ids = _ids_in(f, _whose(f, log), log)
+    confidence,quality = _probabilities(f)
+    suggested = _as_numbers("suggested_label", f["suggested_label"], log.vocab, vocab)
     given = log.given.numpy()[ids]
     severity = severity_of(confidence, quality)
-    if "severity" in source.columns:
-        words = [
-            str(o) if isinstance(o, str) else _levels[int(o)] if 0 <= int(o) <= 3 else o
-            for o in source["severity"]
-        ]
-        if bad := set(words) - set(_levels):
-            raise LabelKitError(
-                f"severity {min(map(str, bad))!r} is none of {', '.join(_levels)}: use one "
-                "of them"
-            )
-        severity = np.array([_levels.index(o) for o in words])
-    name = lambda i: "no label" if i < 0 else log.vocab[i]
-    made = [
-        f"{name(s)} is predicted with {c:.2f}"
-        + (f", the given label {name(g)} with {q:.2f}" if q >= 0 else "")
-        for s, g, c, q in zip(suggested, given, confidence, quality)
-    ]
-    reason = (
-        [str(o) if str(o).strip() else m for o, m in zip(source["reason"], made)]
-        if "reason" in source.columns
-        else made
-    )
+    if "severity" in f.columns: severity = _severities(f["severity"])
+    said = f["reason"] if "reason" in f.columns else [""]*len(f)
+    made = [_reason(*o, log.vocab) for o in zip(suggested, given, confidence, quality)]
+    reason = [str(o) if str(o).strip() else m for o,m in zip(said, made)]
     order = np.lexsort((np.clip(quality, 0, None)-confidence, -severity))
     cols = dict(
         id=ids,
