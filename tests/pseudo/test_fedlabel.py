@@ -61,7 +61,7 @@ def test_what_a_batch_is_told(judge):
     learn = learner([cb := FedLabel(threshold=.12, judge=judge), keep := Keep()])
     begin = weights(learn)
     fit(learn)
-    assert same(cb.world.state_dict(), begin)
+    assert same(cb.world.model.state_dict(), begin)
     s = keep.seen[-1]
     local = s.outputs["fedlabel.weak"].detach().softmax(1)
     with torch.no_grad(): world = cb.world(s.own(cb).weak).softmax(1)
@@ -98,11 +98,22 @@ def test_two_models_that_say_different_things(judge):
     close(s.losses["fedlabel.agreement"][0], (kl*agree).mean())
 
 
+def test_the_world_normalizes_by_the_batch_as_the_local_model_does():
+    fit(learner([cb := FedLabel(), keep := Keep()]))
+    s = keep.seen[-1]
+    x = s.own(cb).weak
+    said = cb.world(x)
+    assert not torch.allclose(said[:8], cb.world(x[:8]), atol=1e-4)
+    for k,v in cb.world.model.named_buffers():
+        if k.endswith("running_var"): v.mul_(9)
+    assert torch.equal(cb.world(x), said)
+
+
 def test_each_fit_is_a_round():
     learn = fit(learner([cb := FedLabel()]))
     then = weights(learn)
     fit(learn)
-    assert same(cb.world.state_dict(), then) and not same(then, weights(learn))
+    assert same(cb.world.model.state_dict(), then) and not same(then, weights(learn))
 
 
 def test_federated_averages_what_each_client_learned():
@@ -156,7 +167,7 @@ def test_the_world_is_asked_in_evaluation_mode_and_the_same_for_all_epochs():
     learn = learner([cb := FedLabel()])
     begin = weights(learn)
     fit(learn, 3)
-    assert same(cb.world.state_dict(), begin) and not cb.world.training
+    assert same(cb.world.model.state_dict(), begin) and not cb.world.model.training
 
 
 def test_the_weight_counts_for_agreement_too():
