@@ -110,6 +110,34 @@ def test_one_seed_one_result(slug):
     assert not same(weights(a), weights(other))
 
 
+class Doubt(LabelCallback):
+    "Every third sample of a batch counts nothing, and has another label"
+    stage = "relabel"
+    def __init__(self, shift):
+        super().__init__()
+        self.shift = shift
+
+    def before_forward(self, s):
+        bad = torch.arange(len(s.x), device=s.x.device) % 3 == 0
+        s.targets = torch.where(bad[:, None], s.targets.roll(self.shift, 1), s.targets)
+        s.weigh((~bad).float())
+
+
+@pytest.mark.parametrize(
+    "slug", [s for s in SLUGS if registry[s].family in ("mix", "augment", "represent")]
+)
+def test_a_label_that_counts_nothing_teaches_nothing(slug):
+    "Neither the model nor a network beside it"
+    seen = []
+    for shift in (1, 3):
+        cb = build(slug, active=True)
+        learn = fit(learner([Doubt(shift), cb], slug=slug))
+        beside = {f"{k}.{n}": v for k,a in cb.auxiliaries.items()
+                  for n,v in a.module.state_dict().items()}
+        seen.append(weights(learn) | beside)
+    assert same(*seen)
+
+
 # in all losses of ActiveOutliers the weight is inside, beside answers that count as labels do
 WEIGHTED = [
     s for s in SLUGS

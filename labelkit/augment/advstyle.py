@@ -38,15 +38,17 @@ def spread(
     stats:torch.Tensor, # [B, C]
 )->torch.Tensor: # [C]
     "How much the samples of a batch differ: their standard deviation, 0 for a single one"
-    return stats.std(0) if len(stats) > 1 else torch.zeros_like(stats[0])
+    if len(stats) == 1: return torch.zeros_like(stats[0])
+    return (stats.var(0) + 1e-6).sqrt()  # with a gradient where all are the same, too
 
 def restyle(
     x:torch.Tensor,       # [B, C, H, W]
     mean_by:torch.Tensor, # [B, C] what is added to the means
     std_by:torch.Tensor,  # [B, C] and to the standard deviations
+    stats:tuple=None,     # means and deviations that are known already
 )->torch.Tensor: # as `x`
     "x̄·(σ + std_by) + μ + mean_by, with x̄ the maps of mean 0 and deviation 1"
-    mean,std = style_of(x)
+    mean,std = stats or style_of(x)
     wide = lambda o: o[:, :, None, None]
     return (x - wide(mean))/wide(std)*wide(std+std_by) + wide(mean+mean_by)
 
@@ -173,13 +175,14 @@ class AdvStyle(LabelCallback):
     def _disturb(self, n, kind, module, args, out):
         "The first `n` samples' maps in another style; the intensities learn when they `climb`"
         x = as_maps(out, self._layer)[:n].float()
-        stats = style_of(x)
+        # as in the authors' codes: MixStyle takes styles for constants, DSU does not
+        stats = style_of(x.detach() if kind == "mix" else x)
         if kind == "mix": moves = towards_another(stats, self.rng)
         else:
             scales = map(spread, stats) if kind == "batch" else self.intensity()
-            if kind != "climb": scales = [o.detach() for o in scales]
+            if kind == "adversarial": scales = [o.detach() for o in scales]
             moves = at_random(stats, scales, self.rng)
-        return torch.cat([restyle(x, *moves).to(out.dtype), out[n:]])
+        return torch.cat([restyle(x, *moves, stats).to(out.dtype), out[n:]])
 
     def _ascend(self, s, module):
         "One step of the intensities towards a larger loss; the model stays as it is"

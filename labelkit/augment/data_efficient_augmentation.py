@@ -171,11 +171,11 @@ class DataEfficientAugmentation(Augment):
         counts = self.chosen[s.ids.to(self.chosen.device)]
         own.rows = counts.nonzero().flatten()
         if not len(own.rows): return
-        own.targets = s.targets[own.rows]
-        own.weights = (s.weights*counts)[own.rows]
+        own.targets,own.weights = (o[own.rows] for o in (s.targets, s.weights*counts))
         s.forward(self.name, self._strong(s.x[own.rows], self.rng))
-        # a copy counts as much as a sample
-        own.share = len(own.rows)/(len(own.rows) + len(s.y))
+        # a copy counts as its sample does, times what it stands for
+        copies,samples = (float(o.sum()) for o in (own.weights, s.weights))
+        own.share = copies/max(copies+samples, 1e-12)
         s.labeled_weight *= 1-own.share
 
     def after_forward(self, s:Supervision):

@@ -49,9 +49,11 @@ class Policy(nn.Module):
         nn.init.zeros_(self.layers[1].weight)
         nn.init.zeros_(self.layers[1].bias)
 
-    def forward(self, features):
+    def forward(self, features, learning=False):
+        "While it is `learning`, at temperature 1, as in the authors' code"
         likely,strong = self.layers(features).float().chunk(2, 1)
-        return (likely/self.temperature).softmax(1), strong.sigmoid()
+        temperature = 1. if learning else self.temperature
+        return (likely/temperature).softmax(1), strong.sigmoid()
 
 def drawn_operations(
     weights:torch.Tensor,   # [B, K] how likely each operation is
@@ -119,15 +121,15 @@ def policy_loss(
     ops:Operations,        # as many as the policy knows
     features:torch.Tensor, # [B, D] what the policy reads
     x:torch.Tensor,        # [B, C, H, W], two at least
-    t:torch.Tensor,        # [B, C] distributions
+    t:torch.Tensor,        # [B, C] distributions, each times what its sample counts
     lr:float,              # of the model
     rng:torch.Generator,   # on the CPU
 )->torch.Tensor: # a scalar, with gradient towards the policy
     "Of the second half of a batch, after a step on the first half in all its views"
     half = len(x)//2
-    ce = lambda z, t: -(t*z.log_softmax(1)).sum(1).mean()
+    ce = lambda z, t: -(t*z.log_softmax(1)).sum()/t.sum().clamp_min(1e-12)
     with evaluating(unwrap(model)) as (net,), torch.enable_grad():
-        weights,strengths = policy(features[:half])
+        weights,strengths = policy(features[:half], learning=True)
         mixed = mixed_views(each_alone(ops, x[:half], strengths, rng), weights, strengths)
         return look_ahead(net, ce, mixed, t[:half], x[half:], t[half:], lr)
 
@@ -194,7 +196,7 @@ class MADAug(Augment):
         n:int=2,               # operations for each picture
         every:int=5,           # batches between two steps of the policy
         ramp:float=1/6,        # share of the training after which most pictures are augmented
-        temperature:float=2.,  # of the probabilities; larger: more alike
+        temperature:float=2.,  # of what is drawn from; larger: all more alike
         magnitude:float=30.,   # of the strongest operation, 0 to 30
         policy_lr:float=1e-3,  # learning rate of the policy
         ops=None,              # names in `view_ops`, or name -> strongest; by the data if `None`
@@ -214,7 +216,7 @@ class MADAug(Augment):
         check_finite(features, s.ids)  # dice need numbers
         if self.seen % self.every == 0 and len(s.x) > 1:
             lr = float(self.learn.opt.hypers[-1]["lr"])
-            batch = (features, s.x, s.targets)
+            batch = (features, s.x, s.targets*s.weights[:, None])
             loss = policy_loss(self.learn.model, self.policy, self._ops, *batch, lr, self.rng)
             step_alone(self.policy, self.learn, loss)
         self.seen += 1

@@ -44,10 +44,11 @@ def grown_mask(
     cells:torch.Tensor,  # [B, G, G] in 0..1
     h:int, w:int,        # pixels of the picture
     sigma:float,         # of the blur, in pixels
-    kernel:int=None,     # its width, odd; two sigma, and three at least, if `None`
+    # its width, odd; two sigma, and three at least, if `None`; never wider than can be reflected
+    kernel:int=None,
 )->torch.Tensor: # [B, 1, H, W]
     "Cells as blocks of the picture's size, with blurred edges; reflected at the border"
-    kernel = kernel or 2*max(1, round(sigma)) + 1
+    kernel = min(kernel or 2*max(1, round(sigma)) + 1, 2*min(h, w) - 1)
     x = F.interpolate(cells[:, None], (h, w), mode="nearest")
     at = torch.arange(kernel, device=x.device) - kernel//2
     k = (-.5*(at/sigma)**2).exp()
@@ -59,12 +60,15 @@ def grown_mask(
 def policy_loss(
     log_probs:torch.Tensor, # [B] of what was drawn, with gradient
     losses:torch.Tensor,    # [B] what came of it
+    weights:torch.Tensor=None, # [B], what each sample counts; 1 if `None`
 )->torch.Tensor: # a scalar
     """mean of log p·(loss − mean loss), whose gradient is an estimate of that of the expected loss:
     what turned out better than the batch becomes likelier. Williams 1992,
     https://doi.org/10.1007/BF00992696"""
     losses = losses.detach()
-    return (log_probs*(losses - losses.mean())).mean()
+    if weights is None: weights = torch.ones_like(losses)
+    share = weights/weights.sum().clamp_min(1e-12)
+    return (share*log_probs*(losses - (share*losses).sum())).sum()
 
 # %% ../../nbs/augment/noise_mask.ipynb #ca500013
 class MaskPolicy(nn.Module):
@@ -173,7 +177,8 @@ class NoiseMask(LabelCallback):
         if not own.masked or not self.share: return
         self.base.update(own.raw)
         losses = -(s.targets*s.pred.log_softmax(1)).sum(1)
-        s.add_loss(self.name, policy_loss(own.log_probs, losses), auxiliary=True)
+        loss = policy_loss(own.log_probs, losses, s.weights)
+        s.add_loss(self.name, loss, auxiliary=True)
 
     def policies(self)->dict: # name -> function of the magnitude, 0..30, that makes a view
         "For the explorer: masks of uniform noise and of the policy; the magnitude blends them in"

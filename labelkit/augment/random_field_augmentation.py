@@ -53,14 +53,16 @@ def gaussian_fields(
 def field_grid(
     fields:torch.Tensor, # [B, 4, H, W]: turn in radians, log of the scale, shifts down and right
 )->torch.Tensor: # [B, H, W, 2] where each pixel comes from, right and down, -1..1 in the picture
-    "u ↦ A(u)·u + t(u): every pixel turned, scaled and shifted by its own amounts"
+    """u ↦ A(u)·u + t(u): every pixel turned, scaled and shifted by its own amounts
+
+    Turned in pixels, also where the sides differ."""
     turn,scale,down,right = fields.unbind(1)
     h,w = fields.shape[-2:]
     y = ((2*torch.arange(h, device=fields.device) + 1)/h - 1)[:, None]
     x = (2*torch.arange(w, device=fields.device) + 1)/w - 1
     cos = scale.exp()*turn.cos()
     sin = scale.exp()*turn.sin()
-    return torch.stack([cos*x - sin*y + 2*right, sin*x + cos*y + 2*down], 3)
+    return torch.stack([cos*x - h/w*sin*y + 2*right, w/h*sin*x + cos*y + 2*down], 3)
 
 def torn(
     grid:torch.Tensor, # [B, H, W, 2]

@@ -74,7 +74,9 @@ def draw_simplex(
 )->torch.Tensor: # [n, k], not negative, summing to 1 over the images
     "Shares of n images: draws of λ, divided by their sum"
     lam = sample_lam(alpha, n*k, rng).view(n, k)
-    return lam/lam.sum(0).clamp_min(1e-6)
+    total = lam.sum(0)
+    # of a small alpha all draws may be 0
+    return torch.where(total > 0, lam/total, 1/n)
 
 def draw_shifts(
     n:int,               # samples in the batch

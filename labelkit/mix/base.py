@@ -96,8 +96,9 @@ def decoupled_mean(
 )->torch.Tensor: # a scalar
     """The decoupled terms, each times the weight of its own sample, over the weight of the batch
 
-    A mix of which one part is not in the picture (a share below .001) has no terms."""
-    seen = (shares > 1e-3).all(0)
+    A mix of which one part is not in the picture (a share below .001), or has a label that counts
+    nothing, has no terms."""
+    seen = (shares > 1e-3).all(0) & (weights > 0).all(0)
     terms = decoupled_terms(pred, *targets).T
     return (terms*weights*seen).sum()/(shares*weights).sum().clamp_min(1e-12)
 
@@ -161,15 +162,26 @@ class Plan:
         targets:torch.Tensor, # likewise
         weights:torch.Tensor, # [B], what each sample counts
         maps:bool=False,      # likewise
+        classes:bool=True,    # whether they are shares of classes; else numbers, or several labels
     )->tuple[torch.Tensor, torch.Tensor]: # targets and weights of the mixes
-        "The same for samples that weigh differently: each counts by its share times its weight"
+        """The same for samples that weigh differently: each counts by its share times its weight
+
+        Of maps, shares of classes say with their sum what a pixel counts. Other values stay what
+        they are, and then all pixels of a mix count the same."""
         counts = self.shares*torch.stack(self.of(weights))
         total = counts.sum(0)
-        if maps:
-            seen = self.apply_maps(targets*_beside(weights, targets))
-            return seen/_beside(total.clamp_min(torch.finfo(total.dtype).tiny), targets),total
+        if maps: return self._weighted_maps(targets, weights, total if classes else None),total
         shares = torch.where(total > 0, counts/total, self.shares)  # where nobody counts
         return _blend_all(self.of(targets), shares),total
+
+    def _weighted_maps(self, targets, weights, total=None):
+        "The mean of what is seen at each pixel; with `total` [B], times its weight over that"
+        w = _beside(weights, targets)
+        seen = self.apply_maps(targets*w)
+        if total is not None:
+            return seen/_beside(total.clamp_min(torch.finfo(total.dtype).tiny), targets)
+        here = self.apply_maps(w.expand_as(targets))
+        return torch.where(here > 0, seen/here, self.apply_maps(targets))
 
 class BlendPlan(Plan):
     "Weighted averages of whole tensors"
@@ -317,7 +329,9 @@ class Mix(LabelCallback):
         mine.plan = plan = self.draw(s)
         maps = s.kind == "segmentation" or _are_maps(s.targets, s.x)
         self.mix_inputs(s, plan)
-        if s.edited: s.targets,s.weights = plan.mix_weighted(s.targets, s.weights, maps)
+        if s.edited:
+            classes = s.kind in (*CLASSES, "segmentation")
+            s.targets,s.weights = plan.mix_weighted(s.targets, s.weights, maps, classes)
         else: s.targets = plan.mix_targets(s.targets, maps)  # all count the same
 
     def after_forward(self, s:Supervision):

@@ -65,6 +65,7 @@ def laso_losses(
     head,                     # features [B, D] to logits [B, C]
     a:torch.Tensor, b:torch.Tensor,     # [B, D] features of two samples
     y_a:torch.Tensor, y_b:torch.Tensor, # [B, C] their labels
+    weights:torch.Tensor=None, # [B], what the labels of each pair count; 1 if `None`
 )->tuple: # three scalars
     """Classification of the results, asymmetry of union and intersection, and failure to put a
     sample together again from its parts
@@ -74,12 +75,14 @@ def laso_losses(
     z = operations(a, b)
     back = operations(b, a)
     wanted = combine_labels(y_a, y_b)
-    found = sum(F.binary_cross_entropy_with_logits(head(z[k]), wanted[k]) for k in operations.names)
+    bce = partial(F.binary_cross_entropy_with_logits, reduction="none")
+    found = sum(bce(head(z[k]), wanted[k]).mean(1) for k in operations.names)
+    w = torch.ones_like(found) if weights is None else weights
     symmetry = sum(F.mse_loss(z[k], back[k]) for k in ("union", "intersection"))
     whole = F.mse_loss(operations.one("union", z["difference"], z["intersection"]), a) + F.mse_loss(
         operations.one("union", back["difference"], back["intersection"]), b
     )
-    return found,symmetry,whole
+    return (w*found).sum()/w.sum().clamp_min(1e-12),symmetry,whole
 
 # %% ../../nbs/mix/laso.ipynb #f6340ebf
 def multi_digits(
@@ -219,7 +222,8 @@ class LaSO(LabelCallback):
             f = f.detach()
             head = partial(frozen_call, head)
         pairs = f, take_partner(f, shift), y, take_partner(y, shift)
-        found,*rest = laso_losses(self.operations.module, head, *pairs)
+        counts = s.weights*take_partner(s.weights, shift)
+        found,*rest = laso_losses(self.operations.module, head, *pairs, counts)
         beside = dict(auxiliary=not self.joint)
         s.add_loss(self.name, found, self.weight, **beside)
         if not self.reconstruction: return

@@ -28,22 +28,27 @@ from .stage import seldom_validated
 from ..models import body_layers, layer_name, small_cnn, unwrap
 
 # %% ../../nbs/mix/metrix.ipynb #3b432299
-def mean_nonzero(losses:torch.Tensor)->torch.Tensor:
+def mean_nonzero(
+    losses:torch.Tensor,       # [...] at least 0
+    weights:torch.Tensor=None, # as `losses`, what each counts; 1 if `None`
+)->torch.Tensor: # a scalar
     """Mean of the losses above zero, 0 when there is none: the usual average of pairs, most of
     which are soon solved"""
-    return losses.sum()/(losses > 0).sum().clamp_min(1)
+    w = torch.ones_like(losses) if weights is None else weights
+    return (w*losses).sum()/(w*(losses > 0)).sum().clamp_min(1e-12)
 
 def metrix_loss(
     distance:torch.Tensor, # [n] from anchors to mixed samples
     lam:torch.Tensor,      # share of the positive, [n] or a number
     pos_margin:float=0.,   # positives may be this far away
     neg_margin:float=.5,   # negatives should be at least this far away
+    weights:torch.Tensor=None, # [n], what each pair counts; 1 if `None`
 )->torch.Tensor: # a scalar
     """λ·[d−pos_margin]₊ + (1−λ)·[neg_margin−d]₊, each averaged over its non-zero pairs (Metrix,
     Venkataramanan et al. 2022, https://arxiv.org/abs/2106.04990)"""
-    return mean_nonzero(lam * (distance - pos_margin).relu()) + mean_nonzero(
-        (1 - lam) * (neg_margin - distance).relu()
-    )
+    near = lam*(distance - pos_margin).relu()
+    far = (1 - lam)*(neg_margin - distance).relu()
+    return mean_nonzero(near, weights) + mean_nonzero(far, weights)
 
 
 def contrastive_loss(
@@ -73,12 +78,15 @@ def _distance(a, b): return ((a-b).square().sum(1) + 1e-12).sqrt()
 def draw_triples(
     labels:torch.Tensor, # [B] long
     rng:torch.Generator, # a CPU generator
+    weights:torch.Tensor=None, # [B]; a sample of weight 0 takes no part
 )->tuple: # anchors, positives, negatives: [n] long each
     "For every sample that has both in the batch, a random positive and a random negative"
     y = labels.cpu()
+    known = torch.ones_like(y, dtype=torch.bool) if weights is None else weights.cpu() > 0
     same = y[:,None] == y
-    other = ~same
-    own = same & ~torch.eye(len(y), dtype=torch.bool)
+    pairs = known[:,None] & known
+    other = ~same & pairs
+    own = same & ~torch.eye(len(y), dtype=torch.bool) & pairs
     draw = lambda allowed: (torch.rand(allowed.shape, generator=rng)*allowed).argmax(1)
     positives = draw(own)
     negatives = draw(other)
@@ -98,6 +106,13 @@ class Mixes(NamedTuple):
         "λ·positive + (1−λ)·negative"
         return torch.lerp(x[self.negative], x[self.positive], self.lam.to(x.dtype))
 
+    def counts(self,
+        weights:torch.Tensor, # [B], what each sample's label counts
+    )->torch.Tensor: # [n]
+        "The weights of those whose labels a mix relies on, multiplied"
+        own = self.positive == self.anchor  # counts once
+        return weights[self.anchor]*weights[self.negative]*weights[self.positive].where(~own, 1.)
+
     def into(self,
         out:torch.Tensor, # [N, ...] of a layer
         own:slice,        # the batch's rows
@@ -110,10 +125,11 @@ def draw_mixes(
     labels:torch.Tensor, # [B] long
     alpha:float,         # λ ~ Beta(alpha, alpha)
     rng:torch.Generator, # a CPU generator
+    weights:torch.Tensor=None, # [B]; a sample of weight 0 takes no part
 )->Mixes:
     "Mixes of positives and negatives, or, in half of the batches, of the anchors and negatives"
     lam = sample_lam(alpha, 1, rng).to(labels.device)
-    anchor,positive,negative = draw_triples(labels, rng)
+    anchor,positive,negative = draw_triples(labels, rng, weights)
     if float(torch.rand(1, generator=rng)) >= .5: positive = anchor
     return Mixes(anchor, positive, negative, lam)
 
@@ -255,7 +271,8 @@ class Metrix(LabelCallback):
     def before_forward(self, s:Supervision):
         s.want_features()
         mine = s.own(self)
-        mine.mixes = mixes = draw_mixes(s.targets.argmax(1), self.alpha, self.rng)
+        mixes = draw_mixes(s.targets.argmax(1), self.alpha, self.rng, s.weights)
+        mine.mixes = mixes
         if self.level == "embedding" or not len(mixes.anchor): return
         if self.level == "input": return s.forward(self.name, tuple(map(mixes.of, s.inputs)))
         s.forward(self.name, tuple(x[mixes.positive] for x in s.inputs))
@@ -277,5 +294,6 @@ class Metrix(LabelCallback):
         z = self.embed(s)
         if self.level == "embedding": mixed = F.normalize(mixes.of(z), dim=1)
         else: mixed = self.embed(s, self.name)
-        loss = metrix_loss(_distance(z[mixes.anchor], mixed), mixes.lam, neg_margin=self.neg_margin)
+        d = _distance(z[mixes.anchor], mixed)
+        loss = metrix_loss(d, mixes.lam, 0., self.neg_margin, mixes.counts(s.weights))
         s.add_loss(self.name, loss, self.weight)

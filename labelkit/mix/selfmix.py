@@ -29,7 +29,7 @@ def random_crops(
     area = scale[0] + (scale[1]-scale[0])*area
     shape = ((2*shape-1)*math.log(ratio)/2).exp()
     height = (area.sqrt()*shape).clamp(max=1)
-    width = (area/height).clamp(max=1)
+    width = (area/height.clamp_min(1e-12)).clamp(max=1)
     return torch.stack([top*(1-height), left*(1-width), height, width], 1)
 
 def crop_images(
@@ -64,7 +64,7 @@ class SelfPlan(Plan):
         return torch.where(self.keep, first, second)
 
     def mix_targets(self, targets, maps=False): return targets
-    def mix_weighted(self, targets, weights, maps=False): return targets,weights
+    def mix_weighted(self, targets, weights, maps=False, classes=True): return targets,weights
 
 # %% ../../nbs/mix/selfmix.ipynb #54a00011a
 _claim = Claim(

@@ -132,16 +132,36 @@ class TestCallback:
         cb,_,_,module,maps = self.ready()
         climb,shown = (cb._disturb(64, k, module, (), maps) for k in ("climb", "adversarial"))
         assert climb.requires_grad and not shown.requires_grad
+
+    def gradient(self, cb, kind, module, maps):
+        cb.rng.manual_seed(0)
         x = maps.clone().requires_grad_()
+        out = cb._disturb(len(x), kind, module, (), x)
+        return torch.autograd.grad(out.square().sum(), x)[0]
+
+    def test_the_spread_of_the_batch_has_a_gradient(self):
+        "As in both published codes; also where all samples are the same"
+        cb,_,_,module,maps = self.ready()
+        maps[:, 0] = 0.
+        x = maps.clone().requires_grad_()
+        mean = x.mean((2, 3), keepdim=True)
+        std = (x.var((2, 3), keepdim=True) + 1e-6).sqrt()
+        a,b = torch.randn(2, 64, 4, 1, 1, generator=torch.Generator().manual_seed(0))
+        wide = lambda o: (o.var(0, keepdim=True) + 1e-6).sqrt()
+        y = (x-mean)/std*(std + b*wide(std)) + mean + a*wide(mean)
+        (want,) = torch.autograd.grad(y.square().sum(), x)
+        close(self.gradient(cb, "batch", module, maps), want, 1e-3)
+
+    def test_mixed_styles_are_constants(self):
+        "As in the published code: the gradient of x̄·σ' + μ' is that of x, times σ'/σ"
+        cb,_,_,module,maps = self.ready(style="mix")
         cb.rng.manual_seed(0)
-        (grad,) = torch.autograd.grad(
-            cb._disturb(64, "batch", module, (), x).square().sum(), x
-        )
+        out = cb._disturb(64, "mix", module, (), maps)
+        _,std = style_of(maps)
         cb.rng.manual_seed(0)
-        dice = torch.randn(2, *maps.shape[:2], generator=cb.rng)
-        moves = [e*spread(o).detach() for e,o in zip(dice, style_of(maps))]
-        (want,) = torch.autograd.grad(restyle(x, *moves).square().sum(), x)
-        close(grad, want, 1e-3)
+        _,more = towards_another(style_of(maps), cb.rng)
+        want = 2*out*(1 + more/std)[:, :, None, None]
+        close(self.gradient(cb, "mix", module, maps), want, 1e-3)
 
     def test_mixed_styles_lie_between_those_of_the_batch(self):
         cb,_,_,module,maps = self.ready(style="mix")

@@ -105,8 +105,20 @@ class TestCallback:
             w = cb.chosen[s.ids][at]*s.ids[at].remainder(2).add(1)
             each = F.cross_entropy(s.outputs[name], s.y[at], reduction="none")
             close(loss.detach(), ((each*w).sum()/w.sum()).detach(), 1e-4)
-            assert factor == pytest.approx(len(at)/(16 + len(at)))
+            # as one mean over samples and copies, by what each of them counts
+            plain = s.ids.remainder(2).add(1).sum()
+            assert factor == pytest.approx(float(w.sum()/(plain + w.sum())))
             assert s.labeled_weight == pytest.approx(1 - factor)
+
+    def test_copies_of_samples_that_count_nothing(self):
+        "Take nothing from the others"
+        class Nobody(LabelCallback):
+            stage = "relabel"
+            def before_forward(self, s): s.weigh((self.learn.data_efficient_augmentation.chosen[
+                s.ids] == 0).float())
+        fit(learner([DataEfficientAugmentation(share=.5), Nobody(), keep := Keep()]))
+        for s in keep.seen:
+            assert s.losses["data_efficient_augmentation"][1] == 0 and s.labeled_weight == 1
 
     def test_who_is_chosen_has_a_label(self):
         "By id, though the labeled ones are not the first; one class each, the given one"

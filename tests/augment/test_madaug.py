@@ -209,3 +209,22 @@ class TestOperations:
         still = policy_loss(*args, 0., torch.Generator())
         want = F.cross_entropy(net.eval()(x[4:]), t[4:])
         close(still, want, 1e-5)
+
+    def test_it_learns_at_temperature_one(self):
+        "The temperature is for drawing; and samples that count nothing have no say"
+        net = model(4)
+        ops = Operations(data(), ops=dict(identity=0., invert=0.))
+        x = torch.rand(8, 1, 8, 8)
+        t = torch.eye(10)[torch.arange(8)]
+        w = tensor([1., 0., 2., 1.]*2)[:, None]
+        features = torch.rand(8, head_of(net).in_features)
+        def loss(temperature, targets):
+            policy = Policy(features.shape[1], 2, temperature)
+            with torch.no_grad(): policy.layers[1].bias.copy_(tensor([2., 0., 0., 0.]))
+            return policy_loss(net, policy, ops, features, x, targets, .1, torch.Generator())
+        close(loss(1., t), loss(4., t), 1e-6)
+        other = t.clone()
+        other[[1, 5]] = t[[2, 2]]
+        close(loss(1., t*w), loss(1., other*w), 1e-6)
+        assert (loss(1., t) - loss(1., other)).detach().abs() > 1e-3
+        assert (loss(1., t) - loss(1., t*w)).detach().abs() > 1e-4

@@ -54,6 +54,12 @@ class TestPolicyLoss:
         policy_loss(logs, tensor([5.])).backward()
         close(logs.grad, [0.])
 
+    def test_weights(self):
+        "Losses 1, 3, 9 that count 3, 1, 0: the mean is 1.5"
+        logs = tensor([-2., -.5, -1.], requires_grad=True)
+        policy_loss(logs, tensor([1., 3., 9.]), tensor([3., 1., 0.])).backward()
+        close(logs.grad, [.75*-.5, .25*1.5, 0.])
+
     def test_it_is_the_gradient_of_the_expected_loss(self):
         "Loss 1 − m for a mask m ~ Beta(a, 1): dE/da = −1/(a+1)²"
         a = tensor(2., requires_grad=True)
@@ -121,6 +127,12 @@ class TestCallback:
         fit(learner([cb := NoiseMask(sigma=.25)]))
         cells = torch.rand(3, 7, 7)
         close(cb._grown(cells, torch.rand(3, 1, 8, 8)), grown_mask(cells, 8, 8, 2., 5))
+
+    @pytest.mark.parametrize("size", [(5, 9), (9, 5), (2, 7), (1, 4)])
+    def test_a_blur_as_wide_as_the_picture(self, size):
+        "What is not there to be reflected is not reflected; equal cells stay what they are"
+        mask = grown_mask(torch.full((2, 3, 3), .3), *size, 2.*min(size))
+        close(mask, torch.full((2, 1, *size), .3))
 
     def test_policies_of_the_explorer(self):
         "Uniform noise does not ask the policy"

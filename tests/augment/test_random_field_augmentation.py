@@ -70,6 +70,17 @@ class TestWarp:
         y = F.grid_sample(x, field_grid(fields), align_corners=False)
         close(y, x.flip(2, 3), 1e-4)
 
+    def test_a_turn_is_one_of_pixels_where_the_sides_differ(self):
+        "A quarter turn of a wide picture: its middle is a square, and turned as a square is"
+        fields = torch.zeros(1, 4, 4, 10)
+        fields[:, 0] = pi/2
+        x = torch.rand(1, 1, 4, 10)
+        y = F.grid_sample(x, field_grid(fields), align_corners=False)
+        close(y[..., 3:7], x[..., 3:7].rot90(1, (2, 3)), 1e-4)
+        close(y[..., :3], 0*y[..., :3], 1e-4)
+        close(y[..., 7:], 0*y[..., 7:], 1e-4)
+        assert float(torn(field_grid(fields))) == 0
+
     def test_torn(self):
         fields = torch.zeros(2, 4, 8, 8)
         assert torn(field_grid(fields)).tolist() == [0., 0.]

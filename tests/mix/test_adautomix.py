@@ -16,6 +16,7 @@ from labelkit.core.teachers import Frozen
 from labelkit.mix.adautomix import (
     AdAutoMix,
     MaskGenerator,
+    draw_simplex,
     generator_layer,
     generator_loss,
     mix_by_masks,
@@ -349,3 +350,10 @@ def test_refused():
     )
     with pytest.raises(LabelKitError, match="gives no feature maps"):
         fit(Learner(flat, nn.Linear(5,2), loss_func=nn.CrossEntropyLoss(), cbs=AdAutoMix()))
+
+
+@pytest.mark.parametrize("alpha", [.01, .2, 1., 1e3])
+def test_shares_sum_to_one_though_every_draw_may_be_nothing(alpha):
+    shares = draw_simplex(alpha, 3, 50_000, torch.Generator().manual_seed(0))
+    assert (shares >= 0).all()
+    torch.testing.assert_close(shares.sum(0), torch.ones(50_000), atol=1e-6, rtol=0)

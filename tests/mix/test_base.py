@@ -44,6 +44,11 @@ def plan_of(kind, x, partners, g):
     return cls(per_sample=kind.endswith("each")).plan_for(x, partners[:2], shares, g)
 
 
+def _rows_alone(x):
+    "For each sample ones in its own row, zeros in the others'"
+    return [torch.eye(len(x))[i].view(-1, *[1]*(x.ndim-1)) for i in range(len(x))]
+
+
 class TestPlans:
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("seed", range(12))
@@ -88,6 +93,27 @@ class TestPlans:
         maps = torch.eye(5)[:,:,None,None].expand(5, 5, 8, 9)
         mixed,weights = plan.mix_weighted(maps, w, maps=True)
         close(mixed*weights[:,None,None,None], plan.apply(maps)*w[None,:,None,None], 1e-5)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_numbers_a_pixel_are_means_of_what_is_seen(self, kind):
+        "Whatever the samples weigh; where only one is seen, its own numbers"
+        g = gen(1)
+        x = torch.rand(5, 1, 8, 9, generator=g)
+        plan = plan_of(kind, x, [0, 2, tensor([4,2,0,1,3])], g)
+        w = torch.rand(5, generator=g)*3 + .1
+        here = plan.apply(torch.eye(5)[:,:,None,None].expand(5, 5, 8, 9))*w[None,:,None,None]
+        for maps in (torch.randn(5, 2, 8, 9, generator=g), torch.randn(5, 8, 9, generator=g)):
+            mixed,weights = plan.mix_weighted(maps, w, maps=True, classes=False)
+            shown = torch.stack([plan.apply_maps(o*maps) for o in _rows_alone(maps)])
+            own = here.movedim(1, 0).view(5, 5, *[1]*(maps.ndim-3), 8, 9)
+            scale = w.view(-1, *[1]*maps.ndim)
+            close(mixed, (shown*scale).sum(0)/own.sum(0), 1e-4)
+            close(weights, plan.mix_weighted(torch.eye(5), w)[1])
+        if kind.startswith(("cut", "paste", "region")):
+            close(mixed, plan.apply_maps(maps), 1e-5)
+        nobody,weights = plan.mix_weighted(maps, 0*w, maps=True, classes=False)
+        close(nobody, plan.apply_maps(maps))
+        assert not weights.any()
 
     def test_who_is_pruned_lends_pixels_and_no_label(self):
         plan = BlendPlan([0, 1], tensor([[.6,.6],[.4,.4]]))

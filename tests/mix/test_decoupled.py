@@ -110,6 +110,8 @@ class TestDecoupled:
         shares = tensor([[.8],[.2]])
         got = decoupled_mean(z, [a, b], shares, tensor([[3.],[.5]]))
         close(got, (3*dm[0] + .5*dm[1])/(.8*3 + .2*.5))
+        # a label that counts nothing says nothing about the other's competitors
+        assert decoupled_mean(z, [a, b], shares, tensor([[3.],[0.]])) == 0
         # three in a mix, and one that is not seen: no terms at all
         three = decoupled_mean(z, [a, b, b-1], tensor([[.5],[.5],[5e-4]]), torch.ones(3,1))
         assert three == 0
@@ -140,8 +142,9 @@ class TestDecoupled:
             other = take_partner(w, plan.partners[1])
             terms = decoupled_terms(s.pred, own, take_partner(own, plan.partners[1]))
             mass = (plan.shares[0]*w + plan.shares[1]*other).sum()
-            # who is pruned has no term, on either side
-            want = (terms[:,0]*w + terms[:,1]*other).sum()/mass
+            # who is pruned has no term, and says nothing about the other's competitors either
+            both = (w > 0) & (other > 0)
+            want = ((terms[:,0]*w + terms[:,1]*other)*both).sum()/mass
             close(s.losses["mixup.decoupled"][0], want, 1e-5)
 
     def test_refused(self):

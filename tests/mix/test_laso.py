@@ -60,6 +60,18 @@ def test_losses_by_the_formula():
         torch.testing.assert_close(have, want)
 
 
+def test_labels_of_pairs_that_count_nothing():
+    torch.manual_seed(0)
+    ops = SetOperations(6, 8)
+    head = torch.nn.Linear(6, 3)
+    a,b = torch.randn(2, 5, 6)
+    ya,yb = torch.rand(2, 5, 3).round()
+    w = tensor([1., 3., 0., 0., 2.])
+    found = [laso_losses(ops, head, *(o[i:i+1] for o in (a, b, ya, yb)))[0] for i in range(5)]
+    want = (found[0] + 3*found[1] + 2*found[4])/6
+    torch.testing.assert_close(laso_losses(ops, head, a, b, ya, yb, w)[0], want)
+
+
 def test_beside_changes_nothing_and_learns():
     cb = LaSO(joint=False)
     first = []

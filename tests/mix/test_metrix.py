@@ -13,6 +13,7 @@ from contract import data, fit, learner
 from labelkit.errors import LabelKitError
 from labelkit.mix.metrix import (
     Metrix,
+    Mixes,
     RecallAt1,
     contrastive_loss,
     draw_triples,
@@ -44,6 +45,25 @@ def test_pure_shares_are_pure_pairs():
     d = tensor([.2, .4])
     assert metrix_loss(d, tensor(1.)) == pytest.approx(.3)
     assert metrix_loss(d, tensor(0.)) == pytest.approx(.2)
+
+
+def test_pairs_by_their_weight():
+    "At λ = ½: near .1 and .2 that count 1 and 3; far .15 and .05; the others nothing"
+    d = tensor([.2, .4, .6, .1])
+    w = tensor([1., 3., 0., 0.])
+    want = (1*.1 + 3*.2)/4 + (1*.15 + 3*.05)/4
+    assert metrix_loss(d, tensor(.5), weights=w) == pytest.approx(want)
+    mixes = Mixes(tensor([0, 1]), tensor([0, 2]), tensor([3, 3]), tensor([.5]))
+    assert mixes.counts(tensor([2., 3., 5., 7.])).tolist() == [2*7., 3*5*7.]
+
+
+def test_who_counts_nothing_takes_no_part():
+    y = tensor([0,0,0,1,1,2])
+    w = tensor([1.,1.,0.,1.,0.,1.])
+    for i in range(20):
+        anchors,positives,negatives = draw_triples(y, torch.Generator().manual_seed(i), w)
+        assert anchors.tolist() == [0, 1] and positives.tolist() == [1, 0]
+        assert set(negatives.tolist()) <= {3, 5}
 
 
 def test_gradient_where_embeddings_coincide():

@@ -22,6 +22,10 @@ class TestCrops:
         assert ratio.max() < 4/3 + 1e-5 and ratio.min() > 3/4 - 1e-5
         assert torch.equal(random_crops(3, (1., 1.), gen())[:,:2].round(), torch.zeros(3, 2))
 
+    def test_of_no_area_they_are_places(self):
+        crops = random_crops(4, (0., 0.), gen())
+        assert not crops[:,2:].any() and (crops >= 0).all() and (crops <= 1).all()
+
     def test_by_hand(self):
         "The upper left half of a ramp: places 0, 1/2, 1, … between pixels, edges kept"
         x = torch.arange(4.).view(1, 1, 1, 4).expand(1, 1, 4, 4)
