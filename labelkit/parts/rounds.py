@@ -56,6 +56,13 @@ class Rounds:
         "Whether this epoch begins with a round"
         return learn.epoch in self.left(learn)
 
+    def number(self,
+        learn # a `Learner` in a fit
+    )->int:
+        "Which round of this fit is the latest, from 1; 0 before the first"
+        epochs = round_epochs(learn.n_epoch, self.warmup, self.rounds, self.every)
+        return sum(o <= learn.epoch for o in epochs)
+
     def finish(self): self.done += 1
     def state_dict(self)->dict: return dict(done=self.done)
     def load_state_dict(self, state:dict): self.done = state["done"]

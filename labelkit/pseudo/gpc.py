@@ -160,12 +160,18 @@ def prototypes_of(
     smooth:float=10.,     # makes small clusters' temperatures alike
 )->tuple: # prototypes [K, D] of length 1, temperatures [K]
     """Mean directions; a cluster that lies close together has a lower temperature (Li et al. 2021,
-    https://arxiv.org/abs/2005.04966)"""
+    https://arxiv.org/abs/2005.04966)
+
+    As in their code, a cluster of one member is taken for as loose as the loosest, and the lowest
+    and highest tenth of the clusters for no closer and no looser than the others."""
     members = F.one_hot(cluster).to(z.dtype)
     n = members.sum(0)
     means = members.T@z/n[:, None]
     away = members.T@(z-means[cluster]).norm(dim=1, keepdim=True)
-    density = (away[:, 0]/(n*(n+smooth).log())).clamp_min(1e-6)
+    density = away[:, 0]/(n*(n+smooth).log())
+    density = density.where(n > 1, density.max())
+    low,high = density.quantile(density.new_tensor([.1, .9]))
+    density = density.clamp(low, high).clamp_min(1e-6)
     return F.normalize(means, dim=1), temperature*density/density.mean()
 
 # %% ../../nbs/pseudo/gpc.ipynb #96c0001b

@@ -113,16 +113,16 @@ def region_losses(
     smooth:float=.1,       # how far what is believed is drawn to the uniform distribution
     sharp:float=3.,        # how much the rest is asked to decide
 )->torch.Tensor: # a scalar
-    """Where believed, cross-entropy + smooth·KL(uniform ‖ p); elsewhere sharp·entropy +
-    cross-entropy to the average's distribution, both divided by the number of classes. Means over
-    the two regions, 0 for an empty one"""
+    """Where believed, cross-entropy + smooth·KL(uniform ‖ p)/C; elsewhere (sharp·entropy +
+    cross-entropy to the average's distribution)/C, C the number of classes, as in the authors'
+    code. Means over the two regions, 0 for an empty one"""
     c = logits.shape[1]
     log_p = logits.log_softmax(1)
     each = -(target*log_p).sum(1)
     away = -log_p.mean(1) - math.log(c)
     entropy = -(log_p.exp()*log_p).sum(1)
     rest = (sharp*entropy + each)/c
-    return _mean_where(each + smooth*away, believed) + _mean_where(rest, ~believed)
+    return _mean_where(each + smooth*away/c, believed) + _mean_where(rest, ~believed)
 
 # %% ../../nbs/pseudo/hiast.ipynb #b5c1e66c
 def _flat(learn, epochs, lr): learn.fit(epochs, lr)
@@ -161,7 +161,8 @@ class AdaptiveSelector(PseudoLabel):
 
     def setup(self):
         super().setup()
-        self.theta = torch.full((n_classes(self.learn),), self.start, device=self.dls.device)
+        start = float(self.start)
+        self.theta = torch.full((n_classes(self.learn),), start, device=self.dls.device)
 
     def judge(self, probs:torch.Tensor)->torch.Tensor: # bool [U, ...]
         "Move the thresholds by distributions [U, C, ...], and say who reaches them"

@@ -24,20 +24,24 @@ named_thresholds = dict(paper=-9.5)  # the authors', on CIFAR-10 with a long tai
 
 # %% ../../nbs/pseudo/inpl.ipynb #6bf3a859
 def margin_logits(
-    logits:torch.Tensor, # [U, C]
+    logits:torch.Tensor, # [U, C, ...]
     mean:torch.Tensor,   # [C] how often each class is predicted, above 0
     margin:float         # how much that counts; 0 leaves the logits
-)->torch.Tensor: # [U, C]
+)->torch.Tensor: # [U, C, ...]
     """logits + margin·log(mean): in the loss, rare classes have to win by more (Wang et al. 2022,
     https://arxiv.org/abs/2201.01490)"""
-    return logits + margin*mean.log()
+    return logits + margin*mean.log().view(-1, *[1]*(logits.ndim-2))
 
 def energy_level(
-    logits:torch.Tensor, # [B, C] of labeled samples
+    logits:torch.Tensor, # [B, C, ...] of labeled samples
     share:float,         # in 0..1
 )->torch.Tensor: # [1]
     "The energy that this share of the samples are below"
     return energy_score(logits).quantile(share)[None]
+
+def _over_pixels(t, dims):
+    "The mean over all but the first `dims` dimensions"
+    return t.reshape(*t.shape[:dims], -1).mean(-1)
 
 def check_threshold(
     value # of `energy_threshold`
@@ -84,7 +88,8 @@ class InPL(PseudoLabel):
 
     Mean over all unlabeled samples of 1(−logsumexp(weak) < `cut`)·CE(strong + margin·log q, argmax
     weak), where q is the running mean of the predictions. `cut` is the energy threshold in force.
-    The ledger has the `energy` of each sample. Needs unlabeled samples. Yu, Li, Lee 2023,
+    The ledger has the `energy` of each sample, of a dense
+    prediction its mean. Needs unlabeled samples. Yu, Li, Lee 2023,
     https://arxiv.org/abs/2303.07269"""
     columns = dict(energy=torch.float)
     limits = dict(margin=(0, None), ema_decay=(0, 1))
@@ -124,7 +129,9 @@ class InPL(PseudoLabel):
         if self.margin: strong = margin_logits(strong, self.mean.value, self.margin)
         return consistency_loss(strong, target, mask)
 
-    def note(self, g, mask): super().note(g, mask, rows=dict(energy=energy_score(g.logits)))
+    def note(self, g, mask):
+        energy = _over_pixels(energy_score(g.logits), 1)
+        super().note(g, mask, rows=dict(energy=energy))
 
     def remember(self, g):
-        if self.margin: self.mean.update(g.logits.softmax(1))
+        if self.margin: self.mean.update(_over_pixels(g.logits.softmax(1), 2))

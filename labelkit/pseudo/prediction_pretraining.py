@@ -13,9 +13,8 @@ from ..core.claim import Claim, made
 from ..core.technique import CLASSES, technique
 from ..data.samples import predict_unlabeled
 from ..data.sets import mnist_5k
-from ..errors import LabelKitError
 from ..models import small_cnn
-from .stored_labels import InPhases
+from .stored_labels import InPhases, check_shares
 
 # %% ../../nbs/pseudo/prediction_pretraining.ipynb #cd13b871
 def _late_fall(learn, epochs, lr): learn.fit_flat_cos(epochs, lr, pct_start=.75)
@@ -70,17 +69,11 @@ class PredictionPretraining(InPhases):
     ):
         super().__init__(**kwargs)
         self.keep(locals())
-        if first+pretrain > 1:
-            raise LabelKitError(
-                f"first={first} and pretrain={pretrain} are more than the training: their sum is "
-                "at most 1"
-            )
+        check_shares(first, pretrain)
 
     @property
     def shares(self):
-        last = max(1-self.first-self.pretrain, 0.)  # .9 and .1 leave a little less than nothing
-        later = [1-self.first] if self.together else [self.pretrain, last]
-        return self.first,*later
+        return (self.first, 1-self.first) if self.together else super().shares
 
     def relabel(self):
         ids,logits = predict_unlabeled(self.learn)

@@ -247,10 +247,8 @@ class GraphLabel(PseudoLabel):
         c = n_classes(self.learn)
         projector = Projector(head_of(model).in_features, self.dim)
         self.projector = Auxiliary(projector, self.learn)
-        decay = self.ema_decay
-        if decay is None: decay = decay_for(self.learn.n_epoch*len(self.dls.train))
-        self.teacher = EMA(model, decay, batch_stats=True)
-        self.teacher_projector = EMA(projector, decay)
+        self.teacher = EMA(model, batch_stats=True)
+        self.teacher_projector = EMA(projector)
         self.graph = Graph(self.dls, self.ledger.n_ids, self.dim, c, self.bank, self.align_decay)
 
     def before_forward(self, s:Supervision):
@@ -260,6 +258,12 @@ class GraphLabel(PseudoLabel):
         s.own(self).labels = s.targets
         strong = [self._views.strong(s.unlabeled) for _ in range(self.views)]
         s.forward(f"{self.name}.strong", torch.cat(strong))
+
+    def before_steps(self):
+        # by the length of this fit: `setup` may have been in a learning-rate search, or another fit
+        decay = self.ema_decay
+        if decay is None: decay = decay_for(self.learn.n_epoch*len(self.dls.train))
+        self.teacher.decay = self.teacher_projector.decay = decay
 
     def predict(self, s:Supervision):
         mine = s.own(self)

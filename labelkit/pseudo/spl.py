@@ -25,7 +25,7 @@ from ..data.sets import mnist_5k
 from ..data.settings import add_noise
 from ..errors import LabelKitError
 from ..models import head_of, small_cnn
-from .stored_labels import InPhases
+from .stored_labels import InPhases, check_shares
 
 # %% ../../nbs/pseudo/spl.ipynb #3840852f
 def sub_labels(
@@ -64,11 +64,12 @@ def check_weak(
     n:int,             # samples
     c:int,             # classes
 ):
-    "Raises `LabelKitError` unless `weak` is [n] of numbers below `c`"
-    if weak.shape == (n,) and int(weak.max()) < c: return
+    "Raises `LabelKitError` unless `weak` is [n] of numbers from -1 to `c`-1"
+    low,high = map(int, weak.aminmax())
+    if weak.shape == (n,) and low >= -1 and high < c: return
     raise LabelKitError(
-        f"weak_labels has shape {tuple(weak.shape)} and goes to {int(weak.max())}: pass one of "
-        f"{c} classes for each of {n} samples, by id"
+        f"weak_labels has shape {tuple(weak.shape)} and goes from {low} to {high}: pass one of "
+        f"{c} classes, or -1 for none, for each of {n} samples, by id"
     )
 
 # %% ../../nbs/pseudo/spl.ipynb #76f6ce42
@@ -131,8 +132,8 @@ class SPL(InPhases):
     Three phases of one fit (`Phases`): the labels, for a teacher, unless one is given; then, from
     the weights of the beginning, cross-entropy of a head of its own to `pretext_labels`, the
     labeled loss times 0; then the labels, with the model's own head, which is fresh. Raises
-    `LabelKitError` for weak labels that do not fit the data. Li et al. 2022,
-    https://arxiv.org/abs/2101.03713, after the abstract"""
+    `LabelKitError` for weak labels that do not fit the data, and for shares that exceed 1. Li et
+    al. 2022, https://arxiv.org/abs/2101.03713, after the abstract"""
     targets = ("single",)
     wants_features = True
     limits = dict(least=(1, None), classes=("cells", "weak", "teacher", "agree"))
@@ -142,13 +143,14 @@ class SPL(InPhases):
         weak_labels:torch.Tensor, # [n_ids] long, a weak label of every sample; -1 for none
         teacher=None,          # gives logits [B, C]; the network after the first phase if `None`
         first:float=.3,        # share of the training in which the labels make a teacher
-        pretrain:float=.5,     # share of the pre-training
+        pretrain:float=.5,     # share of the training in which it is pre-trained
         least:int=20,          # a combination that fewer samples have is no class of its own
         classes:str="cells",   # what is pre-trained on: "cells", "weak", "teacher" or "agree"
         **kwargs               # `weight`, `weak`, `augment_labeled` of `PseudoLabel`
     ):
         super().__init__(**kwargs)
         self.keep(locals())
+        check_shares(first if teacher is None else 0., pretrain)
 
     def setup(self):
         super().setup()

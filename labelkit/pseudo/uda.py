@@ -37,10 +37,10 @@ def tsa_threshold(
     return _schedules[schedule](t)*(1-1/c) + 1/c
 
 def tsa_keep(
-    logits:torch.Tensor,  # [B, C] of the labeled samples
-    targets:torch.Tensor, # [B, C] one-hot, or distributions
+    logits:torch.Tensor,  # [B, C, ...] of the labeled samples
+    targets:torch.Tensor, # [B, C, ...] one-hot, or distributions
     threshold:float       # η
-)->torch.Tensor: # [B] bool
+)->torch.Tensor: # [B, ...] bool
     """Labeled samples that are not yet learned: the probability of what they are taught is at most
     `threshold`"""
     return (logits.detach().softmax(1)*targets).sum(1) <= threshold
@@ -102,4 +102,7 @@ class UDA(PseudoLabel):
         super().after_forward(s)
         if self.tsa is None: return
         eta = tsa_threshold(self.learn.pct_train, s.c, self.tsa)
-        s.weigh(tsa_keep(s.pred, s.targets, eta).to(s.pred.dtype))
+        keep = tsa_keep(s.pred, s.targets, eta)
+        if s.kind != "segmentation": s.weigh(keep.to(s.pred.dtype))
+        # a pixel has no weight of its own, but one without a target is ignored
+        else: s.targets = s.targets*keep[:, None]

@@ -30,11 +30,12 @@ from .base import PseudoLabel
 # %% ../../nbs/pseudo/value_of_labels.ipynb #6ab0000e
 def effective_weights(
     counts:torch.Tensor, # [C] samples of each class; 0 counts as 1
-    beta:float=.9999,    # 0 weighs all alike; towards 1, by the inverse count
+    beta:float=.9999,    # 0 weighs all alike; 1, by the inverse count
 )->torch.Tensor: # [C] float, mean 1
     """Inverse effective numbers of samples (Cui et al. 2019, https://arxiv.org/abs/1901.05555)"""
     n = counts.clamp_min(1).double()
-    w = (1-beta)/(1-beta**n)
+    size = n if beta == 1 else (1-beta**n)/(1-beta)
+    w = 1/size
     return (w*len(w)/w.sum()).float()
 
 def margin_loss(
@@ -149,7 +150,7 @@ class ValueOfLabels(PseudoLabel):
     needs = ("unlabeled", "ids", "vision")
     targets = ("single",)
     limits = dict(first=(0, 1), reweight=(0, 1), beta=(0, 1), pretraining=(0, None))
-    label = counts = start = None
+    label = counts = given = start = None
 
     def __init__(self,
         first:float=.5,      # share of the training in which only the labels are used; 1: all of it
@@ -168,22 +169,28 @@ class ValueOfLabels(PseudoLabel):
         self.phases = Phases(self.first, 1-self.first)
         self.label = torch.full((self.ledger.n_ids,), -1, device=self.dls.device or "cpu")
         y = Samples(self.dls).labels()
-        self.counts = y[y >= 0].bincount(minlength=n_classes(self.learn)).to(self.label.device)
+        given = y[y >= 0].bincount(minlength=n_classes(self.learn))
+        self.counts = self.given = given.to(self.label.device)
         self.start = None
 
     def before_steps(self):
         if self.start is None:
             without_labels(self.learn, self._views.strong, self.rng, self.pretraining)
             self.start = weights_of(self.learn)
-        if self.phases.now(self.learn) == 0 or not self.phases.begins(self.learn): return
-        self.relabel()
-        restart(self.learn, self.start)
+        if not self.phases.begins(self.learn): return
+        if self.phases.now(self.learn) == 0:
+            # the labels alone, in a later fit too
+            self.label.fill_(-1)
+            self.counts = self.given
+        else:
+            self.relabel()
+            restart(self.learn, self.start)
 
     def relabel(self):
         "Label every unlabeled sample, and count the classes again"
         ids,logits = predict_unlabeled(self.learn)
         confidence,self.label[ids] = logits.softmax(1).max(1)
-        self.counts = self.counts + self.label[ids].bincount(minlength=len(self.counts))
+        self.counts = self.given + self.label[ids].bincount(minlength=len(self.counts))
         accepted = torch.ones_like(confidence, dtype=torch.bool)
         self.ledger.record(ids, self.label[ids], confidence, accepted, self.learn.epoch)
 

@@ -133,9 +133,9 @@ class WAD(StoredLabels):
 
     Adds weight·mean of w·CE(unlabeled, `nearest_class`), with labels and w found once, before the
     first step. At the beginning of round i = 1, 2, … the `share_to_move` of the unlabeled samples
-    with the smallest losses is moved: from then on they count as labeled. Needs unlabeled samples
-    with ids, and a model that ends in a linear layer unless an encoder is given. Du et al. 2023,
-    https://arxiv.org/abs/2308.11874"""
+    with the smallest losses is moved: from then on they count as labeled, in later fits too. Needs
+    unlabeled samples with ids, and a model that ends in a linear layer unless an encoder is given.
+    Du et al. 2023, https://arxiv.org/abs/2308.11874"""
     targets = ("single",)
     limits = dict(
         pretraining=(1, None), temperature=(1e-3, None), alpha=(0, 1), rounds=(1, None),
@@ -176,7 +176,7 @@ class WAD(StoredLabels):
         "Count the samples with the smallest loss as labeled"
         ids,logits = predict_unlabeled(self.learn)
         left = ~self.moved[ids]
-        share = share_to_move(self.schedule.done % self.rounds + 1, self.alpha, self.rounds)
+        share = share_to_move(self.schedule.number(self.learn), self.alpha, self.rounds)
         k = int(share*int(left.sum()))
         lowest = smallest_losses(logits[left], self.pseudo_label[ids[left]], k)
         self.moved[ids[left][lowest]] = True

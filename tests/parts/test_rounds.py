@@ -58,3 +58,11 @@ def test_what_was_done_is_saved():
 def test_refused(kwargs):
     (name,value), = kwargs.items()
     with pytest.raises(LabelKitError, match=f"{name}={value!r}"): Rounds(**kwargs)
+
+
+def test_each_fit_counts_its_rounds_from_one():
+    r = Rounds(3, warmup=.25)
+    for _ in range(2):
+        assert [r.number(at(e)) for e in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+        r.finish()
+    assert [Rounds(4, warmup=.2).number(at(e, 3)) for e in range(3)] == [0, 1, 2]

@@ -14,6 +14,7 @@ from labelkit.storage.ledger import Ledger
 from labelkit.pseudo.base import Guess, class_thresholds
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
+from pseudo.classmaps import dense
 
 
 def alone(n, c, **kwargs):
@@ -165,3 +166,9 @@ def test_without_ids():
 )
 def test_bad_input(kwargs, said):
     with pytest.raises(LabelKitError, match=said): FlexMatch(**kwargs)
+
+
+def test_class_maps_are_refused():
+    "Its status is of samples, and a sample of pixels has many classes"
+    with pytest.raises(LabelKitError, match="FlexMatch works on single, soft: it follows one"):
+        dense(FlexMatch())

@@ -208,7 +208,23 @@ def test_prototypes_by_hand():
     away = tensor([float((z[cluster == k] - z[cluster == k].mean(0)).norm(dim=1).sum())
                    for k in (0, 1)])
     density = away/(tensor([6., 3.])*tensor([9., 6.]).log())
+    # between two clusters a tenth of the way from each
+    a,b = density
+    density = torch.stack([.9*a + .1*b, .1*a + .9*b])
     close(t, .2*density/density.mean())
+
+
+def test_no_cluster_is_so_close_that_its_temperature_vanishes():
+    "One member, or members that are all alike, say nothing of how close the others would lie"
+    z = F.normalize(torch.randn(32, 4, generator=rng()), dim=1)
+    cluster = tensor([0]*10 + [1]*10 + [2]*10 + [3])
+    _,t = prototypes_of(z[:31], cluster)
+    assert t[3] == t[:3].max() and t.mean().item() == pytest.approx(.2)
+    alike = torch.cat([z[:20], z[20:21].expand(10, -1), z[30:31]])
+    _,t = prototypes_of(alike, cluster)
+    assert t[2] == t.min() > .05
+    # everybody alone: all temperatures are the same
+    close(prototypes_of(z[:3], tensor([0, 1, 2]))[1], torch.full((3,), .2))
 
 
 def test_directions_are_those_of_the_spread():

@@ -137,7 +137,7 @@ class TestRegions:
         target = torch.where(sure[:, None], t, soft)
         p = z.softmax(1)
         kl = (tensor(1/3)*((1/3)/p).log()).sum(1)
-        known = F.cross_entropy(z[:2], tensor([0, 1])) + .1*kl[:2].mean()
+        known = F.cross_entropy(z[:2], tensor([0, 1])) + .1*kl[:2].mean()/3
         rest = (3*-(p*p.log()).sum(1) + F.cross_entropy(z, soft, reduction="none"))[2:].mean()/3
         close(region_losses(z, target, sure), known + rest)
 
@@ -240,6 +240,14 @@ def test_what_a_batch_is_told():
         close(target[~want], probs[~want])
         close(s.losses["hiast"][0], region_losses(s.outputs["hiast.strong"], target, mask, .2, 1.5))
     close(cb.theta, theta)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_whole_number_is_a_threshold_too(start):
+    fit(learner([cb := HIAST(start=start)]))
+    fit(learner([same := HIAST(start=float(start))]))
+    assert cb.theta.is_floating_point() and torch.equal(cb.theta, same.theta)
+    assert ((cb.theta - start).abs() > 1e-4).any()
 
 
 def test_a_guess_at_the_threshold_is_believed():

@@ -26,6 +26,7 @@ from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
 from labelkit.pseudo.inpl import InPL, margin_logits
 from labelkit.pseudo.uda import UDA, tsa_keep, tsa_threshold
+from pseudo.classmaps import dense
 
 
 def reference(root, name):
@@ -272,3 +273,52 @@ def test_temperature_is_used():
 )
 def test_bad_input(make, said):
     with pytest.raises(LabelKitError, match=said): make()
+
+
+# class maps
+
+class Watch(Callback):
+    "What `look` says of each batch's record, after the losses"
+    order = 6
+    def __init__(self, look):
+        self.look = look
+        self.seen = []
+    def after_pred(self):
+        if self.training: self.seen.append(self.look(self.learn.supervision.record))
+
+
+def test_inpl_of_pixels():
+    "Each pixel has its energy; the margin is of the classes, the same for all pixels"
+    cb = InPL(-1.5, margin=.5, ema_decay=.5)
+    mean = torch.full((4,), .25)
+
+    def look(s):
+        nonlocal mean
+        weak = s.outputs["inpl.weak"].detach()
+        pixels = lambda t: t.movedim(1, -1).reshape(-1, 4)
+        z = pixels(s.outputs["inpl.strong"].detach()) + .5*mean.log()
+        each = F.cross_entropy(z, pixels(weak).argmax(1), reduction="none")
+        energy = -weak.logsumexp(1)
+        torch.testing.assert_close(s.losses["inpl"][0], (each*(energy.flatten() < -1.5)).mean())
+        mean = .5*mean + .5*pixels(weak).softmax(1).mean(0)
+        torch.testing.assert_close(cb.mean.value, mean)
+        column = cb.ledger.columns["energy"][s.unlabeled_ids]
+        torch.testing.assert_close(column, energy.flatten(1).mean(1))
+    dense(cb, watch := Watch(look))
+    assert len(watch.seen) > 1
+
+
+def test_annealing_leaves_out_pixels():
+    "The labeled loss is the mean over those that are not yet learned"
+    cb = UDA(tsa="linear")
+
+    def look(s):
+        p = s.pred.detach().softmax(1)
+        right = p.gather(1, s.y[:, None])[:, 0]
+        kept = right <= .25 + .75*cb.learn.pct_train
+        each = F.cross_entropy(s.pred.detach(), s.y, reduction="none")
+        ours = s.loss_of(cb.learn.loss_func, s.pred, s.targets, s.weights)
+        torch.testing.assert_close(ours.detach(), each[kept].mean())
+        return kept.float().mean().item()
+    dense(cb, watch := Watch(look))
+    assert 0 < watch.seen[0] < 1

@@ -19,6 +19,7 @@ from labelkit.pseudo.inpl import InPL
 from labelkit.pseudo.iomatch import IOMatch
 from labelkit.pseudo.mean_teacher import MeanTeacher
 from labelkit.pseudo.uda import UDA
+from pseudo.classmaps import dense
 
 FAMILY = [o for o in SLUGS if issubclass(registry[o].cls, PseudoLabel)]
 
@@ -49,6 +50,16 @@ def test_no_gradient_reaches_the_view_that_teaches(slug):
         found.append("none" if g is None else float(g.abs().max()))
     fit(learner([cb, Losses(look)], slug=slug))
     assert set(found) <= {"none", 0., "a teacher's"}
+
+
+@pytest.mark.parametrize("slug", [o for o in FAMILY if "segmentation" in registry[o].cls.targets])
+def test_class_maps_where_they_are_declared(slug):
+    cb = build(slug, active=True)
+    learn = dense(cb)
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
+    assert math.isfinite(learn.supervision.parts[slug][-1])
+    f = cb.ledger.frame()
+    assert len(f) == 32 and f.confidence.between(0, 1).all()
 
 
 @pytest.mark.parametrize("technique", [FixMatch(0.), FlexMatch(.15), UDA(0.), InPL(0.)])
@@ -187,5 +198,3 @@ def test_a_share_of_the_batches():
     fit(learner([FixMatch(0., p=.5), kept]), 6)
     acted = [("fixmatch" in o) for o,_ in kept.seen]
     assert .2 < sum(acted)/len(acted) < .8
-
-

@@ -182,6 +182,17 @@ def test_the_teacher_remembers_a_share_of_the_training():
     assert cb.teacher.decay == .999
 
 
+def test_the_share_is_of_the_fit_that_runs():
+    "Not of a learning-rate search before it, nor of an earlier fit"
+    learn = learner([cb := SimMatchV2()])
+    with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=60, show_plot=False)
+    n = len(learn.dls.train)
+    for epochs in (6, 12):
+        fit(learn, epochs)
+        assert cb.teacher.decay == cb.teacher_projector.decay == decay_for(epochs*n)
+    assert decay_for(6*n) != decay_for(12*n)
+
+
 def test_banks_and_teacher_in_a_fit():
     cb = SimMatchV2(ema_decay=.75)
     history = []

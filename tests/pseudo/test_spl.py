@@ -136,6 +136,9 @@ def test_a_teacher_replaces_the_first_phase():
         fit(learner([cb, spy], dls=dls), 4)
         assert [o[1] for o in spy.found][0] == 0 and spy.found[-1][1] == 1
     assert isinstance(cb.ledger.epochs, list) and cb.ledger.epochs == [0]
+    # its share is of the whole training, and the labels have the rest, whatever `first` is
+    phases = SPL(weak_of(dls), net, pretrain=.8).shares
+    assert phases == pytest.approx((0, .8, .2))
 
 
 def test_errors():
@@ -143,6 +146,10 @@ def test_errors():
     for bad in (weak_of(dls)[:9], weak_of(dls) + 1):
         with pytest.raises(LabelKitError, match="weak_labels has shape"):
             fit(learner([SPL(bad)], dls=dls))
+    with pytest.raises(LabelKitError, match="and goes from -2 to 9"):
+        fit(learner([SPL(weak_of(dls).where(weak_of(dls) > 0, -2))], dls=dls))
+    with pytest.raises(LabelKitError, match=r"first=0.6 and pretrain=0.5 are more than"):
+        SPL(weak_of(dls), first=.6, pretrain=.5)
     with pytest.raises(LabelKitError, match="least=0"): SPL(weak_of(dls), least=0)
 
 

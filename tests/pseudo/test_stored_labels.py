@@ -50,4 +50,4 @@ def test_a_teacher_takes_the_place_of_the_first_phase():
     cb = Two()
     assert cb.shares == (.25, .5, .25)
     cb.teacher = torch.nn.Identity()
-    assert cb.shares == (0., .5, .25)
+    assert cb.shares == (0., .5, .5)

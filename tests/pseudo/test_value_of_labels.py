@@ -38,6 +38,10 @@ class TestFunctions:
     def test_weights(self):
         close(effective_weights(tensor([7, 7, 7])), torch.ones(3))
         close(effective_weights(tensor([1, 100]), beta=0.), torch.ones(2))
+        # the limit: by the inverse count
+        for one in (1, 1.):
+            close(effective_weights(tensor([1, 3]), beta=one), tensor([1.5, .5]))
+        close(effective_weights(tensor([1, 3]), beta=1-1e-9), tensor([1.5, .5]))
         w = effective_weights(tensor([0, 10, 1000]))
         assert w.isfinite().all() and w.mean().item() == pytest.approx(1)
 
@@ -151,6 +155,18 @@ def test_the_optimiser_begins_anew_too():
     found = []
     fit(learner([Spy(first=.5)]), 2)
     assert found == [False, False]
+
+
+def test_a_second_fit_begins_with_the_labels_alone():
+    "And its pseudo-labels are counted once, beside the given ones"
+    learn = learner([cb := ValueOfLabels(first=.5, reweight=0.), keep := Keep()])
+    for _ in range(2):
+        fit(learn, 2)
+        told = [bool(s.losses) for s in keep.seen]
+        n = len(learn.dls.train)
+        assert told == [False]*n + [True]*n
+        labels = torch.cat([learn.dls.given[learn.dls.given >= 0], cb.label[cb.label >= 0].cpu()])
+        assert torch.equal(cb.counts, labels.bincount(minlength=10))
 
 
 def test_a_start_without_labels():

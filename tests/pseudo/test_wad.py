@@ -123,6 +123,24 @@ def test_who_is_moved_stays_and_is_not_counted_again():
     assert len(found) == 3 and cb.schedule.done == 3
 
 
+def test_every_fit_begins_with_its_first_round():
+    "Also when the fit before had fewer epochs than rounds"
+    class Kept(WAD):
+        name = "wad"
+        def relabel(self):
+            left = int((~self.moved).sum()) - 64  # that many have a label
+            super().relabel()
+            found.append((left, left - int((~self.moved).sum()) + 64))
+    found = []
+    learn = learner([Kept(encoder=pixels, rounds=4, alpha=.5)])
+    for n in (4, 3, 4):
+        found.clear()
+        fit(learn, n)
+        want = [int(share_to_move(i, .5, 4)*left) for i,(left,_) in enumerate(found, 1)]
+        assert [moved for _,moved in found] == want
+        assert len(found) == min(n-1, 3) and want[0] > 0
+
+
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_view_that_was_asked_for(noise):
     views = dict(weak=lambda x: x, strong=lambda x: 1-x)
