@@ -1,5 +1,5 @@
 """Every notebook runs from top to bottom; what is committed is clean, what it shows is small."""
-import base64, json, os
+import base64, json, os, re
 
 import pytest
 from notebooks import NBS, execute, fresh, notebooks, outputs, source
@@ -7,6 +7,25 @@ from notebooks import NBS, execute, fresh, notebooks, outputs, source
 ALL = notebooks()
 ids = [str(p.relative_to(NBS)) for p in ALL]
 LIMIT = 300 * 1024 # bytes an output may have
+
+
+# what no page should show a reader
+UNREADABLE = {
+    "a warning": r"\b\w*Warning: ",
+    "a folder of this machine": r"(?<![\w.])/(tmp|home|root|work|var)/",
+    "an object's address": r" at 0x[0-9a-f]{6,}",
+    "a progress bar": r"\[\d+/\d+ \d\d:\d\d<",
+    "a number's 64 bits": r"(?<!ratio=\[0\.75, )(?<![\w.])-?\d\.\d{12,}",
+    "an inner class": r"TensorBase\(|np\.float\d\d\(|grad_fn=",
+}
+
+
+def shown(o):
+    "What an output says in words: of its forms the one that a page takes"
+    data = o.get("data", {})
+    if "application/vnd.jupyter.widget-view+json" in data or o.get("name") == "stderr": return ""
+    said = "".join(data.get("text/html") or data.get("text/plain") or o.get("text") or "")
+    return "" if "<svg" in said else said
 
 
 def size(o):
@@ -37,6 +56,12 @@ def test_runs(path):
         assert '<script src="http' not in html and '<link href="http' not in html, (
             f"cell {i} of {path.name} loads something from the network"
         )
+        said = shown(o)
+        for what, pattern in UNREADABLE.items():
+            found = re.search(pattern, said)
+            assert not found, (
+                f"cell {i} of {path.name} shows {what}: {said[found.start():][:100]!r}"
+            )
 
 
 @pytest.mark.parametrize("path", ALL, ids=ids)

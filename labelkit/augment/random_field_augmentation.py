@@ -41,8 +41,8 @@ def spectrum(
 def gaussian_fields(
     dice:torch.Tensor, # [..., waves, waves] standard normal
     gamma:float,       # see `spectrum`
-    h:int,             # pixels
-    w:int,
+    h:int,             # pixels from top to bottom
+    w:int,             # and from left to right
 )->torch.Tensor: # [..., h, w]
     """Smooth random fields, one for each set of dice: waves of all directions with random heights,
     mean 0, variance 1 over fields and places. With γ = ∞ a field is one number"""

@@ -42,7 +42,7 @@ def painted(
 def style_colors(
     style:str, # "source", "inverted", "colored", "faint", "ground" or "unseen"
     n:int,     # pictures
-    seed:int=0,
+    seed:int=0,# decides the colours
 )->tuple: # ink and ground, [n, 3] each
     """The colours of a style: white on black, black on white, two colours that differ in
     brightness, light grey on dark grey, white on a colour, or for each picture one of these but the
@@ -70,7 +70,7 @@ def style_colors(
 def styled_digits(
     style:str="unseen",  # of the validation set, as in `style_colors`
     labeled:int=None,    # digits to train on, white on black; all if `None`
-    bs:int=64,
+    bs:int=64,           # digits in a batch
     seed:int=0,          # decides the labeled digits and the order
     **kwargs             # passed on to `mnist_5k`
 )->LabelDataLoaders:

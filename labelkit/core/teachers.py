@@ -50,7 +50,7 @@ class Teacher:
 
     The model runs in evaluation mode under `torch.no_grad`, moves to the device of `x` by itself,
     and has no parameter that asks for a gradient. It is not a `nn.Module`, so that neither a
-    learner nor an optimizer finds it. Pickling leaves the model out (an exported learner stays
+    learner nor an optimiser finds it. Pickling leaves the model out (an exported learner stays
     small): after unpickling, calling it raises `LabelKitError` until `restore(model)` gives it one.
     `copy.deepcopy` keeps the model."""
     def __init__(self,

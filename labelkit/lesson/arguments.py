@@ -22,7 +22,10 @@ class Knob:
     type:str  # as annotated; "" where it is not
 
 def _default(v):
+    "As it is written; of 1/3 and the like four digits"
     if v is inspect.Parameter.empty: return "must be given"
+    if type(v) is tuple and len(v) > 1: return f"({', '.join(map(_default, v))})"
+    if isinstance(v, float) and len(repr(v)) > 10: return f"{v:.4g}"
     return v.__name__ if inspect.isfunction(v) or inspect.isclass(v) else repr(v)
 
 def _range(limit):
@@ -48,6 +51,12 @@ def _knobs_of(fn, owner, limits):
         yield Knob(name, _default(p.default), meaning, owner, kind)
 
 # %% ../../nbs/lesson/arguments.ipynb #6a0b0008
+def _words(meaning):
+    "As HTML: what stands between backticks is code"
+    parts = html.escape(meaning).split("`")
+    if len(parts)%2 == 0: return html.escape(meaning)
+    return "".join(f"<code>{o}</code>" if i%2 else o for i,o in enumerate(parts))
+
 class Knobs(list):
     "A table of `Knob`s, own ones first"
     def _parts(self):
@@ -63,7 +72,7 @@ class Knobs(list):
             if i: out += row([f"of <code>{html.escape(owner)}</code>", "", ""], "th")
             for k in knobs:
                 name,default = (f"<code>{html.escape(o)}</code>" for o in (k.name, k.default))
-                out += row([name, default, html.escape(k.meaning)])
+                out += row([name, default, _words(k.meaning)])
         return f'<table class="lk-knobs">{out}</table>'
 
     def markdown(self)->str:

@@ -83,12 +83,16 @@ def _targets_row(o):
     if not n: return "as given"
     out = f"{n} of {len(s.y)} changed"
     if s.kind not in ("single", "soft") or s.targets.ndim > 2: return out
-    i = int(o.changed.nonzero()[0])
-    return f"{out}, the first from {o.words(o.given_targets[i])} to {o.words(s.targets[i])}"
+    for i in o.changed.nonzero().flatten().tolist():
+        before = o.words(o.given_targets[i])
+        after = o.words(s.targets[i])
+        if before != after: return f"{out}, the first from {before} to {after}"
+    return out
 
 def _weights_row(w):
     if bool((w == 1).all()): return "1 each"
-    return f"{int((w == 0).sum())} of {len(w)} are 0, mean {float(w.mean()):.2f}"
+    zero = int((w == 0).sum())
+    return (f"{zero} of {len(w)} are 0, " if zero else "") + f"mean {float(w.mean()):.2f}"
 
 def lines_of(o)->dict: # what -> how it is, as text
     "The lines of the table"

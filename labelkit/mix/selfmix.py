@@ -90,7 +90,7 @@ _claim = Claim(
     "selfmix",
     family="mix",
     year=2023,
-    paper="https://github.com/szq0214/FKD/tree/main/FerKD",
+    paper="https://arxiv.org/abs/2312.17473",
     cost="two crops of each image",
     beats="the same crops unmixed",
     claims=(_claim,),
@@ -100,7 +100,7 @@ class SelfMix(ImageMix):
 
     CutMix between two random crops of one image, λ ~ Beta(alpha, alpha). Class labels, soft and
     several labels. No code of the authors and no formula is published: this is how the abstract of
-    FerKD is read. Shen 2023."""
+    FerKD is read. Shen 2023, https://arxiv.org/abs/2312.17473"""
     targets = (*CLASSES, "multi")
     instead = "use CutMix, which moves targets along"
 

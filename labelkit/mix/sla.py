@@ -84,7 +84,7 @@ def self_distillation(
     own:torch.Tensor,     # [B, C] logits, with gradient
     teacher:torch.Tensor, # [B, C] logits
     weights:torch.Tensor, # [B] what each sample counts
-    temperature:float=1.,
+    temperature:float=1., # T, above 0; higher lets the unlikely classes speak
 )->torch.Tensor: # a scalar
     "T²·KL(teacher ‖ own) at temperature T, the teacher without gradient"
     p = (teacher.detach()/temperature).softmax(1)

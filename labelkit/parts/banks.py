@@ -19,7 +19,7 @@ class Bank:
         n_ids:int,         # ids are 0..n_ids-1
         widths:dict,       # name of a column -> its width
         size:int=None,     # rows to keep; all samples if `None`
-        device="cpu",
+        device="cpu",      # where the rows are
     ):
         self.size = n = min(len(ids), size or len(ids))
         keep = ids[torch.arange(n)*len(ids)//n].to(device)
@@ -62,7 +62,7 @@ class Queue:
     def __init__(self,
         width:int,     # of a row
         size:int=4096, # rows kept
-        device="cpu",
+        device="cpu",  # where they are
     ):
         self.size = size
         self.rows = torch.zeros(0, width, device=device)

@@ -37,7 +37,7 @@ class WindowMean:
     def __init__(self,
         shape:tuple,   # of a row
         size:int=128,  # batches that count
-        device="cpu",
+        device="cpu",  # where they are kept
     ):
         self.size = size
         self.means = torch.zeros(0, *shape, device=device)

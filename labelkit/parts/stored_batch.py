@@ -16,7 +16,7 @@ from ..storage.soft_labels import LabelStore
 
 # %% ../../nbs/parts/stored_batch.ipynb #a5b80005
 def check_fits(
-    store:LabelStore,
+    store:LabelStore, # what was said, by sample
     learn,    # the `Learner` that is to be trained on it
     needs:str,# "views" or "label maps"
     maker:str,# the function that makes such a store

@@ -146,7 +146,10 @@ def label_net(
     with quiet(learn): learn.fit_one_cycle(epochs, 1e-2)
     return learn.model
 
-def pixel_accuracy(logits, y):
+def pixel_accuracy(
+    logits, # [B, C, H, W]
+    y       # [B, H, W] long
+):
     "Share of right pixels; most are ground"
     return (logits.argmax(1) == y).float().mean()
 

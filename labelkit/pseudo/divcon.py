@@ -66,7 +66,12 @@ def otsu_threshold(
 # %% ../../nbs/pseudo/divcon.ipynb #55a00013
 class DivergentHeads(nn.Module):
     "A projector of features, and H classifiers on it"
-    def __init__(self, d, c, n, width=128):
+    def __init__(self,
+        d,         # features
+        c,         # classes
+        n,         # heads
+        width=128  # of the projection
+    ):
         super().__init__()
         self.n = n
         self.projector = nn.Sequential(
@@ -104,7 +109,7 @@ def relation_loss(
     features:torch.Tensor, # [U, D] of length 1, with gradient
     memory:torch.Tensor,   # [M, D+K] features of length 1 and distributions of former samples
     targets:torch.Tensor,  # [U, K] distributions
-    temperature:float=.1,
+    temperature:float=.1,  # of the nearness, above 0; lower: only the nearest count
 )->torch.Tensor: # a scalar
     "Cross-entropy of `targets` to the mean of the memory's distributions, by nearness"
     kept,said = memory.split([features.shape[1], targets.shape[1]], 1)
@@ -143,7 +148,7 @@ class InlierScores:
     def __init__(self,
         n_ids:int,        # ids are 0..n_ids-1
         decay:float=.9,   # see `running_score`
-        device="cpu",
+        device="cpu",     # where the scores are kept
     ):
         self.decay = decay
         self.agreement,self.score = torch.full((2, n_ids), -1., device=device) # -1: not seen yet

@@ -55,7 +55,7 @@ def deal(
     y:torch.Tensor, # [N] long, the class of every sample
     n:int,          # number of clients
     alpha:float,    # of the Dirichlet distribution; small: each class goes to few clients
-    seed:int=0,
+    seed:int=0,     # decides who gets what
 )->torch.Tensor: # [N] long, the client of each sample
     "Samples of each class dealt to clients in shares from a Dirichlet distribution"
     rng = np.random.default_rng(seed)

@@ -91,7 +91,15 @@ def more_centres(
 def _moves(log_ratio, rng):
     return log_ratio > 0 or float(torch.rand(1, generator=rng)) < math.exp(log_ratio)
 
-def split_clusters(x, centres, cluster, known, rng, smallest=5, **prior):
+def split_clusters(
+    x,          # [N, D] vectors
+    centres,    # [K, D], those of known classes first
+    cluster,    # [N] long, who is in which
+    known,      # how many of the first are never split
+    rng,        # a CPU generator
+    smallest=5, # a half has more samples than so many
+    **prior     # `scale` and `kappa` of `log_marginal`
+):
     "Centres [K', D]: each cluster after the first `known` is two where two explain it better"
     out = list(centres[:known])
     for k in range(known, len(centres)):
@@ -107,7 +115,14 @@ def split_clusters(x, centres, cluster, known, rng, smallest=5, **prior):
         out += list(halves)
     return torch.stack(out)
 
-def merge_clusters(x, centres, cluster, known, rng, **prior):
+def merge_clusters(
+    x,       # [N, D] vectors
+    centres, # [K, D], those of known classes first
+    cluster, # [N] long, who is in which
+    known,   # how many of the first are never merged with each other
+    rng,     # a CPU generator
+    **prior  # `scale` and `kappa` of `log_marginal`
+):
     """Centres [K', D]: each cluster after the first `known` joins its nearest, which may be one of
     these, where one is enough"""
     groups = [x[cluster == k] for k in range(len(centres))]

@@ -57,7 +57,11 @@ def one_vs_all_loss(
 # %% ../../nbs/pseudo/iomatch.ipynb #ddf0908c
 class OpenHeads(nn.Module):
     "A projector, and on it K one-vs-all heads and a classifier of K+1 classes"
-    def __init__(self, d, c, width=128):
+    def __init__(self,
+        d,         # features
+        c,         # known classes, K
+        width=128  # of the projection
+    ):
         super().__init__()
         self.c = c
         self.projector = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, width))

@@ -23,7 +23,7 @@ def cells_of(
     f:torch.Tensor,      # [N, D] vectors
     n:int,               # how many cells
     rng:torch.Generator, # a CPU generator
-    steps:int=50,
+    steps:int=50,        # rounds of k-means at most
 )->torch.Tensor: # [N] long
     "k-means, with first centres that lie far apart"
     centres = f[torch.randperm(len(f), generator=rng)[:1]]
@@ -109,7 +109,7 @@ def frequencies(
     r:int,               # number of domains
     alpha:float=.5,      # of the Dirichlet distribution; small: each domain has few classes
     condition:float=4.,  # largest condition number of the table
-    seed:int=0,
+    seed:int=0,          # of the draws
 )->torch.Tensor: # [k, r], columns sum to 1
     """How frequent the classes are in each domain, drawn until the table can be inverted well.
     Raises `LabelKitError` for fewer domains than classes, and when no draw is good enough"""
@@ -127,7 +127,7 @@ def frequencies(
 def dealt(
     y:torch.Tensor,     # [N] long, classes 0..K-1
     table:torch.Tensor, # [K, R] frequencies
-    seed:int=0,
+    seed:int=0,         # decides who goes where
 )->tuple: # places [n] and domains [n]
     "Samples without repetition for domains of one size, as many as there are"
     g = torch.Generator().manual_seed(seed)
@@ -146,10 +146,10 @@ def dealt(
 def domain_answers(
     x:torch.Tensor,      # [N, C, H, W] images in 0..1
     domain:torch.Tensor, # [N] long
-    epochs:int=6,
-    lr:float=3e-3,
+    epochs:int=6,        # of each training
+    lr:float=3e-3,       # largest learning rate
     width:int=16,        # of the network
-    seed:int=0,
+    seed:int=0,          # decides the halves and the first weights
 )->torch.Tensor: # [N, R] p(domain | image), each by a network that did not see the image
     "Two networks, each trained on one half and asked about the other"
     half = torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < .5

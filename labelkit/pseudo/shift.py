@@ -45,7 +45,7 @@ def inverted(
 
 def faint(
     x:torch.Tensor,  # [N, C, H, W] bytes
-    contrast:float=.3,
+    contrast:float=.3, # share of the differences that stays
     light:float=.3,  # brightness of what was black
 )->torch.Tensor: # bytes
     "Little contrast on a grey ground"

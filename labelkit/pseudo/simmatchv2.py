@@ -156,7 +156,7 @@ def edge_losses(
     bank:torch.Tensor,   # [N, D] features of other samples
     labels:torch.Tensor, # [N, C] what was predicted for these
     known:torch.Tensor,  # [N] bool: rows of the bank that hold something
-    temperature:float=.1,
+    temperature:float=.1, # of the edges, above 0
 )->tuple: # two scalars, `edge_edge_loss` and `node_edge_loss`; 0 where the bank is empty
     "Both losses of the edges that lead to a bank"
     many = lambda t: t.repeat(len(strong)//len(weak), 1)

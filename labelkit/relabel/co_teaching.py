@@ -51,7 +51,7 @@ def note_kept(
     s:Supervision,     # the batch
     logits:tuple,      # [B, C] of each network
     kept:torch.Tensor, # [B] bool
-    epoch:int,
+    epoch:int,         # of the fit, from 0
 ):
     "Write down what all networks together say about the samples, and which were left out"
     probs = sum(o.detach().softmax(1) for o in logits)/len(logits)

@@ -87,8 +87,8 @@ class Experts(nn.Module):
     def forward(self, f): return self.head(f),self.tail(f)
 
 def balanced_targets(
-    head:torch.Tensor, # [B, C] logits of the experts
-    tail:torch.Tensor,
+    head:torch.Tensor, # [B, C] logits of the expert for frequent classes
+    tail:torch.Tensor, # and of that for rare ones
     y:torch.Tensor,    # [B, C] labels
     gamma:float=2.,    # how much more the one counts that is right
 )->torch.Tensor: # [B, C] in 0..1
@@ -117,8 +117,8 @@ class Positives:
     """How many labels of each class there are: `given` and `found` (recalled) in this epoch so far,
     and `usual`, given in the last one; [C] each, over all processes"""
     def __init__(self,
-        c:int, # classes
-        device="cpu",
+        c:int,        # classes
+        device="cpu", # where they are counted
     ):
         self.usual,self.given,self.found = torch.zeros(3, c, device=device)
 

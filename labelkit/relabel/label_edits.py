@@ -67,7 +67,7 @@ def open_log(
     return LabelLog(path)
 
 def check_log(
-    log:LabelLog,
+    log:LabelLog,        # what people decided
     ids:torch.Tensor,    # [n] long, samples with a label
     labels:torch.Tensor, # [n] long, given labels
     c:int,               # number of classes

@@ -27,14 +27,14 @@ from ..parts.view_pair import ViewPair
 
 # %% ../../nbs/represent/base.ipynb #re900011
 def all_inputs(
-    s:Supervision
+    s:Supervision # the batch
 )->tuple: # of tensors [B+U, ...]
     "The labeled samples of a batch and, where there are some, the unlabeled ones behind them"
     if s.unlabeled_inputs is None: return s.inputs
     return tuple(map(torch.cat, zip(s.inputs, s.unlabeled_inputs)))
 
 def all_ids(
-    s:Supervision
+    s:Supervision # the batch
 )->torch.Tensor: # [B+U] long; -1 for samples without an id
     "The ids of `all_inputs`"
     u = s.unlabeled_inputs

@@ -62,3 +62,17 @@ def test_types_are_said_and_source_is_not_needed():
     said = [(k.name, k.default, k.meaning, k.type) for k in knobs(typed["f"])]
     assert said == [("a", "must be given", "", ""), ("b", "0.5", "", "float"),
                     ("c", "None", "", "list[int]")]
+
+
+def test_defaults_are_written_short_and_code_is_code():
+    def f(
+        a=2/3,          # two of three
+        b=(.75, 4/3),   # `low`, then `high`
+        c=1e-6,         # one ` alone
+        d=(),           # none
+        e=.999999,      # nearly one
+    ): pass
+    table = {k.name: k.default for k in knobs(f)}
+    assert table == dict(a="0.6667", b="(0.75, 1.333)", c="1e-06", d="()", e="0.999999")
+    text = knobs(f)._repr_html_()
+    assert "<code>low</code>, then <code>high</code>" in text and "one ` alone" in text

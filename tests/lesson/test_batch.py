@@ -228,3 +228,21 @@ def test_a_trained_network_beside_the_model_is_copied():
     assert copy is not net and learn.adautomix.generator.module is net
     for old,now,other in zip(before, net.parameters(), copy.parameters()):
         assert torch.equal(old, now) and torch.equal(old, other) and now is not other
+
+
+def test_the_lines_say_what_can_be_seen():
+    from labelkit.lesson.batch import _weights_row
+    assert _weights_row(torch.ones(4)) == "1 each"
+    assert _weights_row(torch.tensor([.5, .25])) == "mean 0.38"
+    assert _weights_row(torch.tensor([0., 1.])) == "1 of 2 are 0, mean 0.50"
+
+    # a share that was moved by less than its words say is not the example; the next one is
+    seen = look(learner(MixUp(alpha=1., per_sample=True)))
+    given = seen.given_targets.clone()
+    seen.record.targets = given.clone()
+    seen.record.targets[0] = seen.record.targets[0]*.999 + .0001
+    seen.record.targets[1] = given[1].roll(1)
+    text = seen._repr_html_()
+    assert f"2 of {len(given)} changed, the first from {seen.words(given[1])} to" in text
+    seen.record.targets[1] = given[1]
+    assert f"1 of {len(given)} changed<" in seen._repr_html_()
