@@ -108,6 +108,12 @@ class TestCallback:
             assert factor == pytest.approx(len(at)/(16 + len(at)))
             assert s.labeled_weight == pytest.approx(1 - factor)
 
+    def test_copies_are_the_chosen_images_in_the_strong_view(self):
+        name = "data_efficient_augmentation"
+        cb = DataEfficientAugmentation(share=.5, strong=lambda x, generator: 1-x)
+        fit(learner([cb, keep := Keep()]))
+        for s in keep.seen: close(s.requests[name], 1 - s.x[cb.chosen[s.ids] > 0])
+
     def test_who_is_chosen_has_a_label(self):
         "By id, though the labeled ones are not the first; one class each, the given one"
         learn = fit(learner([cb := DataEfficientAugmentation(share=.01)]))

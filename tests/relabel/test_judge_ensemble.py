@@ -188,7 +188,7 @@ def test_flipped_samples_that_are_not_the_first():
 
 def test_bins():
     t = confidence_bins(
-        torch.tensor([.1, .95, 1., .9, .5]), torch.tensor([True, True, True, True, False]),
+        torch.tensor([.15, .95, 1., .9, .5]), torch.tensor([True, True, True, True, False]),
         torch.tensor([False, True, True, False, True]), bins=10,
     )
     assert t.index.tolist() == ["0.1 to 0.2", "0.9 to 1.0"]
