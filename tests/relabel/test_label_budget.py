@@ -1,7 +1,7 @@
 """LabelBudget: what a budget buys, the front, the two stages"""
 import pytest
 import torch
-from fastai.basics import Learner
+from fastai.basics import Callback, CancelFitException, Learner
 from torch import nn
 
 from labelkit.data.loaders import from_arrays
@@ -125,6 +125,18 @@ def test_stages_by_epoch():
         begins = want.index(2)
         assert not seen[begins][1] and (begins < 2 or seen[begins-1][1])
 
+@pytest.mark.parametrize("start, stage", [(1, 1), (2, 2), (3, 2)])
+def test_a_fit_that_begins_later(start, stage):
+    "In the first stage it buys cheap labels, in the second good ones at once"
+    cb = LabelBudget(data().given, budget=20, price=4, share=.4)
+    learn = learner(data(), cb)
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.epoch == start: raise CancelFitException
+    with learn.no_bar(), learn.no_logging(): learn.fit(4, 1e-3, start_epoch=start, cbs=Stop())
+    assert cb.stages == stage
+    assert (cb.table.weights > 0).sum() == cb.bought[["cheap", "good"][stage-1]] > 0
+
 def test_cheap_labels_are_the_given_ones():
     dls = data()
     given = (dls.given + 2) % 3
@@ -146,6 +158,14 @@ def test_the_second_stage_begins_where_it_should():
     cb = LabelBudget(data().given, budget=20, price=4, share=.4, stage=1.)
     fit(learner(data(), cb), 2)
     assert cb.stages == 1  # never: all of the training is the first stage
+
+def test_bought_samples_are_drawn():
+    "Not the first ones, which are all of one class here"
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x = x[x[:, 0].argsort()]
+    y = (x[:, 0] > 0).long()
+    assert spend(x, y, y, x, y, 20, 0, steps=150) > .8
+    assert spend(x, y, y, x, y, 0, 20, steps=150) > .8
 
 @pytest.mark.parametrize("share, kind", [(0., "cheap"), (1., "good")])
 def test_one_kind_alone(share, kind):
