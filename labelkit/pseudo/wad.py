@@ -176,7 +176,8 @@ class WAD(StoredLabels):
         "Count the samples with the smallest loss as labeled"
         ids,logits = predict_unlabeled(self.learn)
         left = ~self.moved[ids]
-        share = share_to_move(self.schedule.done % self.rounds + 1, self.alpha, self.rounds)
+        i = self.schedule.epochs(self.learn).index(self.learn.epoch) + 1
+        share = share_to_move(i, self.alpha, self.rounds)
         k = int(share*int(left.sum()))
         lowest = smallest_losses(logits[left], self.pseudo_label[ids[left]], k)
         self.moved[ids[left][lowest]] = True

@@ -123,6 +123,17 @@ def test_who_is_moved_stays_and_is_not_counted_again():
     assert len(found) == 3 and cb.schedule.done == 3
 
 
+def test_each_fit_has_its_own_rounds(monkeypatch):
+    def spy(i, *rest):
+        seen.append(i)
+        return share_to_move(i, *rest)
+    seen = []
+    monkeypatch.setattr("labelkit.pseudo.wad.share_to_move", spy)
+    learn = learner([WAD(encoder=pixels, rounds=4)])
+    for _ in range(3): fit(learn, 4)
+    assert seen == [1, 2, 3]*3
+
+
 @pytest.mark.parametrize("noise", [True, False])
 def test_the_view_that_was_asked_for(noise):
     views = dict(weak=lambda x: x, strong=lambda x: 1-x)

@@ -5,6 +5,7 @@ from fastai.basics import Callback, CancelFitException, Learner
 from torch import nn
 
 from labelkit.data.loaders import from_arrays
+from labelkit.data.samples import Samples
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.models import mlp
@@ -12,6 +13,7 @@ from labelkit.relabel.label_budget import (
     LabelBudget,
     pareto_front,
     purchase,
+    said_of,
     spend,
     worth_asking,
 )
@@ -198,6 +200,28 @@ def test_the_network_says_whom_to_ask(which):
     want = sure.argsort(descending=which == "sure")[:3]
     assert set(cb.ids[rows].tolist()) == set(want.tolist())
     assert torch.equal(labels, dls.given[cb.ids[rows]])
+
+def test_said_of_places_in_their_order():
+    dls = data()
+    learn = learner(dls, [])
+    at = torch.tensor([7, 2, 19])
+    with torch.no_grad(): want = learn.model.eval()(dls.train_ds.arrays.x[at]).softmax(1)
+    torch.testing.assert_close(said_of(learn, Samples(dls), at), want)
+
+def test_the_network_is_asked_about_those_for_sale():
+    "Where a third of the loader's samples has no label, and every other label is for sale"
+    n = torch.arange(24)
+    dls = data()
+    dls.train_ds.arrays.y[::3] = -1
+    good = (n % 3).where(n % 2 == 0, -1)
+    cb = LabelBudget(good, budget=20, price=4, share=.6, which="unsure")
+    learn = learner(dls, cb)
+    cb._ensure_ready()
+    rows,labels = cb._better()
+    own = ((n % 3 > 0) & (n % 2 == 0)).nonzero().flatten()
+    with torch.no_grad(): sure = learn.model.eval()(dls.train_ds.arrays.x[own]).softmax(1).amax(1)
+    want = own[sure.argsort()[:3]]
+    assert cb.ids[rows].tolist() == want.tolist() and torch.equal(labels, good[want])
 
 def test_errors():
     dls = data()
