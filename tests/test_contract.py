@@ -251,6 +251,19 @@ def test_a_resumed_fit_equals_the_unbroken_one(slug, tmp_path):
 
 
 @pytest.mark.full
+def test_a_fit_that_begins_at_a_later_epoch(slug):
+    "What would have been found before is found at its beginning"
+    def late(*cbs):
+        learn = learner(cbs, slug=slug)
+        set_seed(3)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, 3e-3, start_epoch=2)
+        return weights(learn)
+    w = late(build(slug, active=True))
+    assert all(torch.isfinite(v).all() for v in w.values())
+    assert not same(w, late()), "the technique changed nothing"
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("bs", [1, 7])
 def test_batch_of_one_and_odd_batches(slug, bs):
     dls = loaders(slug, n=80, labeled=40, bs=bs)

@@ -10,6 +10,7 @@ __all__ = ['round_epochs', 'Rounds']
 from math import floor
 
 from ..errors import check_range
+from .phases import first_epoch
 
 # %% ../../nbs/parts/rounds.ipynb #e8dde6aa
 def round_epochs(
@@ -17,13 +18,15 @@ def round_epochs(
     warmup:float=.3,   # share of the training before the first round, 0..1
     rounds:int=5,      # how many rounds
     every:int=None,    # epochs between two rounds, instead of `rounds`
+    first:int=0,       # the epoch that the training begins with
 )->list[int]: # in increasing order, none twice
     """Epochs at whose beginning a round takes place: the first after the warm-up, the others evenly
-    spread over the rest. Fewer than `rounds` where there are not so many epochs"""
+    spread over the rest. Fewer than `rounds` where there are not so many epochs; those that would
+    be before the `first` epoch are one round, at its beginning"""
     start = round(warmup*n_epoch)
-    if every: return list(range(start, n_epoch, every))
     spread = {start + floor(i*(n_epoch-start)/rounds) for i in range(rounds)}
-    return sorted(spread & set(range(n_epoch)))
+    epochs = range(start, n_epoch, every) if every else spread & set(range(n_epoch))
+    return sorted({max(o, first) for o in epochs})
 
 # %% ../../nbs/parts/rounds.ipynb #2b19b565
 class Rounds:
@@ -42,13 +45,19 @@ class Rounds:
         self.every = every if every is None else check_range("every", every, 1)
         self.done = 0     # rounds that were finished, in all fits
 
+    def epochs(self,
+        learn # a `Learner` in a fit
+    )->list[int]:
+        "The epochs of this fit that begin with a round; a learning-rate search has none"
+        if hasattr(learn, "lr_finder"): return []
+        how = self.warmup, self.rounds, self.every, first_epoch(learn)
+        return round_epochs(learn.n_epoch, *how)
+
     def left(self,
         learn # a `Learner` in a fit
     )->list[int]:
-        "The epochs of this fit with a round that is still to come, from the present one on"
-        if hasattr(learn, "lr_finder"): return []
-        epochs = round_epochs(learn.n_epoch, self.warmup, self.rounds, self.every)
-        return [o for o in epochs if o >= learn.epoch]
+        "Those that are still to come, from the present one on"
+        return [o for o in self.epochs(learn) if o >= learn.epoch]
 
     def due(self,
         learn # a `Learner` in a fit
@@ -60,8 +69,7 @@ class Rounds:
         learn # a `Learner` in a fit
     )->int:
         "Which round of this fit is the latest, from 1; 0 before the first"
-        epochs = round_epochs(learn.n_epoch, self.warmup, self.rounds, self.every)
-        return sum(o <= learn.epoch for o in epochs)
+        return sum(o <= learn.epoch for o in self.epochs(learn))
 
     def finish(self): self.done += 1
     def state_dict(self)->dict: return dict(done=self.done)

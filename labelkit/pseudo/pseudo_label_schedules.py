@@ -23,7 +23,7 @@ from ..data.samples import Samples, predict_samples
 from ..data.sets import sentences
 from ..errors import LabelKitError
 from ..parts.phases import restart, weights_of
-from ..parts.rounds import round_epochs
+from ..parts.rounds import Rounds
 from .base import top_k_per_class
 from ..storage.ledger import Ledger
 
@@ -211,7 +211,7 @@ class PseudoLabelSchedules(LabelCallback):
     def before_steps(self):
         samples = Samples(self.dls.unlabeled)
         rounds = 1 if self.schedule == "fpl" else self.rounds
-        epochs = round_epochs(self.n_epoch, self.warmup if self.scorer is None else 0., rounds)
+        epochs = Rounds(rounds, self.warmup if self.scorer is None else 0.).epochs(self.learn)
         if self.epoch in epochs: self.relabel(samples, epochs.index(self.epoch), len(epochs))
         at = (self.pseudo_label[samples.ids] >= 0).nonzero().flatten().cpu()
         self._batches = again_and_again(samples, at, self.rng)

@@ -250,7 +250,7 @@ class LabelBudget(Relabel):
 
     def find(self):
         has = self.bought
-        later = self._second > 0 or not has["good"]
+        later = self.learn.epoch < self._second or not has["good"]
         first = self.stages == 0 and has["cheap"] > 0 and later
         self.stages = 1 if first else 2
         what = (self._rows, self.labels[self._rows]) if first else self._better()

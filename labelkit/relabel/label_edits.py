@@ -23,6 +23,7 @@ from ..core.technique import technique
 from ..data.containers import class_vocab
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError, local_path
+from ..parts.phases import first_epoch
 from .base import Relabel
 from .confident_relabel import ConfidentRelabel
 from .stage import nearly_half_wrong
@@ -172,7 +173,8 @@ class LabelEdits(Relabel):
         self.keep(locals())
 
     @property
-    def due(self): return self.learn.epoch == 0 or not self.found  # a new fit reads the log again
+    def due(self): # a new fit reads the log again
+        return not self.found or self.learn.epoch == first_epoch(self.learn)
 
     def setup(self):
         super().setup()

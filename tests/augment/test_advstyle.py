@@ -192,6 +192,17 @@ class TestCallback:
         with pytest.raises(LabelKitError, match="'body' gives tuple"): as_maps((1, 2), "body")
 
 
+def test_labeled_rows_alone_are_disturbed():
+    "The first four of a pass: they keep their patterns and change their style"
+    cb = AdvStyle(style="batch")
+    cb._layer = "body"
+    out = torch.randn(6, 2, 4, 4)
+    new = cb._disturb(4, "batch", None, None, out)
+    assert torch.equal(new[4:], out[4:]) and not torch.allclose(new[:4], out[:4], atol=1e-2)
+    pattern = lambda x: F.normalize(x - x.mean((2, 3), keepdim=True), dim=(2, 3))
+    close(pattern(new[:4]).abs(), pattern(out[:4]).abs(), 1e-3)
+
+
 class TestMoves:
     def test_towards_another_is_on_the_way_to_one(self):
         stats = tensor([[0.], [10.]]), tensor([[1.], [3.]])
@@ -201,6 +212,14 @@ class TestMoves:
         std = torch.stack([o[1] for o in seen])
         assert mean.min() >= 0 and mean.max() <= 10 and ((mean > .5) & (mean < 9.5)).any()
         close((std-1)/2, mean/10, 1e-5)  # both by the same share
+
+    def test_the_way_to_another_is_mostly_nearly_nothing_or_all(self):
+        "Beta(.1, .1), of two different styles: four shares in five are within .05 of an end"
+        n = 4000
+        stats = torch.arange(2.).repeat(n//2)[:, None], torch.zeros(n, 1)
+        by = towards_another(stats, torch.Generator().manual_seed(0))[0].abs()
+        share = by[by > 0]
+        assert ((share < .05) | (share > .95)).float().mean() > .7
 
     def test_at_random_is_as_wide_as_told(self):
         stats = torch.zeros(4000, 2), torch.zeros(4000, 2)

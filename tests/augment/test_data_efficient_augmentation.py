@@ -120,6 +120,12 @@ class TestCallback:
         for s in keep.seen:
             assert s.losses["data_efficient_augmentation"][1] == 0 and s.labeled_weight == 1
 
+    def test_copies_are_the_chosen_images_in_the_strong_view(self):
+        name = "data_efficient_augmentation"
+        cb = DataEfficientAugmentation(share=.5, strong=lambda x, generator: 1-x)
+        fit(learner([cb, keep := Keep()]))
+        for s in keep.seen: close(s.requests[name], 1 - s.x[cb.chosen[s.ids] > 0])
+
     def test_who_is_chosen_has_a_label(self):
         "By id, though the labeled ones are not the first; one class each, the given one"
         learn = fit(learner([cb := DataEfficientAugmentation(share=.01)]))

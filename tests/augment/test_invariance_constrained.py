@@ -57,6 +57,19 @@ class TestCallback:
         loss = cb.trace[:, 2].sum()*len(learn.dls.train)
         close(cb.dual, cb.rate/steps*(loss - steps*cb.level), 1e-3)
 
+    def test_what_was_kept_is_counted(self, monkeypatch):
+        "Of each sample two proposals, operation 0 and 1, and the second one is kept"
+        class Kept(InvarianceConstrained):
+            name = "invariance_constrained"
+            def setup(self):
+                super().setup()
+                both = torch.arange(2).repeat_interleave(16)[None]
+                self._ops.draw = lambda n, rng: (both, torch.zeros(1, 32))
+        second = lambda *_: (torch.arange(16, 32), torch.ones(1, 16).bool())
+        monkeypatch.setattr("labelkit.augment.invariance_constrained.kept_proposals", second)
+        fit(learner([cb := Kept(ops=["rotate", "brightness"])]))
+        assert cb.counts.tolist() == [[64., 64.], [0., 64.]]
+
     def test_uniform_accepts_all_and_a_fixed_weight_stays(self):
         cb = InvarianceConstrained(steps=1, gamma=2., rate=0.)
         fit(learner([cb]))

@@ -95,6 +95,11 @@ class TestColors:
         fields[0, 0, 0] = tensor(2.).log()
         close(field_colors(x, fields)[0, 0, :, 0], [.5, .25])
 
+    def test_contrast_is_about_the_mean(self):
+        fields = torch.zeros(1, 4, 1, 2)
+        fields[:, 1] = tensor(2.).log()
+        close(field_colors(tensor([[[[.4, .6]]]]), fields)[0, 0, 0], [.3, .7])
+
     def test_no_saturation_is_grey(self):
         fields = torch.zeros(1, 4, 3, 3)
         fields[:, 2] = -inf

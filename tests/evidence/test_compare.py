@@ -283,7 +283,8 @@ def test_the_table_by_hand():
             ("base", 2, .25, 2.),
         ]
     ]
-    t = Comparison(runs, ["base", "new"], [0, 1, 2], "accuracy").table()
+    c = Comparison(runs, ["base", "new"], [0, 1, 2], "accuracy")
+    t = c.table()
     assert t.loc["base"].to_dict() == pytest.approx(
         dict(mean=.5, spread=.25, difference=math.nan, low=math.nan, high=math.nan, seeds=3,
              seconds=2.),
@@ -293,6 +294,8 @@ def test_the_table_by_hand():
     assert t.loc["new", ["mean", "difference", "low", "high", "seeds", "seconds"]].tolist() == (
         pytest.approx([.75, .125, .125 - 1.58828, .125 + 1.58828, 2, 3.], abs=1e-4)
     )
+    # half of the distribution with one degree of freedom is within 1
+    assert c.table(.5).loc["new", ["low", "high"]].tolist() == pytest.approx([0., .25])
 
 
 def test_its_text():

@@ -30,6 +30,7 @@ def test_counts():
     f = class_counts(torch.tensor([0, 0, 0, 1, -1]), 3)
     assert f["counts"] == [3, 1, 0] and f["samples"] == 5 and f["labeled"] == 4
     assert f["imbalance"] is None  # a class without a sample
+    assert class_counts(torch.tensor([0, 0, 0, 0, 0, 1, 2, 2]), 3)["imbalance"] == 5
     assert f["effective_classes"] == pytest.approx(math.exp(-.75*math.log(.75)-.25*math.log(.25)))
     assert class_counts(torch.tensor([0, 1]), 2)["effective_classes"] == pytest.approx(2)
     assert class_counts(torch.tensor([-1]), 2)["effective_classes"] == 0
@@ -87,6 +88,9 @@ def test_drift():
     assert [p["labeled"] for p in f["parts"]] == [4, 4]
     assert [p["distance"] for p in f["parts"]] == pytest.approx([.25, .25])
     assert f["cramers_v"] == pytest.approx(.5) and f["p_value"] == pytest.approx(.1573, abs=1e-4)
+    # three classes in two parts, and the class says which part it is
+    f = class_drift(torch.tensor([0, 0, 1, 2]), ["a", "a", "b", "b"], 3)
+    assert f["cramers_v"] == pytest.approx(1)
     same = class_drift(torch.tensor([0, 1]), [1, 1], 2)
     assert same["p_value"] is None and same["parts"][0]["distance"] == 0
     assert len(class_drift(torch.tensor([0, 1]), [1, "x"], 2)["parts"]) == 2
@@ -149,6 +153,10 @@ def test_json_says_the_same(tmp_path):
     assert d["facts"]["agreement"]["alpha"] is None and d["facts"]["counts"]["labeled"] == 3
     few.html(tmp_path/"f.html")
 
+
+def test_only_what_has_both_labels_is_compared_with_the_truth():
+    r = label_report([0, 1, None, 1], truth=[0, 0, 1, None], truth_source="an expert")
+    assert r.facts["truth"]["compared"] == 2 and r.facts["truth"]["right"] == .5
 
 def test_what_is_missing_is_said():
     r = label_report([0, 1, 1])

@@ -43,6 +43,32 @@ def test_one_example_for_each_way():
     assert found["precision"][0] < .9
     assert found_by(f, f[found["rows"]], y == 0) == pytest.approx(found["precision"][-1])
 
+def test_a_third_example_is_added_to_the_first_two():
+    "Three ways to look: what the first example finds stays found"
+    g = torch.Generator().manual_seed(0)
+    centres = torch.cat([torch.eye(3), torch.full((1, 3), .58)])
+    f = torch.cat([c + .02*torch.randn(10, 3, generator=g) for c in centres])
+    y = torch.tensor([0]*30 + [1]*10)
+    found = choose_examples(f, y == 0)
+    assert {int(o)//10 for o in found["rows"]} == {0, 1, 2}
+    for i,said in enumerate(found["precision"]):
+        assert found_by(f, f[found["rows"][:i+1]], y == 0) == pytest.approx(said)
+
+def test_a_candidate_is_in_the_middle_of_a_way_to_look():
+    turn = torch.tensor([-.5, 0., .4])
+    f = torch.stack([turn.cos(), turn.sin()], 1)
+    found = choose_examples(f, torch.ones(3).bool(), candidates=1)
+    assert found["rows"].tolist() == [1]
+
+def test_what_all_samples_share_says_nothing():
+    g = torch.Generator().manual_seed(0)
+    f = torch.randn(40, 4, generator=g)
+    y = torch.arange(40) % 2
+    y[::7] = -1
+    pages = [labeling_instructions(o, y) for o in (f, f + 100.)]
+    a,b = ([o["rows"].tolist() for o in page.examples] for page in pages)
+    assert a == b
+
 def test_greedy_never_falls_and_stops():
     g = torch.Generator().manual_seed(1)
     f = torch.randn(60, 4, generator=g)
@@ -61,6 +87,9 @@ def test_border_by_hand():
     y = torch.tensor([0, 0, 0, 1])
     rows,who = border_examples(f, y, [torch.tensor([0]), torch.tensor([3])], 0, n=5)
     assert rows.tolist() == [2, 1] and who.tolist() == [1, 1]
+    # where there is no other class there is no border
+    rows,_ = border_examples(f[:3], y[:3], [torch.tensor([0])], 0)
+    assert not len(rows)
 
 def test_similarity_of_nothing():
     assert similarity(torch.zeros(1, 2), torch.ones(1, 2)).tolist() == [[0.]]
@@ -105,6 +134,9 @@ def test_missing_labels_and_classes():
     assert not len(page.examples[2]["rows"]) and "never" not in page.sections()
     shown = torch.cat([o["rows"] for o in page.examples] + [o[0] for o in page.border]).long()
     assert (y[shown] >= 0).all()
+    # a class without samples between two others: rivals keep their names
+    page = labeling_instructions(f, torch.where(y == 1, 2, y), vocab=["a", "never", "c"])
+    assert set(page.border[0][1].tolist()) == {2} and set(page.border[2][1].tolist()) == {0}
     alone = labeling_instructions(f[:9], [0]*9, vocab=["a"])
     assert not len(alone.border[0][0]) and "sample" in alone.sections()
 

@@ -308,6 +308,8 @@ class TestSchedule:
         fit(learner([cb := MixUp(until=.6), keep := Keep()]), 2)
         assert [hasattr(s.own(cb), "plan") for s in keep.seen] == [True]*5 + [False]*3
         for s in keep.seen[5:]: assert not s.edited
+        fit(learner([cb := MixUp(until=.5), keep := Keep()]), 2)
+        assert [hasattr(s.own(cb), "plan") for s in keep.seen] == [True]*4 + [False]*4
 
     def test_share_of_the_batches(self):
         fit(learner([cb := MixUp(p=.25), keep := Keep()]), 20)

@@ -106,6 +106,7 @@ def test_two_crops_and_a_box_for_each_if_it_is_asked_for():
     for per_sample in (True, False):
         plan = SelfMix(per_sample=per_sample).plan_for(x, [0, 0], shares, gen())
         assert not torch.equal(plan.crops[0], plan.crops[1])
+        assert len(plan.crops.flatten(0, 1).unique(dim=0)) == 12  # each sample has its own two
         assert (len(plan.kept.unique()) > 1) is per_sample
 
 

@@ -27,6 +27,16 @@ def test_one_without_epochs_is_skipped():
     assert [Phases(1, 1, 1).now(at(i, 2)) for i in range(2)] == [0, 2]
 
 
+def test_a_fit_that_begins_in_the_middle_of_a_phase():
+    "As `fit(8, start_epoch=3)`: there the phase begins"
+    phases = Phases(1, 2, 1)
+    later = lambda epoch: SimpleNamespace(
+        epoch=epoch, n_epoch=8, skip_to_epoch=SimpleNamespace(_skip_to=3)
+    )
+    assert [phases.now(later(i)) for i in range(3, 8)] == [1]*3 + [2]*2
+    assert [i for i in range(3, 8) if phases.begins(later(i))] == [3, 6]
+
+
 @pytest.mark.parametrize("shares", [(0, 0), (1, -1)])
 def test_what_is_no_length(shares):
     with pytest.raises(LabelKitError, match="are no lengths"): Phases(*shares)

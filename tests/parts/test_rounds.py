@@ -19,6 +19,18 @@ def test_round_epochs():
     assert round_epochs(7, 0., 3) == [0, 2, 4]
 
 
+def test_a_fit_that_begins_later_makes_up_for_what_it_missed():
+    "As `fit(8, start_epoch=3)`: one round for all that would have been before"
+    later = lambda epoch: at(epoch, skip_to_epoch=SimpleNamespace(_skip_to=3))
+    r = Rounds(4)
+    assert r.epochs(at(0)) == [0, 2, 4, 6]
+    assert [e for e in range(3, 8) if r.due(later(e))] == [3, 4, 6] and r.left(later(4)) == [4, 6]
+    assert Rounds(1, warmup=.25).epochs(later(3)) == [3]
+    assert Rounds(1, warmup=.5).epochs(later(3)) == [4]
+    assert Rounds(0).epochs(later(3)) == []
+    assert round_epochs(9, 1/3, every=3, first=5) == [5, 6]
+
+
 @pytest.mark.parametrize("n_epoch", [1, 2, 3, 5, 8, 13])
 @pytest.mark.parametrize("warmup", [0., .3, .9])
 @pytest.mark.parametrize("rounds", [1, 2, 4, 20])

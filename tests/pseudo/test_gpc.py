@@ -176,6 +176,15 @@ class TestOthers:
         found = cluster_samples(x, labels, rng(), k=0, start=4, dims=2)
         assert (found[120:130] == 0).all() and (found[60:70] == 1).all()
 
+    def test_numbers_of_clusters_have_no_gaps(self):
+        "Of five centres on two different points three are nobody's"
+        x = tensor([[0., 0.], [1., 0.]]).repeat(10, 1)
+        labels = torch.full((20,), -1)
+        labels[0] = 0
+        for seed in range(5):
+            found = cluster_samples(x, labels, rng(seed), k=5, dims=2)
+            assert found.unique().tolist() == [0, 1]
+
     def test_directions(self):
         x = torch.randn(50, 5, generator=rng())*tensor([5., 1., 1., 1., 3.])
         d = main_directions(x, 2)

@@ -23,6 +23,7 @@ from labelkit.relabel.judge_ensemble import (
     named_judges,
     read_answers,
     reason_of_judges,
+    verdicts,
 )
 
 
@@ -186,9 +187,18 @@ def test_flipped_samples_that_are_not_the_first():
     assert torch.equal(cb.table.targets.argmax(1), dls.real[40:43])
 
 
+def test_verdicts_by_hand():
+    "Of a flagged label the judges' own one and its probability, else the given one and its"
+    labels = torch.tensor([0, 1])
+    answers = torch.tensor([[[.2, .8], [.3, .7]], [[.4, .6], [.1, .9]]])
+    v = verdicts(labels, judge_labels(labels, answers))
+    assert v["label"].tolist() == [1, 1] and v["accepted"].tolist() == [True, False]
+    assert v["confidence"].tolist() == pytest.approx([.7, .8])
+    assert v["label_quality"].tolist() == pytest.approx([.3, .8])
+
 def test_bins():
     t = confidence_bins(
-        torch.tensor([.1, .95, 1., .9, .5]), torch.tensor([True, True, True, True, False]),
+        torch.tensor([.15, .95, 1., .9, .5]), torch.tensor([True, True, True, True, False]),
         torch.tensor([False, True, True, False, True]), bins=10,
     )
     assert t.index.tolist() == ["0.1 to 0.2", "0.9 to 1.0"]

@@ -1,10 +1,11 @@
 """LabelBudget: what a budget buys, the front, the two stages"""
 import pytest
 import torch
-from fastai.basics import Learner
+from fastai.basics import Callback, CancelFitException, Learner
 from torch import nn
 
 from labelkit.data.loaders import from_arrays
+from labelkit.data.samples import Samples
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.models import mlp
@@ -12,6 +13,7 @@ from labelkit.relabel.label_budget import (
     LabelBudget,
     pareto_front,
     purchase,
+    said_of,
     spend,
     worth_asking,
 )
@@ -125,6 +127,18 @@ def test_stages_by_epoch():
         begins = want.index(2)
         assert not seen[begins][1] and (begins < 2 or seen[begins-1][1])
 
+@pytest.mark.parametrize("start, stage", [(1, 1), (2, 2), (3, 2)])
+def test_a_fit_that_begins_later(start, stage):
+    "In the first stage it buys cheap labels, in the second good ones at once"
+    cb = LabelBudget(data().given, budget=20, price=4, share=.4)
+    learn = learner(data(), cb)
+    class Stop(Callback):
+        def after_epoch(self):
+            if self.epoch == start: raise CancelFitException
+    with learn.no_bar(), learn.no_logging(): learn.fit(4, 1e-3, start_epoch=start, cbs=Stop())
+    assert cb.stages == stage
+    assert (cb.table.weights > 0).sum() == cb.bought[["cheap", "good"][stage-1]] > 0
+
 def test_cheap_labels_are_the_given_ones():
     dls = data()
     given = (dls.given + 2) % 3
@@ -146,6 +160,14 @@ def test_the_second_stage_begins_where_it_should():
     cb = LabelBudget(data().given, budget=20, price=4, share=.4, stage=1.)
     fit(learner(data(), cb), 2)
     assert cb.stages == 1  # never: all of the training is the first stage
+
+def test_bought_samples_are_drawn():
+    "Not the first ones, which are all of one class here"
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    x = x[x[:, 0].argsort()]
+    y = (x[:, 0] > 0).long()
+    assert spend(x, y, y, x, y, 20, 0, steps=150) > .8
+    assert spend(x, y, y, x, y, 0, 20, steps=150) > .8
 
 @pytest.mark.parametrize("share, kind", [(0., "cheap"), (1., "good")])
 def test_one_kind_alone(share, kind):
@@ -178,6 +200,28 @@ def test_the_network_says_whom_to_ask(which):
     want = sure.argsort(descending=which == "sure")[:3]
     assert set(cb.ids[rows].tolist()) == set(want.tolist())
     assert torch.equal(labels, dls.given[cb.ids[rows]])
+
+def test_said_of_places_in_their_order():
+    dls = data()
+    learn = learner(dls, [])
+    at = torch.tensor([7, 2, 19])
+    with torch.no_grad(): want = learn.model.eval()(dls.train_ds.arrays.x[at]).softmax(1)
+    torch.testing.assert_close(said_of(learn, Samples(dls), at), want)
+
+def test_the_network_is_asked_about_those_for_sale():
+    "Where a third of the loader's samples has no label, and every other label is for sale"
+    n = torch.arange(24)
+    dls = data()
+    dls.train_ds.arrays.y[::3] = -1
+    good = (n % 3).where(n % 2 == 0, -1)
+    cb = LabelBudget(good, budget=20, price=4, share=.6, which="unsure")
+    learn = learner(dls, cb)
+    cb._ensure_ready()
+    rows,labels = cb._better()
+    own = ((n % 3 > 0) & (n % 2 == 0)).nonzero().flatten()
+    with torch.no_grad(): sure = learn.model.eval()(dls.train_ds.arrays.x[own]).softmax(1).amax(1)
+    want = own[sure.argsort()[:3]]
+    assert cb.ids[rows].tolist() == want.tolist() and torch.equal(labels, good[want])
 
 def test_errors():
     dls = data()

@@ -143,8 +143,8 @@ def test_neither_is_no_leaning():
     assert found["first"] == 1.
 
 def test_a_difference_of_the_margin_is_one():
-    said = torch.tensor([[.75, .25]]).log()
-    judge = ModelJudge(lambda x: said, margin=.5)
+    said = torch.tensor([[200., -200.]])  # probabilities of exactly 1 and 0
+    judge = ModelJudge(lambda x: said, margin=1.)
     assert judge(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([1])).tolist() == [1]
 
 def test_one_order_alone():

@@ -95,6 +95,18 @@ def test_read_at_the_beginning_of_a_fit_and_not_before_the_next(tmp_path):
     assert trained(rec.seen)[4].argmax() == 1 and not any(s.edited for s in rec.seen)
 
 
+def test_a_fit_that_begins_later_reads_it_too(tmp_path):
+    dls = data()
+    log = LabelLog(tmp_path/"l.db", dls)
+    rec = Records()
+    learn = learner(dls, LabelEdits(log), rec)
+    fit(learn)
+    log.edit(4, "fox")
+    rec.seen.clear()
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-3, start_epoch=1)
+    assert trained(rec.seen)[4].argmax() == 2
+
+
 def test_a_fit_that_goes_on_keeps_the_labels_it_began_with(tmp_path):
     class Stop(Callback):
         def before_epoch(self):

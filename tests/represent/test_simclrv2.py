@@ -91,6 +91,24 @@ class TestCallback:
         assert len(x) == 48 and s.labeled_weight == 0
         torch.testing.assert_close(b.loss, want.detach())
 
+    @pytest.mark.parametrize("finetune", [0, 1])
+    def test_later_stages_show_the_weak_view(self, finetune):
+        cb = SimCLRv2(pretrain=0, finetune=finetune, weak=lambda x: x + 7)
+        s = look(learner([cb])).record
+        assert s.x.min() >= 7
+        assert all(o.min() >= 7 for o in s.requests.values()) and len(s.requests) == 1-finetune
+
+    def test_a_search_is_of_the_first_stage(self):
+        seen = []
+        class Kept(SimCLRv2):
+            name = "simclrv2"
+            def before_forward(self, s):
+                super().before_forward(s)
+                seen.append(self.phase)
+        learn = learner([Kept()])
+        with learn.no_bar(), learn.no_logging(): learn.lr_find(num_it=6, show_plot=False)
+        assert set(seen) == {0}
+
     def test_fine_tuning_is_plain(self):
         b = look(learner([SimCLRv2(pretrain=0, finetune=1)]))
         s = b.record
