@@ -49,6 +49,17 @@ class TestFacilityLocation:
         chosen,_ = facility_location(x, 1)
         assert int(chosen[0]) == int(s.sum(0).argmax())
 
+    def test_each_step_is_the_best_one(self):
+        "Nobody else beside those that were chosen before would be worth more"
+        x = torch.randn(15, 3, generator=torch.Generator().manual_seed(0))
+        s = (-torch.cdist(x, x)/3).exp()
+        chosen,whose = facility_location(x, 6)
+        for i in range(6):
+            before = chosen[:i].tolist()
+            worth = torch.stack([s[:, [*before, j]].amax(1).sum() for j in range(15)])
+            close(worth[chosen[i]], worth.max(), 1e-4)
+        assert torch.equal(whose, s[:, chosen].argmax(1))
+
     def test_all_of_them(self):
         x = torch.randn(5, 2)
         chosen,_ = facility_location(x, 5)

@@ -12,6 +12,7 @@ from labelkit.augment.noise_mask import (
 )
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
+from mix.mixtools import Keep
 from labelkit.parts.running import RunningMean
 
 OFFICIAL = published("noise_mask_pipeline")
@@ -97,6 +98,11 @@ class TestCallback:
         fit(learn, 2)
         first,second = learn.supervision.parts["noise_mask"]
         assert first == first and second != second  # NaN: no mask, no policy gradient
+
+    def test_clean_after_a_share_of_the_batches(self):
+        "Of the four batches of one epoch two begin before half of the training is over"
+        fit(learner([cb := NoiseMask(until=.5), keep := Keep()]))
+        assert [s.own(cb).masked for s in keep.seen] == [True, True, False, False]
 
     def test_share_zero_is_uniform_noise(self):
         learn = learner([cb := NoiseMask(share=0.)])

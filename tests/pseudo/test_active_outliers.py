@@ -102,6 +102,28 @@ def test_the_weight_is_that_of_pseudo_labels_alone():
     for r,r3,answered in zip(one, three, given): close(r3-answered, 3*(r-answered))
 
 
+def test_the_weak_view_learns_nothing():
+    "Neither its best class nor how sure that is has a gradient"
+    every = [[torch.randn(5, 4, requires_grad=True) for _ in range(3)] for _ in range(2)]
+    known = F.one_hot(torch.arange(5) % 3, 3).float()
+    given,rest,_ = ensemble_losses(every, known, None, 0.)
+    sum(given + rest).backward()
+    for labeled,weak,strong in every:
+        assert weak.grad is None and labeled.grad.any() and strong.grad.any()
+
+
+def test_the_first_round_asks_at_random(monkeypatch):
+    def spy(self, k, rng, each=None):
+        seen.append(each)
+        return ask(self, k, rng, each)
+    seen = []
+    ask = Answers.ask
+    monkeypatch.setattr(Answers, "ask", spy)
+    learn = six_known(cb := ActiveOutliers(members=2, questions=5, rounds=2))
+    fit(learn, 2)
+    assert seen == [None, cb.ensemble.each]
+
+
 def test_each_member_learns_and_the_first_is_the_model():
     learn = six_known(cb := ActiveOutliers(members=3, questions=10), keep := Keep())
     fit(learn)

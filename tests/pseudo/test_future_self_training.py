@@ -14,6 +14,7 @@ from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.teachers import EMA, Future, VirtualStudent
 from labelkit.core.record import Supervision
+from labelkit.lesson.batch import look
 from labelkit.pseudo.cwbass import pixel_net, scenes, shaded
 from labelkit.pseudo.future_self_training import (
     FutureSelfTraining,
@@ -199,6 +200,21 @@ def test_the_learner_is_the_same_when_nothing_is_believed():
     ta = a.future_self_training.teacher.state_dict()
     tb = b.future_self_training.teacher.state_dict()
     assert not same(ta["model"], tb["model"])
+
+
+def test_every_virtual_student_takes_its_step():
+    "On batches of their own, from the same weights: to other places"
+    class Kept(FutureSelfTraining):
+        name = "future_self_training"
+        def further(self, s):
+            student = super().further(s)
+            weight = self.learn.model.head.weight.detach()
+            seen.append(student.weights["head.weight"].detach() - weight)
+            return student
+    seen = []
+    look(learner([Kept(wide=3, threshold=0.)]))
+    a,b = seen
+    assert a.abs().max() > 0 and b.abs().max() > 0 and not torch.equal(a, b)
 
 
 def test_further_batches_of_own_loaders_leave_global_random_numbers_alone():

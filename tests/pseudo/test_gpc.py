@@ -176,14 +176,20 @@ class TestOthers:
         found = cluster_samples(x, labels, rng(), k=0, start=4, dims=2)
         assert (found[120:130] == 0).all() and (found[60:70] == 1).all()
 
+    @pytest.mark.parametrize("known", [0, 1])
+    def test_all_pieces_of_one_heap_are_merged(self, known):
+        x = heaps([0., 0.])
+        cluster = torch.arange(60) % 5
+        centres = torch.stack([x[cluster == k].mean(0) for k in range(5)])
+        assert len(merge_clusters(x, centres, cluster, known, rng())) == 1
+
     def test_numbers_of_clusters_have_no_gaps(self):
-        "Of five centres on two different points three are nobody's"
-        x = tensor([[0., 0.], [1., 0.]]).repeat(10, 1)
-        labels = torch.full((20,), -1)
-        labels[0] = 0
-        for seed in range(5):
-            found = cluster_samples(x, labels, rng(seed), k=5, dims=2)
-            assert found.unique().tolist() == [0, 1]
+        "Centres are drawn at the far samples, which stay with their class, and are left empty"
+        x = tensor([[-10., 0.], [10., 0.], *[[0., 0.]]*10, [4., 0.]])
+        labels = torch.full((13,), -1)
+        labels[:2] = 0
+        found = cluster_samples(x, labels, rng(), k=4, dims=2)
+        assert found.tolist() == [0]*12 + [1]
 
     def test_directions(self):
         x = torch.randn(50, 5, generator=rng())*tensor([5., 1., 1., 1., 3.])

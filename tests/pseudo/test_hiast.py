@@ -49,6 +49,11 @@ class TestThresholds:
         assert new[0] > .7 and new[1:].tolist() == theta[1:].tolist()
         assert theta.tolist() == tensor([.7, .8, .9]).tolist()
 
+    def test_by_hand(self):
+        "Halfway from .5 to the middle of the class's own threshold and its one confidence, .8"
+        new = adaptive_thresholds(tensor([.9, .5]), tensor([[.2, .8]]), share=1., decay=.5, power=1)
+        close(new, tensor([.9, .575]))
+
     def test_never_one(self):
         theta = tensor([.9, .9])
         for _ in range(99): theta = adaptive_thresholds(theta, tensor([[1., 0.]]*8))

@@ -43,6 +43,25 @@ def test_what_a_technique_has_to_say():
     with pytest.raises(NotImplementedError, match="overrides relabel"): fit(learner([Silent()]))
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_the_second_phase_is_of_a_fresh_network(both):
+    "It begins with the weights of the beginning, and the labels have no part, or their own"
+    class Watched(InPhases):
+        first = pretrain = .5
+        together = both
+        def relabel(self):
+            ids,logits = predict_unlabeled(self.learn)
+            self.pseudo_label[ids] = logits.argmax(1)
+        def before_steps(self):
+            super().before_steps()
+            heads.append(self.learn.model.head.weight.detach().clone())
+    heads = []
+    fit(learner([cb := Watched(), keep := Keep()]), 2)
+    assert torch.equal(heads[0], heads[1])
+    assert [s.labeled_weight for s in keep.seen] == [1]*4 + [float(both)]*4
+    assert [cb.name in s.losses for s in keep.seen] == [False]*4 + [True]*4
+
+
 def test_a_teacher_takes_the_place_of_the_first_phase():
     class Two(InPhases):
         first = .25

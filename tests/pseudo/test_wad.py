@@ -159,6 +159,19 @@ def test_the_temperature_of_the_contrast(monkeypatch):
     assert seen["temperature"] == .7 and seen["steps"] == 3
 
 
+def test_the_representation_begins_with_weights_of_its_own(monkeypatch):
+    "Those of the model may have seen labels"
+    seen = []
+    def spy(net, *args, **kwargs):
+        seen.append(next(net.parameters()).detach().clone())
+        return pretrain(net, *args, **kwargs)
+    monkeypatch.setattr("labelkit.pseudo.wad.pretrain", spy)
+    learn = learner([WAD(pretraining=1)])
+    first = next(learn.model.parameters()).detach().clone()
+    fit(learn)
+    assert len(seen) == 1 and not torch.equal(seen[0], first)
+
+
 def test_without_weights_every_label_counts_one():
     fit(learner([cb := WAD(encoder=pixels, weighted=False), keep := Keep()]))
     s = keep.seen[0]
