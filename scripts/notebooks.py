@@ -18,7 +18,7 @@ EXECUTED = ROOT/"docs"/"_build"/"executed"
 # kernels from a process that has fastai loaded (scripts/warm.py); 0 starts each anew
 WARM = os.environ.get("LABELKIT_WARM_KERNELS", "1") != "0"
 # a page shows .691 and not .6909999847412109, which is what a 32-bit number is in 64 bits
-DIGITS = ["--PlainTextFormatter.float_precision=%.5g"]
+DIGITS = "--PlainTextFormatter.float_precision=%.5g"
 TIMEOUT = int(os.environ.get("LABELKIT_NOTEBOOK_TIMEOUT", 600))  # seconds for one notebook
 
 
@@ -100,12 +100,13 @@ def execute(
             kernel_name="python3",
             kernel_manager_class=manager() if WARM else AsyncKernelManager,
             store_widget_state=True,
+            extra_arguments=[DIGITS],
             config=Config({"KernelManager": {"transport": "ipc", "ip": f"{tmp}/kernel"}}),
             resources={"metadata": {"path": str(path.parent)}},
         )
         # figures belong into the notebook
         env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
-        client.execute(env=env, extra_arguments=DIGITS)
+        client.execute(env=env)
     nb.metadata["labelkit"] = dict(keys, seconds=round(time.perf_counter() - start, 1))
     out = executed_path(path)
     out.parent.mkdir(parents=True, exist_ok=True)
