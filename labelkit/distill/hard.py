@@ -69,8 +69,10 @@ class SpatialAugmentor(nn.Module):
         down,side,turn,scale = (noise.to(x)*self.ranges.to(x)).unbind(1)
         cos = turn.cos()*(-scale).exp()
         sin = turn.sin()*(-scale).exp()
+        # places count from −1 to 1 on either side, and a turn is one of pixels
+        h,w = x.shape[-2:]
         theta = torch.stack(
-            [torch.stack([cos, -sin, -side], 1), torch.stack([sin, cos, -down], 1)], 1
+            [torch.stack([cos, -sin*h/w, -side], 1), torch.stack([sin*w/h, cos, -down], 1)], 1
         )
         return F.grid_sample(
             x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False
@@ -156,8 +158,9 @@ class HARD(Distill):
 
     def before_forward(self, s:Supervision):
         super().before_forward(s)
-        noise = torch.rand(len(s.x), 4, generator=self.rng)*2 - 1
-        s.own(self).views = views = self.augmentor(s.x, noise)
+        x = torch.cat([s.x, s.unlabeled]) if self.unlabeled else s.x
+        noise = torch.rand(len(x), 4, generator=self.rng)*2 - 1
+        s.own(self).views = views = self.augmentor(x, noise)
         s.forward(f"{self.name}.views", views.detach())
 
     def distill_loss(self, student, teacher, s):

@@ -41,7 +41,8 @@ def expert_logits(
 )->torch.Tensor: # [B, C]
     """`logits + λ·log(counts)`, for the loss only (MDCS, Zhao et al. 2023,
     https://arxiv.org/abs/2308.09922; balanced softmax, Ren et al. 2020)"""
-    return logits + exponent*counts.to(logits).clamp_min(1).log()
+    logs = counts.to(logits.device).float().clamp_min(1).log()  # half precision ends at 65,504
+    return logits + (exponent*logs).to(logits)
 
 def class_counts(
     dls,        # loaders that know the given labels

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..core.claim import Claim, made
 from ..core.fit import trained
+from ..core.losses import per_mass
 from ..core.record import Supervision
 from ..core.technique import technique
 from ..data.arrays import LabelDataLoaders
@@ -161,4 +162,4 @@ class SALT(Distill):
     def distill_loss(self, student, teacher, s):
         kl = soft_kl(student, teacher)
         counts = F.pad(s.weights, (0, len(kl)-len(s.weights)), value=1.)  # unlabeled ones follow
-        return (counts*kl).sum()/counts.sum().clamp_min(1)
+        return per_mass((counts*kl).sum(), counts.sum())

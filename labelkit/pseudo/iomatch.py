@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..core.claim import Claim, made
+from ..core.losses import per_mass
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.teachers import Frozen
@@ -51,7 +52,7 @@ def one_vs_all_loss(
     return (
         loss.mean()
         if weights is None
-        else (loss * weights).sum() / weights.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+        else per_mass((loss*weights).sum(), weights.sum())
     )
 
 # %% ../../nbs/pseudo/iomatch.ipynb #ddf0908c

@@ -110,9 +110,10 @@ def weighted_consensus(
     were asked"""
     n,_ = votes.shape
     c = weights.shape[1]
+    weights = weights.float()
     at = votes.clamp_min(0)
     w = weights.expand(n, -1, -1).gather(2, at[..., None])[..., 0]*(votes >= 0)
-    total = torch.zeros(n, c).scatter_add_(1, at, w)
+    total = w.new_zeros(n, c).scatter_add_(1, at, w)
     sums = total.sum(1, keepdim=True)
     return torch.where(sums > 0, total/sums.clamp_min(1e-12), 1/c)
 
@@ -125,7 +126,7 @@ def posterior_consensus(
     other class equally often, and annotators err independently"""
     n,_ = votes.shape
     c = producer.shape[1]
-    p = producer.clamp(1e-6, 1-1e-6)
+    p = producer.float().clamp(1e-6, 1-1e-6)
     wrong = ((1-p)/max(c-1, 1)).log()
     said = (votes >= 0).float()
     at = votes.clamp_min(0)

@@ -29,7 +29,8 @@ def forget_rate(
     variant:str="paper", # "paper": reached after `ramp` epochs; "official": in the last of them
 )->float: # the share of a batch that is left out
     "noise_rate·min(epoch/ramp, 1). Han et al. 2018, https://arxiv.org/abs/1804.06872"
-    if variant == "official": ramp -= 1
+    # the official first epoch has 0, also where it is the only one
+    if variant == "official": ramp = max(ramp-1, 1e-9) if ramp >= 1 else 0
     return noise_rate*min(epoch/ramp, 1) if ramp > 0 else noise_rate
 
 def small_loss(

@@ -62,17 +62,17 @@ def multi_focal_loss(
     weights:torch.Tensor=None, # [B] of the samples, 1 if `None`
 )->torch.Tensor: # a scalar
     """Binary cross-entropy whose easy negatives count little, and rare classes more: sum over all
-    labels, divided by the number of positive ones
+    labels, divided by the number of positive ones, both times the samples' weights
 
     The asymmetric loss (Ridnik et al. 2021, https://arxiv.org/abs/2009.14119) with a weight and an
     exponent by class, as in COMIC's code, which multiplies the result by the batch size."""
-    p = logits.sigmoid()
+    p = logits.float().sigmoid()
     q = (1 - p + clip).clamp_max(1.)
     loss = y*p.clamp_min(1e-8).log() + (1-y)*q.clamp_min(1e-8).log()
     # how hard a label is says how much it counts, and is no way to lower the loss
     with torch.no_grad(): hard = y*(1-p)**gamma_pos + (1-y)*(1-q)**(gamma_neg + w)
-    if weights is None: weights = logits.new_ones(len(logits))
-    return -(loss*hard*w*weights[:,None]).sum()/y.sum().clamp_min(1.)
+    counts = p.new_ones(len(p), 1) if weights is None else weights[:,None]
+    return -(loss*hard*w*counts).sum()/(y*counts).sum().clamp_min(1.)
 
 # %% ../../nbs/relabel/comic.ipynb #ddae7050
 class Experts(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.claim import Claim, made
+from ..core.losses import per_mass
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback, n_classes
 from ..core.technique import CLASSES, technique
@@ -69,7 +70,7 @@ def invert_transition(
 # %% ../../nbs/relabel/complementary_labels.ipynb #50b43c0c
 def _mean(losses, comp):
     "Mean of `losses` [B, C], one for each possible label, under the rows `comp` [B, C]"
-    return (losses*comp).sum()/comp.sum().clamp_min(torch.finfo(comp.dtype).tiny)
+    return per_mass((losses*comp).sum(), comp.sum())
 
 def pc_loss(
     logits:torch.Tensor, # [B, C]
@@ -120,9 +121,9 @@ def ure_loss(
     equal weight throughout, as in libcll."""
     n = comp.sum(0)
     # row j, column k: loss of k where the label is j
-    means = comp.T@-F.log_softmax(logits, 1)/n.clamp_min(torch.finfo(comp.dtype).tiny)[:,None]
+    means = per_mass(comp.T@-F.log_softmax(logits, 1), n[:,None])
     inverse = invert_transition(transition) if inverse is None else inverse
-    parts = (priors if priors is not None else n/n.sum())[:,None]*inverse*means
+    parts = (priors if priors is not None else per_mass(n, n.sum()))[:,None]*inverse*means
     parts = parts.sum(0 if variant == "official" else 1)
     if kind == "free": return parts.sum()
     if kind == "nn": return parts.clamp_min(0).sum()
@@ -206,13 +207,13 @@ def scarce_loss(
 )->torch.Tensor: # a scalar
     """One against the rest from negative and unlabeled samples, absolute correction (SCARCE, Wang
     et al. 2024, https://arxiv.org/abs/2311.15502)"""
-    n = comp.sum(0).clamp_min(torch.finfo(comp.dtype).tiny)
+    n = comp.sum(0)
     w = comp.sum(1, keepdim=True)
     absent = 1 - (1/logits.shape[1] if priors is None else priors)
     yes = F.softplus(-logits)
     no = F.softplus(logits)
-    positive = (w*yes).sum(0)/w.sum() - absent*(comp*yes).sum(0)/n
-    return (absent*(comp*no).sum(0)/n).sum() + positive.abs().sum()
+    positive = per_mass((w*yes).sum(0), w.sum()) - absent*per_mass((comp*yes).sum(0), n)
+    return (absent*per_mass((comp*no).sum(0), n)).sum() + positive.abs().sum()
 
 # %% ../../nbs/relabel/complementary_labels.ipynb #d7d94434
 # : name -> function of (logits [B, C], complementary rows [B, C], the callback: its `matrix`,

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from places import REFERENCES
-from labelkit.core.losses import dense_targets, soft_target_loss
+from labelkit.core.losses import dense_targets, per_mass, soft_target_loss
 from labelkit.mix.base import blend
 from labelkit.parts.shares import sample_lam
 from labelkit.mix.cutmix import CutMix, box_masks, cut_boxes
@@ -342,3 +342,14 @@ def test_torchs_own_loader():
     )
     fit(learn)
     assert len(learn.recorder.losses) == 3
+
+
+@pytest.mark.parametrize("factor", [1., 5., 2.**16])
+def test_a_batch_in_which_nothing_counts_has_no_gradient(factor):
+    "Whatever the loss is multiplied by, as a weight or by mixed precision"
+    assert per_mass(tensor([6., 0.]), tensor([3., 0.])).tolist() == [2., 0.]
+    z = torch.randn(4, 3, requires_grad=True)
+    for lf in (nn.CrossEntropyLoss(), FocalLossFlat(), nn.BCEWithLogitsLoss()):
+        loss = factor*soft_target_loss(lf, z, hot([0, 1, 2, 0]), torch.zeros(4))
+        assert loss == 0
+        assert torch.equal(torch.autograd.grad(loss, z)[0], torch.zeros(4, 3))

@@ -1,5 +1,5 @@
 """MEAL V2 and MDCS: values of the official code, and who is trained by which loss."""
-import json
+import json, math
 
 import pytest
 import torch
@@ -198,3 +198,9 @@ def test_a_model_that_is_a_head_alone_has_no_blocks():
     learn.model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     fit(learn)
     assert cb.logits(learn.dls.valid_ds.arrays.x).shape[0] == 3
+
+
+def test_counts_that_half_precision_does_not_know():
+    z = torch.zeros(1, 2, dtype=torch.float16)
+    said = expert_logits(z, tensor([10., 1e6]), -.5)
+    assert said.tolist()[0] == pytest.approx([-.5*math.log(10), -.5*math.log(1e6)], rel=1e-3)

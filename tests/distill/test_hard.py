@@ -6,8 +6,10 @@ from torch import nn, tensor
 
 from contract import data, fit, learner, model
 from labelkit.core.auxiliary import frozen_call
-from labelkit.errors import LabelKitError
+from labelkit.distill.base import soft_kl
 from labelkit.distill.hard import HARD, SpatialAugmentor, augmentor_loss
+from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
 
 
 def test_each_loss_trains_its_own():
@@ -104,3 +106,32 @@ def test_bad_input():
     learn = learner([HARD(nn.Linear(64, 10))], dls=rows)
     learn.model = nn.Linear(64, 10)
     with pytest.raises(LabelKitError, match="HARD works on images"): fit(learn)
+
+
+def test_a_turn_is_one_of_pixels():
+    "Three to the right of the centre becomes three above or below, whatever the sides are"
+    aug = SpatialAugmentor(limits=(0., 0., torch.pi, 0.), start=.5)
+    for h,w in ((9, 17), (17, 9), (9, 9)):
+        x = torch.zeros(1, 1, h, w)
+        x[0, 0, h//2, w//2+3] = 1
+        (at,) = (aug(x, tensor([[0., 0., 1., 0.]]))[0, 0] > .5).nonzero().tolist()
+        assert abs(at[0]-h//2) == 3 and at[1] == w//2
+
+
+def test_views_of_the_unlabeled_samples_too():
+    b = look(learner([cb := HARD(model(9), unlabeled=True, stay=.5)]))
+    s = b.record
+    x = torch.cat([s.x, s.unlabeled])
+    views = s.own(cb).views.detach()
+    assert views.shape == x.shape
+    seen = s.outputs["hard.views"]
+    said = cb.teacher(x)
+    of_views = cb.teacher(views)
+    student = torch.cat([s.pred, s.outputs["hard.unlabeled"]])
+    close = torch.testing.assert_close
+    close(s.losses["hard"][0], soft_kl(student, said).mean())
+    close(s.losses["hard.views"][0], soft_kl(seen, of_views).mean())
+    stays = soft_kl(of_views, said).mean()
+    # the student's own answer to the views, normalised by themselves
+    asked = frozen_call(b.model.train(), views)
+    close(s.auxiliary_losses["hard.augmentor"][0], .5*stays - soft_kl(asked, of_views).mean())

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from contract import learner
 from distill.distilltools import Keep, fit, net
+from labelkit.core.supervision import LabelCallback
 from labelkit.distill.prockd import (
     ProCKD,
     assigned,
@@ -17,6 +18,7 @@ from labelkit.distill.prockd import (
     first_prototypes,
     follow,
     local_features,
+    map_of,
 )
 from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
@@ -177,3 +179,16 @@ def test_teachers_without_a_map(teacher):
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(LabelKitError, match="no layer whose mean over the places"):
         fit(ProCKD(flat))
+
+
+def test_labels_that_count_nothing_are_not_learned_by_the_task_either(teacher):
+    class Half(LabelCallback):
+        stage = "relabel"
+        def before_forward(self, s): s.weigh((torch.arange(len(s.x)) % 2).float())
+    b = look(learner([cb := ProCKD(teacher), Half()]))
+    s = b.record
+    o = b.state["prockd"]
+    theirs = map_of(cb.teacher, o.there, s.x)
+    mine = F.adaptive_avg_pool2d(o.bridge(s.own(cb).map), theirs.shape[2:])
+    said = o.task_head(enriched(local_features(mine), o.prototypes).mean(1))
+    torch.testing.assert_close(s.losses["prockd.task"][0], F.cross_entropy(said[1::2], s.y[1::2]))

@@ -125,3 +125,9 @@ def test_policies_by_hand():
         assert sorted(choose(policy, cb, probs, 2).tolist()) == [1, 2], "the least certain two"
     with pytest.raises(LabelKitError, match="give k different places"):
         choose(lambda cb,p,k: tensor([0, 0]), cb, probs, 2)
+
+
+@pytest.mark.parametrize("slug", FAMILY)
+def test_each_asks_about_unlabeled_samples_where_it_is_told_to(slug):
+    learn = fit(learner([build(slug, active=True, unlabeled=True)], slug=slug))
+    assert all(o.isfinite().all() for o in weights(learn).values())

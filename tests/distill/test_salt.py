@@ -8,6 +8,7 @@ from torch import tensor
 from torch.nn import functional as F
 
 from contract import data
+from labelkit.core.supervision import LabelCallback
 from labelkit.core.teachers import as_teacher
 from labelkit.data.samples import Samples
 from labelkit.data.sets import digits
@@ -155,3 +156,15 @@ def test_who_is_chosen():
     n = round(.25*len(y))
     assert sorted(ids.tolist()) == sorted(samples.ids[:n].tolist())
     assert len(chosen_by(lambda *x: said, samples, .001)) == 1
+
+
+def test_small_weights_do_not_make_the_small_model_quieter(small):
+    "As with the labeled loss, the mean is over what the samples count"
+    class Light(LabelCallback):
+        stage = "relabel"
+        def before_forward(self, s): s.weigh(torch.full((len(s.x),), 1e-3))
+    fit(SALT(small, share=1.), Light(), keep := Keep(), dls=digits(bs=128), epochs=1)
+    s,loss,_ = keep.seen[0]
+    kl = soft_kl(s.pred, as_teacher(small)(s.x)).mean()
+    assert s.losses["salt"][0].item() == pytest.approx(kl.item(), abs=1e-5)
+    assert loss == pytest.approx((F.cross_entropy(s.pred, s.y)/3 + 2/3*kl).item(), abs=1e-4)

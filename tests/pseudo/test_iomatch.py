@@ -200,3 +200,8 @@ def test_what_is_refused():
     )
     with pytest.raises(LabelKitError, match="kind 'soft'"):
         fit(Learner(dls, model(), cbs=[IOMatch()]))
+
+def test_a_batch_in_which_nothing_counts_has_no_gradient():
+    z = torch.randn(3, 2, 4, requires_grad=True)
+    loss = 2**16*one_vs_all_loss(z, torch.eye(4)[:3], torch.zeros(3))
+    assert loss == 0 and not torch.autograd.grad(loss, z)[0].any()

@@ -277,3 +277,11 @@ def test_bad_input():
         gold_quality([[0, -1]], [0], smoothing=0)
     cb = AnnotatorQuality(votes, gold)
     with pytest.raises(LabelKitError, match="nobody was measured yet"): cb.annotators()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_weights_of_any_precision(dtype):
+    votes = torch.tensor([[0, 1], [-1, 2]])
+    sure = torch.tensor([[.75, .5, .5], [1., .25, .5]])
+    for pool in (weighted_consensus, posterior_consensus):
+        torch.testing.assert_close(pool(votes, sure.to(dtype)), pool(votes, sure))

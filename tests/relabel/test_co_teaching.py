@@ -51,7 +51,9 @@ def test_ramp_of_the_official_code(ref):
         o["expected"]["first12"]
     )
     assert forget_rate(199, rate, n, "official") == pytest.approx(o["expected"]["last"])
-    assert forget_rate(0, .4, 0) == forget_rate(0, .4, 1, "official") == .4
+    # numpy.linspace(0, .4, 1) is [0]
+    assert [forget_rate(e, .4, 1, "official") for e in (0, 1, 2)] == [0., .4, .4]
+    assert forget_rate(0, .4, 0) == forget_rate(0, .4, 0, "official") == .4
     assert [forget_rate(e, .4, 4) for e in range(6)] == pytest.approx([0., .1, .2, .3, .4, .4])
 
 

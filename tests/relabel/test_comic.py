@@ -73,13 +73,18 @@ def test_extreme_logits_are_finite():
         loss = multi_focal_loss(z, torch.tensor(y), torch.ones(2))
         (grad,) = torch.autograd.grad(loss, z)
         assert loss.isfinite() and grad.isfinite().all()
+        assert multi_focal_loss(z.half(), torch.tensor(y).half(), torch.ones(2)).isfinite()
 
 
 def test_weights_of_samples_count():
     z = torch.randn(2, 3)
     y = torch.tensor([[1., 0, 0], [0, 1, 0]])
     first = multi_focal_loss(z, y, torch.ones(3), weights=torch.tensor([1., 0.]))
-    assert float(first) == pytest.approx(float(multi_focal_loss(z[:1], y[:1], torch.ones(3)))/2)
+    # who counts nothing is not among the positive ones either
+    assert float(first) == pytest.approx(float(multi_focal_loss(z[:1], y[:1], torch.ones(3))))
+    twice = multi_focal_loss(z, y, torch.ones(3), weights=torch.tensor([2., 1.]))
+    both = multi_focal_loss(z[[0, 0, 1]], y[[0, 0, 1]], torch.ones(3))
+    assert float(twice) == pytest.approx(float(both))
 
 
 def test_the_expert_that_is_right_counts_more():

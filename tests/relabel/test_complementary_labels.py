@@ -1,6 +1,7 @@
 """Complementary labels: every loss against libcll's and the authors' values, unbiasedness, mixed
 rows, networks that are wrong and sure of it, the callback, wrong input"""
 import json, math
+from types import SimpleNamespace
 
 import pytest, torch
 from fastai.basics import Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
@@ -418,3 +419,17 @@ class TestRefused:
     def test_class_numbers_need_the_matrix(self):
         with pytest.raises(LabelKitError, match="transition is missing"):
             complementary_scores(torch.tensor([0]), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("name", sorted(complementary_losses))
+@pytest.mark.parametrize("rows", ["one class", "none"])
+def test_labels_that_a_batch_lacks_leave_the_gradient_finite(name, rows):
+    "Also where the loss is multiplied, by a weight or by mixed precision"
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    comp = F.one_hot(torch.zeros(5).long(), 4).float()*(rows == "one class")
+    matrix = uniform_transition(4)
+    cb = SimpleNamespace(matrix=matrix, inverse=None, priors=None, variant="official")
+    loss = complementary_losses[name](z, comp, cb)
+    (grad,) = torch.autograd.grad(2**16*loss, z)
+    assert loss.isfinite() and grad.isfinite().all()
+    if rows == "none": assert loss == 0 and not grad.any()
