@@ -8,7 +8,6 @@ __all__ = ['entropy', 'surer_of', 'average_states', 'deal', 'clients_of', 'feder
            'global_accuracy', 'FedLabel']
 
 # %% ../../nbs/pseudo/fedlabel.ipynb #fed0000f
-from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -18,6 +17,7 @@ from fastai.callback.core import Callback, CancelValidException
 from ..core.claim import Claim, made
 from ..core.fit import quiet
 from ..core.record import Supervision, as_inputs
+from ..core.teachers import Frozen
 from ..core.technique import CLASSES, technique
 from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
@@ -201,7 +201,7 @@ class FedLabel(PseudoLabel):
 
     def setup(self):
         super().setup()
-        self.world = deepcopy(unwrap(self.learn.model)).requires_grad_(False).eval()
+        self.world = Frozen(self.learn.model).model  # a copy that asks for no gradient
 
     def before_steps(self):
         if self.learn.epoch == 0: self.world.load_state_dict(unwrap(self.learn.model).state_dict())

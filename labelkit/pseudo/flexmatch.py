@@ -11,7 +11,7 @@ import torch
 
 from ..core.claim import Claim, made
 from ..core.supervision import n_classes
-from ..core.technique import technique
+from ..core.technique import CLASSES, technique
 from ..processes import gather_rows
 from .base import STAGE, PseudoLabel, above_threshold, class_thresholds
 
@@ -51,6 +51,7 @@ class FlexMatch(PseudoLabel):
     status, `class_threshold` [C] what follows from it. Needs unlabeled samples with ids. Zhang et
     al. 2021, https://arxiv.org/abs/2110.08263"""
     needs = ("unlabeled", "ids", "vision")
+    targets = CLASSES
     limits = dict(threshold=(0, 1), mapping=("convex", "linear", "concave"))
     selected = class_threshold = None
 

@@ -30,7 +30,7 @@ def margin_logits(
 )->torch.Tensor: # [U, C]
     """logits + margin·log(mean): in the loss, rare classes have to win by more (Wang et al. 2022,
     https://arxiv.org/abs/2201.01490)"""
-    return logits + margin*mean.log()
+    return logits + margin*mean.log().view(-1, *[1]*(logits.ndim-2))
 
 def energy_level(
     logits:torch.Tensor, # [B, C] of labeled samples
@@ -127,4 +127,6 @@ class InPL(PseudoLabel):
     def note(self, g, mask): super().note(g, mask, rows=dict(energy=energy_score(g.logits)))
 
     def remember(self, g):
-        if self.margin: self.mean.update(g.logits.softmax(1))
+        # of a dense prediction each pixel is a row
+        rows = g.logits.softmax(1).movedim(1, -1).flatten(0, -2)
+        if self.margin: self.mean.update(rows)

@@ -285,6 +285,10 @@ class LabelProportions(Relabel):
     @property
     def due(self): return self.schedule.due(self.learn)
 
+    def check_needs(self):
+        super().check_needs()
+        bags_of(self.dls, self.bags)
+
     def read_labels(self):
         self.samples = Samples(self.dls)
         self.schedule = Rounds(self.rounds)
