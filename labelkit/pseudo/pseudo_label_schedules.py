@@ -69,10 +69,11 @@ def is_table(
 
 def check_scorer(
     scorer # as a user gives it
-):
+): # `scorer`
     "Raise `LabelKitError` for what cannot score"
     known = (list, tuple, torch.nn.ModuleList)
-    if scorer is None or is_table(scorer) or callable(scorer) or isinstance(scorer, known): return
+    if scorer is None or is_table(scorer) or callable(scorer): return scorer
+    if isinstance(scorer, known): return scorer
     raise LabelKitError(
         f"scorer is {scorer!r:.60}: pass a model, a Learner, a function of inputs, or a table of "
         "scores"
@@ -235,8 +236,7 @@ class PseudoLabelSchedules(LabelCallback):
         **kwargs               # `p` of `LabelCallback`
     ):
         super().__init__(**kwargs)
-        check_scorer(scorer)
-        self.keep(locals())
+        self.keep(locals(), scorer=check_scorer(scorer))
 
     def setup(self):
         self.ledger = Ledger.of(self.dls)
