@@ -204,7 +204,27 @@ def _technique(where, t):
 def _check_made(card, args):
     "Raise `LabelKitError` for arguments that `card` refuses, and for what cannot be typed"
     if "teacher" in card.needs and args.get("teacher") is None: return  # it is trained later
-    with _named(card.slug): card.cls(**args)
+    known = card.cls.parameters()
+    lost = [k for k,p in known.items() if p.default is p.empty and k not in args]
+    if not lost:
+        with _named(card.slug): made = card.cls(**args)
+        if not made.off: return
+        given = {k: args.get(k, known[k].default) for k in card.cls.switches if k in known}
+        lost = [k for k,v in given.items() if v is None]
+    if not lost: return  # it was turned off by a number
+    raise LabelKitError(
+        f"{card.slug}: {lost[0]} is missing, and without it {card.name} does nothing: use it in "
+        f"Python, {card.name}({lost[0]}=…)"
+    )
+
+def _check_fit(said, data, cards):
+    "Raise `LabelKitError` for a technique of labels that mean something else than those there are"
+    for card in cards:
+        for k,v in card.data.items():
+            if data.get(k): continue
+            raise LabelKitError(
+                f"{said}{card.slug} is for data with {k}: write --set data.{k}={json.dumps(v)}"
+            )
 
 @contextmanager
 def _named(what):
@@ -253,6 +273,7 @@ def check_config(
     if versions: out["versions"] = versions
     _check_effects(said, out["data"])
     for card,args in techniques: _check_made(card, args)
+    _check_fit(said, out["data"], [card for card,_ in techniques])
     return out
 
 def _check_teacher(said, teacher, techniques):

@@ -6,8 +6,8 @@ its attention, a perceptron"""
 # %% auto #0
 __all__ = ['InputNorm', 'Classifier', 'channels_last', 'mean_places', 'SmallCNN', 'small_cnn',
            'WideBlock', 'WideResNet', 'wide_resnet', 'ViTBlock', 'SmallViT', 'small_vit', 'MLP',
-           'mlp', 'unwrap', 'head_of', 'with_features', 'body_layers', 'layer_name',
-           'layer_outputs', 'map_layer']
+           'mlp', 'unwrap', 'logits_of', 'check_weights_move', 'head_of', 'with_features',
+           'body_layers', 'layer_name', 'layer_outputs', 'map_layer']
 
 # %% ../nbs/models.ipynb #ecb7de43
 from contextlib import contextmanager
@@ -412,6 +412,27 @@ def unwrap(
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module): model = model._orig_mod
         else: return model
 
+def logits_of(
+    out # what a model gave
+)->Tensor:
+    "A model's output, at least 32 bits. Raises `LabelKitError` for anything but one tensor"
+    if isinstance(out, Tensor): return out.float() if out.is_floating_point() else out
+    keys = f" with {list(out)[:4]}" if isinstance(out, dict) else ""
+    raise LabelKitError(
+        f"the model gives a {type(out).__name__}{keys}, and techniques read one tensor: wrap "
+        "the model so that it returns its logits, and let loss_func take those"
+    )
+
+def check_weights_move(
+    model:nn.Module # plain or wrapped
+):
+    "Raise `LabelKitError` for a model that can only be asked with the weights that it has"
+    if any(isinstance(m, torch.jit.ScriptModule) for m in unwrap(model).modules()):
+        raise LabelKitError(
+            f"{type(unwrap(model)).__name__} is a model of torch.jit, whose weights cannot be "
+            "replaced for a moment: use the one that it was traced or scripted from"
+        )
+
 def head_of(
     model:nn.Module # any classifier that ends in a linear layer
 )->nn.Linear:
@@ -447,7 +468,8 @@ def body_layers(
     head = head_of(model)
     for name,m in model.named_children():
         if any(o is head for o in m.modules()):
-            if isinstance(m, nn.Sequential) and len(model._modules) == 1:
+            # a model that only wraps another one has the layers of that
+            if m is not head and len(model._modules) == 1:
                 return [f"{name}.{o}" for o in body_layers(m)]
             break
         if isinstance(m, (InputNorm, nn.Flatten)): continue

@@ -113,12 +113,19 @@ def test_every_technique_can_be_typed_and_saved(slug):
         typed,_ = parse_techniques(spelling)
         assert typed == [dict(name=slug, args=defaults(card.cls.parameters()))]
     config = BASE | dict(techniques=typed, teacher=dict(name="small_cnn", width=64))
-    # a store or a log is made in Python; without edits, votes or candidates there is nothing to do
-    idle = ("label_edits", "annotator_quality", "label_critic", "label_budget")
-    if card.makes and slug not in idle:
-        return refused(config, f"{slug}: ", "missing")
+    for k in card.data: refused(config, f"{slug} is for data with {k}: write --set data.{k}=")
+    config["data"] = BASE["data"] | card.data
+    # a store, a log, votes or candidates are made in Python, and without them nothing is done
+    if card.makes: return refused(config, f"{slug}: ", "missing")
     checked = check_config(config)["techniques"]
     assert json.loads(to_json(checked)) == json.loads(to_json(typed))
+
+
+def test_what_cannot_be_typed_is_missing():
+    one = lambda name, **args: BASE | dict(techniques=[dict(name=name, args=args)])
+    refused(one("spl"), "spl: weak_labels is missing", "use it in Python, SPL(weak_labels=…)")
+    refused(one("label_budget"), "label_budget: good is missing, and without it LabelBudget does")
+    check_config(one("cutmix", p=0.))  # turned off by a number is what was asked for
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 "Paths in each of their spellings, and files that are whole or not there"
 import os
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from labelkit.errors import LabelKitError, atomic_path, check_range, is_url, local_path
+from labelkit.errors import (
+    LabelKitError, atomic_path, check_range, check_whole, is_url, local_path,
+)
 
 HOME = os.path.expanduser("~")
 
@@ -110,3 +114,25 @@ def test_range():
     for bad in (0, True, "1", float("nan"), None):
         with pytest.raises(LabelKitError, match="a=.* is not a number at least 1"):
             check_range("a", bad, 1)
+
+
+@pytest.mark.parametrize("value", [1, 1., np.float32(1), np.int64(1), np.uint8(1), Fraction(2, 2)])
+def test_numbers_of_every_kind(value):
+    got = check_range("weight", value, 0, 1)
+    assert type(got) in (int, float) and got == 1
+    assert type(check_whole("bs", value, 1) if hasattr(value, "__index__") else 1) is int
+
+
+@pytest.mark.parametrize("value", [True, "1", None, float("nan"), np.float32("nan"), 2, [1]])
+def test_what_is_no_number_in_the_range(value):
+    with pytest.raises(LabelKitError, match="weight=.* is not a number between 0 and 1"):
+        check_range("weight", value, 0, 1)
+
+
+@pytest.mark.parametrize("value,said", [
+    (0, "bs=0 is not a number at least 1"), (1.5, "bs=1.5 is not a whole number"),
+    (True, "bs=True is not a whole number"), ("8", "bs='8' is not a whole number"),
+])
+def test_what_is_no_whole_number(value, said):
+    with pytest.raises(LabelKitError, match=said): check_whole("bs", value, 1)
+    assert check_whole("bs", 8.) == 8 and check_whole("seed", -3) == -3

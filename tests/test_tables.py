@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pyarrow as pa, pytest, torch
 
 from labelkit.errors import LabelKitError
-from labelkit.tables import is_missing, numbers_of
+from labelkit.tables import is_missing, numbers_of, rows_of, unmasked
 
 NAN = float("nan")
 WANT = [[0, 1], [2, 3]]
@@ -104,3 +104,69 @@ def test_what_is_no_table(value, said):
 def test_missing():
     assert all(map(is_missing, (None, NAN, np.nan, np.float32("nan"), pd.NA, pd.NaT)))
     assert not any(map(is_missing, (0, "", "nan", False, [], np.zeros(2), torch.zeros(2))))
+
+
+@pytest.mark.parametrize("number", [0, 1.5])
+def test_what_is_masked_is_not_there(number):
+    hidden = np.ma.masked_array([number, 7, 2], mask=[0, 1, 0])
+    assert numbers_of("y", hidden, 1, gap=-1).tolist() == (
+        [0, -1, 2] if number == 0 else pytest.approx([1.5, NAN, 2], nan_ok=True)
+    )
+    assert numbers_of("y", hidden, 1).isnan().tolist() == [False, True, False]
+    assert unmasked(hidden) is not hidden and unmasked(WANT) is WANT
+    names = np.ma.masked_array(["a", "b"], mask=[1, 0])
+    assert unmasked(names).tolist() == [None, "b"]
+
+
+def test_numbers_of_other_widths():
+    wide = np.array([.25, 2], np.longdouble)
+    assert numbers_of("p", wide, 1).tolist() == [.25, 2]
+    large = np.array([2**63 + 1], np.uint64)
+    with pytest.raises(LabelKitError, match=f"p has {2**63 + 1}, which is too large"):
+        numbers_of("p", large, 1)
+    assert numbers_of("p", np.array([], np.uint64), 1).tolist() == []
+    for spans in (np.array([3, 4], "timedelta64[ns]"), pd.Series(pd.to_datetime(["2020-01-01"]))):
+        with pytest.raises(LabelKitError, match="p has dates or spans of time"):
+            numbers_of("p", spans, 1)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["b", "d"],
+        ("b", "d"),
+        np.array(["b", "d"]),
+        pd.Series(["b", "d"], index=[1, 3]),
+        pd.DataFrame(dict(name=["b", "d"]), index=[7, 0]),
+        pd.Index(["b", "d"]),
+    ],
+    ids=lambda o: type(o).__name__,
+)
+def test_what_stands_in_a_row(values):
+    got = rows_of("names", values, 2)
+    assert (got[0], got[1], len(got)) == ("b", "d", 2)
+
+
+def test_rows_of_numbers_stay_as_they_are():
+    images = torch.rand(3, 1, 2, 2)
+    assert rows_of("items", images, 3) is images
+    assert rows_of("items", images.numpy())[1].shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    "values,said",
+    [
+        (["a"], "names has 1 entries for 2 samples: pass one for each"),
+        (pd.Series(["a", "b"], index=[1, 0]), "another order than its index (the first is 1)"),
+        (pd.DataFrame(dict(a=["x", "y"], b=["x", "y"])), "a table of 2 columns: pass one of them"),
+        (dict(a=1, b=2), "names is {'a': 1"),
+        ("ab", "names is 'ab': pass a list"),
+        ({"a", "b"}, "pass a list, one for each sample"),
+        (torch.tensor(2), "pass a list, one for each sample"),
+        (None, "names is None"),
+    ],
+    ids=str,
+)
+def test_what_has_no_rows(values, said):
+    with pytest.raises(LabelKitError) as e: rows_of("names", values, 2)
+    assert said in str(e.value)

@@ -21,7 +21,7 @@ from ..core.teachers import evaluating
 from ..core.technique import technique
 from ..data.samples import Samples
 from ..errors import LabelKitError
-from ..models import body_layers, layer_name, layer_outputs, small_cnn, unwrap
+from ..models import body_layers, layer_name, layer_outputs, logits_of, small_cnn, unwrap
 from ..parts.inner_step import step_alone
 from ..parts.shares import sample_lam
 
@@ -189,6 +189,6 @@ class AdvStyle(LabelCallback):
         model = unwrap(self.learn.model)
         disturb = module.register_forward_hook(partial(self._disturb, len(s.x), "climb"))
         with disturb, evaluating(model), torch.enable_grad():
-            logits = model(*s.inputs).float()
+            logits = logits_of(model(*s.inputs))
             loss = s.loss_of(self.loss_func, logits, s.targets, s.weights).mean()
         step_alone(self.intensity, self.learn, -loss)

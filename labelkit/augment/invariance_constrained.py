@@ -17,7 +17,7 @@ from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
-from ..models import unwrap
+from ..models import logits_of, unwrap
 from ..processes import gather_rows
 
 # %% ../../nbs/augment/invariance_constrained.ipynb #b1c00012
@@ -45,7 +45,8 @@ def kept_proposals(
     rng:torch.Generator,   # on the CPU, for the tests
 )->tuple: # rows of `tried` [B] long, and whether each test accepted [T-1, B]
     "The proposals at which the chains end, by their cross-entropy (`metropolis`)"
-    with evaluating(model): logits = model(tried).float().unflatten(0, (-1, len(targets)))
+    with evaluating(model): logits = logits_of(model(tried))
+    logits = logits.unflatten(0, (-1, len(targets)))
     losses = -(targets*logits.log_softmax(2)).sum(2)
     dice = torch.rand(len(losses)-1, len(targets), generator=rng).to(losses.device)
     at,accepted = metropolis(losses, dice)

@@ -24,7 +24,8 @@ from ..core.supervision import check_finite
 from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
 from ..data.sets import mnist_5k
-from ..models import head_of, small_cnn, unwrap, with_features
+from ..models import check_weights_move, head_of, logits_of, small_cnn
+from ..models import unwrap, with_features
 from ..parts.inner_step import step_alone
 
 # %% ../../nbs/augment/madaug.ipynb #ba500012
@@ -108,12 +109,13 @@ def look_ahead(
     lr:float,            # of the step
 )->torch.Tensor: # a scalar, with gradient towards whatever `x` depends on
     "The loss on other samples after one step of plain gradient descent; the model does not move"
+    check_weights_move(model)
     params = {k: p for k,p in model.named_parameters() if p.requires_grad}
     state = dict(model.named_buffers())
-    loss = loss_of(functional_call(model, params | state, (x,)).float(), t)
+    loss = loss_of(logits_of(functional_call(model, params | state, (x,))), t)
     grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
     moved = {k: p if g is None else p - lr*g for (k,p),g in zip(params.items(), grads)}
-    return loss_of(functional_call(model, moved | state, (x_after,)).float(), t_after)
+    return loss_of(logits_of(functional_call(model, moved | state, (x_after,))), t_after)
 
 def policy_loss(
     model:nn.Module,       # the classifier, plain or wrapped

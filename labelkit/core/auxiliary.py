@@ -15,6 +15,7 @@ from fastcore.foundation import L
 
 from ..processes import n_processes
 from ..errors import LabelKitError
+from ..models import check_weights_move
 
 # %% ../../nbs/core/auxiliary.ipynb #2b2ea83e
 def frozen_call(
@@ -23,6 +24,7 @@ def frozen_call(
 ):
     """What `module` gives, with a gradient for the inputs and none for the weights; its buffers
     stay as they are"""
+    check_weights_move(module)
     state = {k: v.detach() for k, v in module.named_parameters()} | {
         k: v.clone() for k, v in module.named_buffers()
     }

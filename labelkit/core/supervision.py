@@ -8,6 +8,7 @@ __all__ = ['n_classes', 'bad_rows', 'check_finite', 'SupervisionCallback', 'Labe
            'LossPart']
 
 # %% ../../nbs/core/supervision.ipynb #8701923a
+from copy import deepcopy
 from importlib import import_module
 from itertools import chain
 from math import nan
@@ -28,8 +29,9 @@ from .technique import CLASSES, STAGES, TARGETS, Settings
 from ..data.containers import check_soft
 from ..data.ids import has_ids, ids_of
 from ..data.loaders import unlabeled_loader
+from ..data.samples import untouched
 from ..errors import LabelKitError
-from ..models import head_of, with_features
+from ..models import head_of, logits_of, with_features
 from ..processes import ShardedDL, n_processes
 
 # %% ../../nbs/core/supervision.ipynb #c23eb958
@@ -65,16 +67,6 @@ def check_finite(
 def _comes_later(t): return t.is_cuda  # its numbers, after it was asked for
 
 def _plain(t): return t.as_subclass(torch.Tensor) if isinstance(t, torch.Tensor) else t
-
-def _logits(out):
-    "A model's output, at least 32 bits. Raises `LabelKitError` for anything but one tensor"
-    if not isinstance(out, torch.Tensor):
-        keys = f" with {list(out)[:4]}" if isinstance(out, dict) else ""
-        raise LabelKitError(
-            f"the model gives a {type(out).__name__}{keys}, and techniques read one tensor: wrap "
-            "the model so that it returns its logits, and let loss_func take those"
-        )
-    return out.float() if out.is_floating_point() else out
 
 # %% ../../nbs/core/supervision.ipynb #205281df
 # the events of every batch; the others come rarely, and fastai itself acts in some of them
@@ -181,21 +173,12 @@ class SupervisionCallback(Callback):
     def _make_record(self):
         # what a callback does not have itself is asked of the learner: the long way round
         learn = self.learn
-        if len(learn.yb) != 1:
-            found = len(learn.yb)
-            raise LabelKitError(f"batches have {found} targets: techniques need exactly one")
-        inputs = tuple(map(_plain, learn.xb))
-        y = _plain(learn.yb[0])
-        kind = target_kind(y, learn.loss_func)
-        if kind == "segmentation" and y.ndim == 2 and y.shape[1] == 1:  # a table's one column
-            y = y[:,0]
-            kind = "single"
-        s = Supervision(inputs, y, self._c, kind, self._ids)
-        if self.learn.iter == 0: _check_labels(s)
+        s = _record_of(learn, learn.xb, learn.yb, self._c, self._ids)
+        if learn.iter == 0: _check_labels(s)
         if self._unlabeled is not None:
             u = next(self._unlabeled)
             s.unlabeled_ids = ids_of(u)
-            s.unlabeled_inputs = tuple(_plain(o).to(y.device) for o in u[:len(inputs)])
+            s.unlabeled_inputs = tuple(_plain(o).to(s.y.device) for o in u[:len(s.inputs)])
         return s
 
     def _joint(self, s):
@@ -228,7 +211,7 @@ class SupervisionCallback(Callback):
         s = self.record
         if s is None: return
         sizes = [rows_of(s.inputs), *map(rows_of, s.requests.values())]
-        s.pred,*others = _logits(self.learn.pred).split(sizes)
+        s.pred,*others = logits_of(self.learn.pred).split(sizes)
         s.outputs = dict(zip(s.requests, others))
         if s.requests: self.learn.pred = s.pred
         self._restore()
@@ -240,10 +223,10 @@ class SupervisionCallback(Callback):
     def _ask(self, s, name, x):
         "A pass of its own for one request"
         x = as_inputs(x)
-        if not s.wants_features: s.outputs[name] = _logits(self.learn.model(*x))
+        if not s.wants_features: s.outputs[name] = logits_of(self.learn.model(*x))
         else:
             out,f = with_features(self.learn.model, *x)
-            s.outputs[name] = _logits(out)
+            s.outputs[name] = logits_of(out)
             s.features_apart[name] = f.float()
 
     def after_loss(self):
@@ -344,6 +327,31 @@ def _endless(dl):
         with torch.random.fork_rng(devices=[]): first = next(batches)
         for b in chain([first], batches): yield b if isinstance(b, (tuple, list)) else (b,)
 
+def _record_of(learn, xb, yb, c, ids):
+    "The record of a batch"
+    if len(yb) != 1:
+        raise LabelKitError(f"batches have {len(yb)} targets: techniques need exactly one")
+    inputs = tuple(map(_plain, xb))
+    y = _plain(yb[0])
+    for what,o in (*((f"input {i}", x) for i,x in enumerate(inputs)), ("the target", y)):
+        if not isinstance(o, torch.Tensor):
+            raise LabelKitError(
+                f"{what} of a batch is a {type(o).__name__}, and techniques read tensors: let the "
+                "loader give each tensor as a part of its own, with n_inp for the inputs"
+            )
+    kind = target_kind(y, learn.loss_func)
+    if kind == "segmentation" and y.ndim == 2 and y.shape[1] == 1:  # a table's one column
+        y = y[:,0]
+        kind = "single"
+    return Supervision(inputs, y, c, kind, ids)
+
+def _first_record(learn):
+    "The record of a first batch; the loader's order and the random numbers stay as they are"
+    with untouched(): b = learn.dls.train.one_batch()
+    b = b if isinstance(b, (tuple, list)) else (b,)
+    n = getattr(learn.dls, "n_inp", max(1, len(b)-1))
+    return _record_of(learn, b[:n], b[n:], n_classes(learn), None)
+
 def _check_labels(s):
     if s.kind == "soft": check_soft(s.y)
     if s.kind != "single" or not len(s.y): return
@@ -404,7 +412,9 @@ class LabelCallback(Settings, Callback):
     @property
     def off(self)->bool:
         "Whether the settings leave nothing to do: no batch (`p`), no weight, or another switch"
-        return any(_is_nothing(vars(self).get(k, 1)) for k in self.switches)
+        # what was left out of a pickle is missed, and not switched off
+        switches = [k for k in self.switches if k not in self._left_out]
+        return any(_is_nothing(vars(self).get(k, 1)) for k in switches)
 
     def draws(self)->bool:
         "Whether it acts in this batch"
@@ -486,11 +496,23 @@ class LabelCallback(Settings, Callback):
 
     def before_train(self):
         self.check_needs()
-        self._ensure_ready()
-        # before the supervision begins: an interruption finds the learner as it was
-        if not self.searching: self.before_steps()
+        try:
+            self._ensure_ready()
+            # before the supervision begins: an interruption finds the learner as it was
+            if not self.searching: self.before_steps()
+        except Exception as e:
+            self._check_data(e)
+            raise
         if not hasattr(self.learn, "supervision"): self.learn.add_cb(SupervisionCallback())
         self.learn.supervision.start()
+
+    def _check_data(self, error):
+        "Where getting ready failed on data that the technique is not for, say that instead"
+        try: s = _first_record(self.learn)
+        except Exception: return  # it failed for another reason
+        s.ids = torch.arange(len(s.y))  # `check_needs` has asked for them
+        try: self.check(s)
+        except LabelKitError as e: raise e from error
 
     def _ensure_ready(self):
         # a callback that is used with another learner, or with other loaders, begins anew
@@ -557,7 +579,17 @@ class LabelCallback(Settings, Callback):
         kept = vars(self) if self._settings is None else self._settings
         state = {k: v for k,v in vars(self).items() if k in kept and k not in ("_rng", "_made_for")}
         heavy = [k for k,v in state.items() if _cannot_travel(v)]
-        return state | dict.fromkeys(heavy) | dict(_settings=self._settings, _left_out=tuple(heavy))
+        lost = dict.fromkeys((*self._left_out, *heavy))
+        return state | lost | dict(_settings=self._settings, _left_out=tuple(lost))
+
+    def __deepcopy__(self, memo):
+        new = memo[id(self)] = object.__new__(type(self))
+        state = self.__getstate__()
+        # in one program nothing has to be left out: data and functions are shared with the copy
+        shared = {k: vars(self)[k] for k in state["_left_out"]}
+        left = deepcopy({k: v for k,v in state.items() if k not in shared}, memo)
+        vars(new).update(left | shared | dict(_left_out=self._left_out))
+        return new
 
 # %% ../../nbs/core/supervision.ipynb #09d3f4a6
 def _is_nothing(v):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from torch import nn, Tensor
 from torch.func import functional_call
 from ..errors import LabelKitError
-from ..models import unwrap, with_features
+from ..models import check_weights_move, unwrap, with_features
 
 # %% ../../nbs/core/teachers.ipynb #eae87b8a
 def _model_of(obj):
@@ -75,7 +75,8 @@ class Teacher:
                         "model of its "
                         "own"
                     ) from e
-            model.requires_grad_(False)
+            # copies of a model of torch.jit are no leaves
+            for p in model.parameters(): (p if p.is_leaf else p.detach_()).requires_grad_(False)
         elif not callable(model):
             raise LabelKitError(
                 f"a teacher is a module or a callable that gives logits, got {type(model).__name__}"
@@ -140,7 +141,7 @@ class Teacher:
                 "model has: use one model"
             )
         if not features: out = self.logits(*x)
-        else: out, f = with_features(self.model, self._in_its_precision(*x))
+        else: out, f = with_features(self.model, *map(self._in_its_precision, x))
         if not isinstance(out, Tensor):
             raise LabelKitError(
                 f"a teacher must give a tensor of logits [B, C], got {type(out).__name__}: wrap "
@@ -316,6 +317,7 @@ class VirtualStudent:
         model:nn.Module, # the real student, plain, compiled or wrapped
         opt              # its optimiser, fastai's or an `OptimWrapper`
     ):
+        check_weights_move(model)
         self.model = unwrap(model)
         self.opt = deepcopy(opt)
         self.taken = 0
@@ -324,11 +326,11 @@ class VirtualStudent:
         self.buffers = {k: b.clone() for k, b in self.model.named_buffers()}
 
     def __call__(self,
-        x:Tensor # a batch, [B, ...]
+        *x:Tensor # a batch, [B, ...]; several where the model takes several inputs
     )->Tensor: # logits with gradient towards the virtual weights
         "The virtual student's answer; the global random numbers go on as if it had not been asked"
-        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            return functional_call(self.model, self.weights | self.buffers, (x,))
+        with torch.random.fork_rng(devices=[x[0].device] if x[0].is_cuda else []):
+            return functional_call(self.model, self.weights | self.buffers, x)
 
     def step(self,
         loss:Tensor,   # a scalar: of the real model at the first step, of this student later
@@ -460,10 +462,18 @@ def check_teacher(
     """Ask `teacher` once and return it.
 
     Raises `LabelKitError` that names both numbers of classes, or a wrong shape, or an answer that
-    is not finite."""
+    is not finite, or inputs that the teacher does not take."""
     teacher = as_teacher(teacher)
     x = [o[:2] for o in (x if isinstance(x, tuple) else (x,))]
-    out = teacher(*x)
+    try: out = teacher(*x)
+    except (LabelKitError, torch.OutOfMemoryError): raise
+    except Exception as e:
+        shapes = " and ".join(str(tuple(o.shape)) for o in x)
+        raise LabelKitError(
+            f"the teacher fails for inputs of shape {shapes}, which the student gets "
+            f"({type(e).__name__}: {e}): pass one that takes the same, or a function that converts "
+            "the inputs and asks it"
+        ) from e
     n = len(x[0])
     if out.ndim != 2 or len(out) != n:
         raise LabelKitError(

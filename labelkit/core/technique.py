@@ -15,7 +15,7 @@ from importlib import import_module
 import html, inspect, re
 
 from .claim import Claim
-from ..errors import LabelKitError, check_range
+from ..errors import LabelKitError, check_range, check_whole
 
 # %% ../../nbs/core/technique.ipynb #a08260e5
 FAMILIES = ("mix", "augment", "pseudo", "relabel", "distill", "represent", "adapt")
@@ -143,12 +143,6 @@ def find(
     raise LabelKitError(f"technique {name!r} is unknown: {hint}")
 
 # %% ../../nbs/core/technique.ipynb #a27ff538
-def _check_whole(name, value):
-    if isinstance(value, float) and value.is_integer(): return int(value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise LabelKitError(f"{name}={value!r} is not a whole number: pass one")
-    return value.__index__()
-
 def _check_limit(name, value, limit):
     if limit and isinstance(limit[0], (int, float)) and not isinstance(limit[0], bool):
         return check_range(name, value, *limit)
@@ -177,7 +171,7 @@ class Settings:
             p = parameters.get(name)
             optional = value is None and (p is None or p.default is None)
             if not optional and not callable(value):
-                if p is not None and p.annotation is int: value = _check_whole(name, value)
+                if p is not None and p.annotation is int: value = check_whole(name, value)
                 if name in limits: value = _check_limit(name, value, limits[name])
             setattr(self, name, value)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LabelKitError
-from ..tables import is_missing, numbers_of
+from ..tables import is_missing, numbers_of, unmasked
 
 # %% ../../nbs/data/containers.ipynb #57c79070
 def read_inputs(
@@ -47,7 +47,7 @@ def _stacked(name, x):
 def _array(name, x):
     "Anything but a tensor as one that shares its memory where that is possible"
     if isinstance(x, pd.Series) and x.dtype == object: return read_inputs(list(x), name)
-    try: a = np.asarray(x)
+    try: a = np.asarray(unmasked(x))
     except Exception as e:
         raise LabelKitError(f"{name} cannot be read as numbers ({e}): pass an array") from e
     if a.dtype.kind not in "biufc":
@@ -124,6 +124,7 @@ def _column(y):
         y = np.asarray(y)
         return y,(None if y.dtype.kind in "biuf" else names)
     listed = isinstance(y, (list, tuple))
+    y = unmasked(y)
     try: y = np.asarray(y, dtype=object if listed and any(map(_is_name, y)) else None)
     except ValueError: return y,None  # `numbers_of` says what is wrong with it
     if y.dtype.kind in "SUT": y = y.astype(object)
@@ -202,18 +203,20 @@ def _union(named):
     return sorted({*first, *more}, key=str) if more else first
 
 def _guess_kind(y, vocab):
-    t = _numbers("y", _column(y)[0])
+    if isinstance(getattr(y, "dtype", None), pd.CategoricalDtype): return "single"
+    t = _numbers("y", y)
+    one_column = t.ndim == 2 and t.shape[1] == 1
     if not t.is_floating_point():
         if t.ndim > 2:
             raise LabelKitError(
                 f"y has shape {tuple(t.shape)}: maps of classes are loaded with fastai's "
                 "SegmentationDataLoaders, which `label_dls` gives ids"
             )
-        return "single" if t.ndim == 1 else "multi"
-    known = t[~t.isnan().flatten(1).any(1)] if t.ndim > 1 else t[~t.isnan()]
-    if t.ndim == 2 and bool(((known == 0) | (known == 1)).all()): return "multi"
+        return "single" if t.ndim == 1 or one_column else "multi"
     # class names beside it: these are classes, in a column with gaps
-    return "single" if vocab is not None and t.ndim == 1 else "regression"
+    if vocab is not None and (t.ndim == 1 or one_column and len(vocab) > 1): return "single"
+    known = t[~t.isnan().flatten(1).any(1)] if t.ndim > 1 else t[~t.isnan()]
+    return "multi" if t.ndim == 2 and bool(((known == 0) | (known == 1)).all()) else "regression"
 
 def _check_floats(name, t, kind, vocab):
     known = t.flatten(1) if t.ndim > 1 else t[:,None]

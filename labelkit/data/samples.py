@@ -20,7 +20,7 @@ from fastai.distributed import DistributedDL
 from .arrays import ArrayDataset, ArrayDL, Arrays
 from .ids import Batch, WithIds, give_ids
 from ..errors import LabelKitError
-from ..models import unwrap
+from ..models import logits_of, unwrap
 from ..tables import numbers_of
 
 # %% ../../nbs/data/samples.ipynb #2f8e306a
@@ -190,7 +190,7 @@ def predict_samples(
         try:
             model.eval()
             parts = [
-                (b.ids, (forward or model)(*(o.to(device) for o in b.inputs)).float())
+                (b.ids, logits_of((forward or model)(*(o.to(device) for o in b.inputs))).float())
                 for b in samples.batches(at)
             ]
         finally:

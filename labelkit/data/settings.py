@@ -16,6 +16,7 @@ from inspect import Parameter, signature
 import torch
 from torch import Tensor
 
+from .containers import class_numbers
 from ..errors import LabelKitError, check_range
 from ..tables import numbers_of
 
@@ -31,9 +32,12 @@ def _rate(value, name="noise_rate"):
 
 def _labels(y, c=None, missing=False):
     "`y` as a LongTensor on the CPU and the number of classes; `missing` admits −1"
-    try: y = torch.as_tensor(y).detach().cpu()
+    # of a column of pandas what stands in its rows, whatever its index is
+    read = (lambda y: numbers_of("y", y, None)) if hasattr(y, "to_numpy") else torch.as_tensor
+    try: y = read(y).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as e:
-        raise LabelKitError(f"y must be a vector of class numbers, got {type(y).__name__}") from e
+        found = str(e) if isinstance(e, LabelKitError) else type(y).__name__
+        raise LabelKitError(f"y must be a vector of class numbers, got {found}") from e
     if y.ndim != 1:
         raise LabelKitError(
             f"y must be a vector of class numbers, got shape {tuple(y.shape)}: for one-hot labels "
@@ -353,7 +357,7 @@ def complementary_labels(
     (y, c) = _labels(y, c)
     g = as_generator(generator)
     if transition is None: transition = (1 - torch.eye(c)) / (c - 1)
-    t = torch.as_tensor(transition).float()
+    t = numbers_of("transition", transition).float()
     if t.shape != (c, c):
         raise LabelKitError(f"transition must be {c} x {c} for {c} classes, got {tuple(t.shape)}")
     if (t < 0).any() or (t.sum(1) - 1).abs().max() > 1e-4:
@@ -397,8 +401,7 @@ def unknown_classes(
 
     Raises `LabelKitError` when `known` names a class twice or one that is not there."""
     y, c = _labels(y, c, missing=True)
-    known = torch.as_tensor(known)
-    known = list(range(int(known))) if known.ndim == 0 else known.tolist()
+    known = list(range(known)) if _is_count(known) else numbers_of("known", known, 1).tolist()
     if not known or len(set(known)) < len(known) or min(known) < 0 or max(known) >= c:
         raise LabelKitError(f"known must name different classes out of 0..{c-1}, got {known}")
     new = torch.full((c + 1,), unknown)                       # the last place serves −1
@@ -571,10 +574,16 @@ def takes_settings(
 # %% ../../nbs/data/settings.ipynb #4f3d630d
 def _is_count(o): return hasattr(o, "__index__") and not getattr(o, "ndim", 0)
 
+def _classes(known, s):
+    "Classes that were given by number, or by name, as numbers"
+    if any(isinstance(o, str) for o in known):
+        known = class_numbers(list(known), s.vocab or [], "known")[0]
+    return numbers_of("known", known, 1).tolist()
+
 @setting()
 def _known(s,
-    # classes that can have a label (an int: the first ones); the others stay among the unlabeled
-    # samples and leave validation
+    # classes that can have a label, by number or name (an int: the first ones); the others stay
+    # among the unlabeled samples and leave validation
     known=None,
 ):
     if known is None: return
@@ -583,7 +592,7 @@ def _known(s,
             "known= needs the true class of every training sample, and y has -1: use labeled= to "
             "hide labels"
         )
-    known = list(range(known)) if _is_count(known) else [int(o) for o in known]
+    known = list(range(known)) if _is_count(known) else _classes(known, s)
     c = len(known)
     # the number after the last class is never handed out as a label
     s.y,s.y_valid = (unknown_classes(o, known, s.c, unknown=c) for o in (s.y, s.y_valid))
@@ -648,9 +657,13 @@ def _how_many(s, labeled):
     return _by_class(s.given, n, s.c, s.rng) if s.uneven else keep_labeled(s.given, n, s.c, s.rng)
 
 def _which(labeled, n):
-    if not hasattr(labeled, "__len__"):
+    if not hasattr(labeled, "__len__") or isinstance(labeled, str):
         raise LabelKitError(f"labeled={labeled!r} is no number of samples: pass one, or ids")
-    rows = labeled if torch.is_tensor(labeled) else torch.as_tensor(list(labeled))
+    try: rows = labeled if torch.is_tensor(labeled) else torch.as_tensor(list(labeled))
+    except (TypeError, ValueError, RuntimeError):
+        raise LabelKitError(
+            f"labeled={labeled!r:.60} are no ids: pass whole numbers, or one yes or no a sample"
+        ) from None
     if rows.dtype == torch.bool:
         if rows.shape != (n,):
             raise LabelKitError(f"labeled has shape {tuple(rows.shape)}: pass one answer a sample")
@@ -685,7 +698,7 @@ def _complementary(s,
             "labeled= to hide labels"
         )
     t = complementary
-    t = (1-torch.eye(s.c))/(s.c-1) if t is True else torch.as_tensor(t).float()
+    t = (1-torch.eye(s.c))/(s.c-1) if t is True else numbers_of("complementary", t).float()
     inside = s.truth < s.c
     new = torch.full_like(s.truth, -1)
     new[inside] = complementary_labels(s.truth[inside], s.c, s.rng, t)

@@ -26,7 +26,7 @@ from .report import html_page
 from ..relabel.confident_relabel import check_probs, confident_learning
 from ..relabel.label_models import check_votes, vote_counts
 from ..storage.label_names import nfc, read_given
-from ..tables import numbers_of
+from ..tables import is_missing, numbers_of, rows_of
 
 # %% ../../nbs/evidence/label_report.ipynb #b1b00016
 def class_counts(
@@ -154,15 +154,17 @@ def class_drift(
     part,                # [N] when or where a label was given: dates, batches, annotators
     c:int,               # number of classes
 )->dict: # `parts`: rows; `cramers_v` 0..1; `p_value`
-    """Whether the shares of the classes change from part to part. `distance` is the share of a
-    part's labels that would have to change to give the shares of all (total variation); `p_value`
-    is that of a chi-squared test, and `cramers_v` how strong the dependence is"""
+    """Whether the shares of the classes change from part to part; where nothing is said, that is a
+    part as well. `distance` is the share of a part's labels that would have to change to give the
+    shares of all (total variation); `p_value` is that of a chi-squared test, and `cramers_v` how
+    strong the dependence is"""
     from scipy.stats import chi2_contingency
-    if len(part) != len(labels):
-        raise LabelKitError(f"part has {len(part)} entries for {len(labels)} labels: pass one each")
-    part = part.tolist() if hasattr(part, "tolist") else list(part)
-    names = list(dict.fromkeys(part))
+    part = rows_of("part", part, len(labels))
+    part = part.tolist() if hasattr(part, "tolist") else part
+    part = [None if is_missing(o) else o for o in part]
+    names = list(dict.fromkeys(o for o in part if o is not None))
     with suppress(TypeError): names = sorted(names)  # a mixture keeps its order
+    if None in part: names.append(None)
     place = {k: i for i,k in enumerate(names)}
     row = torch.tensor([place[o] for o in part])
     known = labels >= 0
@@ -172,7 +174,11 @@ def class_drift(
     overall = table.sum(0)/table.sum().clamp_min(1)
     distance = (shares-overall).abs().sum(1)/2
     rows = [
-        dict(part=str(k), labeled=int(n), distance=float(d) if n else None)
+        dict(
+            part="not said" if k is None else str(k),
+            labeled=int(n),
+            distance=float(d) if n else None,
+        )
         for k,n,d in zip(names, table.sum(1), distance)
     ]
     used = table[table.sum(1) > 0][:, table.sum(0) > 0]
@@ -469,11 +475,13 @@ def label_report(
         valid_inputs = own["valid_inputs"] if valid_inputs is None else valid_inputs
     vocab,labels = read_given(labels, vocab)
     if not len(labels): raise LabelKitError("labels is empty: pass at least one")
-    for name,o,what in (("names", names, "entries"), ("votes", votes, "rows")):
-        if o is not None and len(o) != len(labels):
-            raise LabelKitError(
-                f"{name} has {len(o)} {what} for {len(labels)} labels: pass one for each"
-            )
+    if votes is not None and len(votes) != len(labels):
+        raise LabelKitError(
+            f"votes has {len(votes)} rows for {len(labels)} labels: pass one for each"
+        )
+    if names is not None: names = rows_of("names", names, len(labels))
+    if not isinstance(about, (dict, type(None))):
+        raise LabelKitError(f"about is {about!r:.40}: pass a dictionary, name -> text")
     c = len(vocab)
     facts = dict(counts=class_counts(labels, c))
     if inputs is not None:

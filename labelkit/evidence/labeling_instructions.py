@@ -23,7 +23,8 @@ from ..data.containers import read_inputs
 from ..errors import LabelKitError, atomic_path, check_range
 from .describe import versions
 from .report import html_page
-from ..storage.label_names import read_given
+from ..storage.label_names import nfc, read_given
+from ..tables import rows_of
 
 # %% ../../nbs/evidence/labeling_instructions.ipynb #e9470c84
 def embed(
@@ -119,9 +120,12 @@ def border_examples(
 
 # %% ../../nbs/evidence/labeling_instructions.ipynb #284fc1ca
 def _picture(x):
-    "An image [1 or 3, H, W] in 0..1 as a source for HTML"
+    "A picture, kept as a file or as numbers, as a source for HTML"
     from PIL import Image
-    a = (x.float().clamp(0, 1)*255).round().byte().cpu().numpy()
+    from labelkit.explore.pictures import as_picture
+    try: a = (as_picture(x, 256)*255).round().byte().numpy()
+    except OSError as e:
+        raise LabelKitError(f"items: {x} cannot be read ({e}): pass files that are there") from e
     im = Image.fromarray(a[0] if len(a) == 1 else np.moveaxis(a, 0, -1))
     side = max(1, 64//max(im.size))
     im = im.resize((im.width*side, im.height*side), Image.NEAREST)
@@ -143,7 +147,8 @@ class Instructions:
     vocab:list[str]     # class names
     examples:list[dict] # for each class `rows` and `precision`
     border:list[tuple]  # for each class rows, and the rival class of each
-    items:object        # the samples: images [N, C, H, W] in 0..1, or texts; `None`: their numbers
+    # the samples: pictures as arrays, opened or as `Path`s, or texts; `None`: their numbers
+    items:object
     words:dict          # class name -> what a human says about it
     title:str           # a heading
 
@@ -187,7 +192,8 @@ class Instructions:
 def labeling_instructions(
     features,              # [N, D] of any model, see `embed`
     labels,                # [N] class numbers or names, -1 or nothing for none
-    items=None,            # [N] what is shown: images [N, 1 or 3, H, W] or texts
+    # [N] what is shown: texts; pictures, as numbers, opened images or `Path`s of files
+    items=None,
     vocab:list=None,       # class names; those of the labels if `None`
     n:int=5,               # at most so many representative examples for each class
     borderline:int=3,      # and at most so many on its border
@@ -204,14 +210,13 @@ def labeling_instructions(
         raise LabelKitError(
             f"features has shape {tuple(f.shape)} for {len(y)} labels: pass a vector for each"
         )
-    if items is not None and len(items) != len(y):
-        raise LabelKitError(f"items has {len(items)} entries for {len(y)} labels: pass one each")
-    unknown = set(words or {}) - set(vocab)
+    if items is not None: items = rows_of("items", items, len(y))
+    words = {nfc(str(k)): v for k,v in (words or {}).items()}
+    unknown = [k for k in words if k not in vocab]
     if unknown:
         raise LabelKitError(
-            f"words speaks of {min(unknown)!r}, which is no class: use {', '.join(vocab)}"
+            f"words speaks of {unknown[0]!r}, which is no class: use {', '.join(vocab)}"
         )
-    if torch.is_tensor(items) and items.dtype == torch.uint8: items = items.float()/255
     f = f - f[y >= 0].mean(0)  # what all samples have in common says nothing
     none = dict(rows=torch.zeros(0, dtype=torch.long), precision=[])
     there = [int((y == k).sum()) > 0 for k in range(len(vocab))]
@@ -227,4 +232,4 @@ def labeling_instructions(
         for j,k in enumerate(seen):
             at,who = border_examples(f, place[y], rows, j, borderline)
             border[k] = at,torch.tensor(seen)[who]
-    return Instructions(list(vocab), found, border, items, dict(words or {}), title)
+    return Instructions(list(vocab), found, border, items, words, title)

@@ -19,6 +19,7 @@ from ..data.sets import mnist_5k
 from ..errors import LabelKitError
 from .mixup import MixUp
 from ..models import small_cnn
+from ..tables import numbers_of
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #18fa1a24
 def _nearest(x, centers):
@@ -95,11 +96,12 @@ def check_clusters(
     dls,      # loaders with ids
 )->torch.Tensor: # [ids] long
     "Clusters as a tensor; raises `LabelKitError` when there is not one for each id"
-    res = torch.as_tensor(clusters).long().cpu()
+    res = numbers_of("clusters", clusters, None, gap=-1).cpu()
     n = _n_ids(dls)
-    if res.shape == (n,): return res
+    if res.shape == (n,) and not res.is_floating_point(): return res
+    kind = " and holds fractions" if res.is_floating_point() else ""
     raise LabelKitError(
-        f"clusters has shape {tuple(res.shape)}: pass [{n}], the cluster of each sample by id"
+        f"clusters has shape {tuple(res.shape)}{kind}: pass [{n}], the cluster of each sample by id"
     )
 
 # %% ../../nbs/mix/intra_cluster_mixup.ipynb #04ac87fa

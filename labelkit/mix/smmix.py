@@ -115,7 +115,8 @@ def check_attention(
 ):
     "Raise `LabelKitError` for a model that gives no attention, or whose tokens cannot be read"
     model = unwrap(model)
-    asked = "attention" in inspect.signature(model.forward).parameters
+    script = isinstance(model, torch.jit.ScriptModule)  # has no signature
+    asked = not script and "attention" in inspect.signature(model.forward).parameters
     if not asked or not hasattr(model, "norm"):
         raise LabelKitError(
             f"SMMix mixes by attention and {type(model).__name__} gives none: use a model "

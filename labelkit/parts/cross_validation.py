@@ -17,6 +17,7 @@ from fastprogress.fastprogress import progress_bar
 from ..core.supervision import check_finite
 from ..data.samples import Samples
 from ..errors import LabelKitError
+from ..models import logits_of
 
 # %% ../../nbs/parts/cross_validation.ipynb #5c331a36
 def stratified_folds(
@@ -50,7 +51,7 @@ def _train(model, samples, at, loss_func, steps, lr, rng, step):
             if done == steps: break
             if len(b.ids) == 1 < len(at): continue  # batch norm has nothing to measure
             opt.set_hyper("lr", lr*sin(pi*(done+.5)/steps))
-            loss_func(model(*b.inputs), b.targets[0]).mean().backward()
+            loss_func(logits_of(model(*b.inputs)), b.targets[0]).mean().backward()
             opt.step()
             opt.zero_grad()
             done += 1
@@ -60,9 +61,9 @@ def _train(model, samples, at, loss_func, steps, lr, rng, step):
 def _predict(model, samples, at):
     "Places and distributions of the samples that can be loaded"
     model.eval()
-    found = [(b.ids, model(*b.inputs)) for b in samples.batches(at, 4*samples.dl.bs)]
+    found = [(b.ids, logits_of(model(*b.inputs))) for b in samples.batches(at, 4*samples.dl.bs)]
     ids,logits = (torch.cat(o) for o in zip(*found))
-    return samples.places(ids),logits.float().softmax(1).cpu()
+    return samples.places(ids),logits.softmax(1).cpu()
 
 def _not_finite(samples, at, lr):
     "Say whose inputs are no numbers, or else that training diverged"

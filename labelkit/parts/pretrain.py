@@ -12,6 +12,7 @@ from math import pi, sin
 import torch
 from torch import nn
 
+from ..core.record import as_inputs
 from ..core.supervision import check_finite
 from ..data.samples import Samples
 from ..models import head_of, with_features
@@ -36,7 +37,8 @@ class Embedding(nn.Module):
 def pretrain(
     model:nn.Module,      # ends in a linear layer; trained in place, but for that layer
     samples:Samples,      # whose labels are not looked at
-    view,                 # function of inputs [N, ...]: a random view of each
+    # function of inputs [N, ...], or of a tuple where there are several: a random view of each
+    view,
     rng:torch.Generator,  # a CPU generator, for the order
     steps:int=300,        # of training
     bs:int=256,           # samples in a step, each in two views
@@ -56,11 +58,12 @@ def pretrain(
         for b in samples.batches(order[:len(order)//bs*bs], bs):
             if done == steps: break
             step(steps)
-            (x,) = b.inputs
-            check_finite(x, b.ids)
+            for x in b.inputs: check_finite(x, b.ids)
+            given = b.inputs if len(b.inputs) > 1 else b.inputs[0]
             for group in opt.param_groups: group["lr"] = lr*sin(pi*(done+.5)/steps)
             with torch.enable_grad():
-                z = net(torch.cat([view(x), view(x)]))
+                both = zip(as_inputs(view(given)), as_inputs(view(given)))
+                z = net(*map(torch.cat, both))
                 loss = nt_xent(*z.chunk(2), temperature)
             opt.zero_grad()
             loss.backward()

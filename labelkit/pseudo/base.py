@@ -244,14 +244,14 @@ class PseudoLabel(LabelCallback):
     def note(self,
         g:Guess,
         mask:torch.Tensor,  # [U, ...] what `believe` said
-        rows:dict=None,     # name -> [U] values of further columns
+        rows:dict=None,     # name -> [U, ...] values of further columns
         **kwargs            # passed on to `Ledger.record`
     ):
         "Write a batch into the ledger; of a dense prediction its mean over the pixels"
         if g.s.unlabeled_ids is None: return
         confidence,label = g.probs.flatten(2).mean(2).max(1) if g.probs.ndim > 2 else g.probs.max(1)
         accepted = mask.flatten(1).float().mean(1) > .5 if mask.ndim > 1 else mask > 0
-        rows = rows or {}
+        rows = {k: v.flatten(1).mean(1) if v.ndim > 1 else v for k,v in (rows or {}).items()}
         ids,label,confidence,accepted,*more = gather_rows(
             g.ids, label, confidence, accepted, *rows.values()
         )

@@ -114,7 +114,9 @@ def relation_loss(
     "Cross-entropy of `targets` to the mean of the memory's distributions, by nearness"
     kept,said = memory.split([features.shape[1], targets.shape[1]], 1)
     near = (features@kept.T/temperature).softmax(1)
-    return -(targets*(near@said).clamp_min(1e-8).log()).sum(1).mean()
+    # the bound is for a class that nobody in the memory has; a rare one keeps its gradient
+    arrived = (near@said).clamp_min(torch.finfo(near.dtype).tiny)
+    return -(targets*arrived.log()).sum(1).mean()
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a00029
 def running_score(

@@ -17,7 +17,7 @@ from ..data.ids import Batch
 from ..data.samples import Samples
 from ..core.auxiliary import loss_scale
 from ..core.claim import Claim, made
-from ..core.record import Supervision
+from ..core.record import Supervision, as_inputs, rows_of
 from ..core.teachers import Future, VirtualStudent
 from ..core.technique import technique
 from ..errors import LabelKitError
@@ -46,17 +46,18 @@ def another_batch(
     device = s.x.device
     b = draw_batch(dls.train, len(s.x), rng)
     u = draw_batch(dls.unlabeled, len(s.unlabeled), rng)
-    x,y,unlabeled = (o.to(device) for o in (b.inputs[0], b.targets[0], u.inputs[0]))
-    other = Supervision(x, y, s.c, s.kind, unlabeled=unlabeled)
+    x,y,unlabeled = (tuple(o.to(device) for o in k) for k in (b.inputs, b.targets, u.inputs))
+    other = Supervision(x, y[0], s.c, s.kind, unlabeled=unlabeled)
     other.labeled_weight = s.labeled_weight
     return other
 
 def in_one_pass(
     net, # any function of inputs
-    *x   # batches of one shape
+    *x   # batches of one shape; tuples where the network takes several inputs
 )->tuple:
     "What `net` says of several batches that go through it together"
-    return net(torch.cat(x)).float().split(list(map(len, x)))
+    together = map(torch.cat, zip(*map(as_inputs, x)))
+    return net(*together).float().split(list(map(rows_of, x)))
 
 # %% ../../nbs/pseudo/future_self_training.ipynb #3f9750ac
 def check_look(
@@ -170,13 +171,13 @@ class FutureSelfTraining(PseudoLabel):
 
     def step_on(self, student, s):
         "A step of a virtual student on the batch of `s`"
-        pred,strong = in_one_pass(student, s.x, s.own(self).strong)
+        pred,strong = in_one_pass(student, s.inputs, s.own(self).strong)
         return student.step(self.virtual_loss(s, pred, strong), loss_scale(self.learn))
 
     def virtual_loss(self, s, pred, strong):
         "Labels, and the present teacher's pseudo-labels"
         labeled = s.loss_of(self.learn.loss_func, pred, s.targets, s.weights)
-        g = Guess(self.teacher(s.own(self).weak), s, strong)
+        g = Guess(self.teacher(*as_inputs(s.own(self).weak)), s, strong)
         guessed = self.consistency(strong, self.teach(g), self.believe(g))
         return s.labeled_weight*labeled + self.weight*guessed
 

@@ -26,6 +26,7 @@ from ..data.settings import add_noise
 from ..errors import LabelKitError
 from ..models import head_of, small_cnn
 from .stored_labels import InPhases, check_shares
+from ..tables import numbers_of
 
 # %% ../../nbs/pseudo/spl.ipynb #3840852f
 def sub_labels(
@@ -60,16 +61,18 @@ def pretext_labels(
     return sub_labels(weak, taught, c, least)
 
 def check_weak(
-    weak:torch.Tensor, # weak labels, by id
-    n:int,             # samples
-    c:int,             # classes
-):
-    "Raises `LabelKitError` unless `weak` is [n] of numbers from -1 to `c`-1"
-    low,high = map(int, weak.aminmax())
-    if weak.shape == (n,) and low >= -1 and high < c: return
+    weak,  # weak labels by id, in any container, -1 or a gap for none
+    n:int, # samples
+    c:int, # classes
+)->torch.Tensor: # [n] long
+    "Weak labels as a tensor. Raises `LabelKitError` unless they are [n] numbers below `c`"
+    t = numbers_of("weak_labels", weak, None, gap=-1)
+    whole = t.shape == (n,) and not t.is_floating_point()
+    if whole and int(t.min()) >= -1 and int(t.max()) < c: return t
+    found = f" and goes from {t.min()} to {t.max()}" if t.numel() else ""
     raise LabelKitError(
-        f"weak_labels has shape {tuple(weak.shape)} and goes from {low} to {high}: pass one of "
-        f"{c} classes, or -1 for none, for each of {n} samples, by id"
+        f"weak_labels has shape {tuple(t.shape)}{found}: pass one of {c} classes, or -1, for each "
+        f"of {n} samples, by id"
     )
 
 # %% ../../nbs/pseudo/spl.ipynb #76f6ce42
@@ -140,7 +143,7 @@ class SPL(InPhases):
     cells = None
 
     def __init__(self,
-        weak_labels:torch.Tensor, # [n_ids] long, a weak label of every sample; -1 for none
+        weak_labels,           # [n_ids] a weak label of every sample by id; -1 for none
         teacher=None,          # gives logits [B, C]; the network after the first phase if `None`
         first:float=.3,        # share of the training in which the labels make a teacher
         pretrain:float=.5,     # share of the training in which it is pre-trained
@@ -155,15 +158,15 @@ class SPL(InPhases):
     def setup(self):
         super().setup()
         c = n_classes(self.learn)
-        check_weak(self.weak_labels, self.ledger.n_ids, c)
-        most = min(c*(c+1), 2*c + len(self.weak_labels)//self.least)
+        self._named = check_weak(self.weak_labels, self.ledger.n_ids, c)
+        most = min(c*(c+1), 2*c + len(self._named)//self.least)
         self.cells = Auxiliary(nn.Linear(head_of(self.learn.model).in_features, most), self.learn)
 
     def relabel(self):
         ask = None if self.teacher is None else as_teacher(self.teacher)
         ids,logits = predict_samples(self.learn, Samples(self.dls.unlabeled), forward=ask)
         confidence,taught = logits.softmax(1).max(1)
-        weak = self.weak_labels.to(ids.device)[ids]
+        weak = self._named.to(ids.device)[ids]
         label = pretext_labels(weak, taught, logits.shape[1], self.least, self.classes)
         self.pseudo_label[ids] = label
         self.ledger.record(ids, taught, confidence, weak == taught, self.epoch)

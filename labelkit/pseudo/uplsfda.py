@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
 from ..core.claim import Claim, made
-from ..core.record import Supervision
+from ..core.record import Supervision, as_inputs
 from ..core.supervision import LabelCallback
 from ..core.technique import technique
 from ..models import head_of
@@ -151,8 +151,10 @@ class UPLSFDA(LabelCallback):
         s.want_features()
         s.labeled_weight *= 0
         for name in ("first", "second"):
-            views = [self._views.weak(s.inputs) for _ in range(self.heads)]
-            s.forward(f"{self.name}.{name}", torch.cat(views), grad=name == "second")
+            views = [as_inputs(self._views.weak(s.inputs)) for _ in range(self.heads)]
+            together = tuple(map(torch.cat, zip(*views)))
+            x = together if len(together) > 1 else together[0]
+            s.forward(f"{self.name}.{name}", x, grad=name == "second")
 
     def ask(self, s, name):
         "[K, B, C] logits of the heads, each of its own view"

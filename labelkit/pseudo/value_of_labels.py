@@ -34,8 +34,7 @@ def effective_weights(
 )->torch.Tensor: # [C] float, mean 1
     """Inverse effective numbers of samples (Cui et al. 2019, https://arxiv.org/abs/1901.05555)"""
     n = counts.clamp_min(1).double()
-    size = n if beta == 1 else (1-beta**n)/(1-beta)
-    w = 1/size
+    w = (1-beta)/(1-beta**n) if beta < 1 else 1/n  # the limit
     return (w*len(w)/w.sum()).float()
 
 def margin_loss(

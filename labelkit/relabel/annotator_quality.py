@@ -24,7 +24,7 @@ from ..errors import LabelKitError, check_range
 from ..models import small_cnn
 from .label_models import LabelModel, MajorityVote, check_votes
 from .voted import Voted
-from ..tables import numbers_of
+from ..tables import numbers_of, rows_of
 
 # %% ../../nbs/relabel/annotator_quality.ipynb #a9a00016
 FIELD_WEIGHTS = dict(area=.55, number=.225, edge=.1, category=.125)
@@ -139,20 +139,22 @@ def bayes_risk(
     consensus:torch.Tensor # [N, C], rows sum to one
 )->torch.Tensor: # [N], from 0 to 1 - 1/C
     "Probability that the consensus label is wrong: 1 - max C; of two classes at most .5"
-    return 1 - consensus.amax(1)
+    return 1 - numbers_of("consensus", consensus).amax(1)
 
 def risk_by_site(
     risk:torch.Tensor,   # [N]
     site,                # [N] where a sample belongs: numbers or names
     threshold:float=.34, # a sample with more is risky
 ): # a pandas table, a row for each site, worst first
-    "Mean risk of each site, and the share of its samples that is risky"
+    """Mean risk of each site, and the share of its samples that is risky. Samples whose site is not
+    said are a site of their own"""
     import pandas as pd
-    if len(site) != len(risk):
-        raise LabelKitError(f"site has {len(site)} entries for {len(risk)} samples: pass one each")
-    f = pd.DataFrame(dict(site=list(site), risk=risk.tolist()))
+    risk = numbers_of("risk", risk, 1).cpu()
+    site = rows_of("site", site, len(risk))
+    site = site.tolist() if hasattr(site, "tolist") else site
+    f = pd.DataFrame(dict(site=site, risk=risk.tolist()))
     f["risky"] = f.risk > threshold
-    out = f.groupby("site").agg(
+    out = f.groupby("site", dropna=False).agg(
         samples=("risk", "size"), risk=("risk", "mean"), risky=("risky", "mean")
     )
     return out.sort_values("risk", ascending=False, kind="stable")
@@ -169,6 +171,7 @@ def next_questions(
     not been asked about it and has time. Samples about which all were asked are left out"""
     import pandas as pd
     names = getattr(votes, "columns", None)
+    consensus = numbers_of("consensus", consensus)
     votes,_ = check_votes(votes, consensus.shape[1])
     quality = numbers_of("quality", quality, 1).cpu().float()
     if votes.shape != (len(consensus), len(quality)):

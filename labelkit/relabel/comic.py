@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from fastai.metrics import accuracy_multi
 from torch import nn
+from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
 from ..core.claim import Claim, made
@@ -68,7 +69,11 @@ def multi_focal_loss(
     exponent by class, as in COMIC's code, which multiplies the result by the batch size."""
     p = logits.float().sigmoid()
     q = (1 - p + clip).clamp_max(1.)
-    loss = y*p.clamp_min(1e-8).log() + (1-y)*q.clamp_min(1e-8).log()
+    # exact, so that there is a gradient also where the network is wrong and sure of it
+    log_p = F.logsigmoid(logits)
+    log_q = F.logsigmoid(-logits)
+    if clip: log_q = torch.logaddexp(log_q, log_q.new_tensor(clip).log()).clamp_max(0.)
+    loss = y*log_p + (1-y)*log_q
     # how hard a label is says how much it counts, and is no way to lower the loss
     with torch.no_grad(): hard = y*(1-p)**gamma_pos + (1-y)*(1-q)**(gamma_neg + w)
     counts = p.new_ones(len(p), 1) if weights is None else weights[:,None]

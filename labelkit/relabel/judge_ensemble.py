@@ -55,6 +55,9 @@ def named_judges(
         raise LabelKitError(
             f"judges is {judges!r:.60}: pass a list or a dictionary of at least one judge"
         )
+    given = judges.values() if isinstance(judges, dict) else judges
+    if unmade := [o.__name__ for o in given if isinstance(o, type)]:
+        raise LabelKitError(f"judge {unmade[0]} is a class: pass {unmade[0]}(), made of it")
     if isinstance(judges, dict): return {str(k): v for k,v in judges.items()}
     names = [getattr(o, "__name__", type(o).__name__) for o in judges]
     return {n if names.count(n) == 1 else f"{n} {i}": o
@@ -62,13 +65,16 @@ def named_judges(
 
 # %% ../../nbs/relabel/judge_ensemble.ipynb #c1c00018
 def read_answers(
-    answers,  # [n, C] probabilities, rows of zeros for no answer; or [n] classes, -1 for none
+    # [n, C] probabilities, rows of zeros for no answer; or [n] classes, -1 or a gap for none
+    answers,
     n:int,    # number of samples
     c:int,    # number of classes
     name:str, # of the judge
 )->torch.Tensor: # float [n, C], rows sum to one or are zero
     "A judge's answers as distributions. Raises `LabelKitError` that names the judge"
-    try: a = numbers_of("answers", answers, None).cpu()
+    try:
+        a = numbers_of("answers", answers, None).cpu()
+        if a.ndim == 1: a = numbers_of("answers", a, 1, gap=-1)
     except LabelKitError as e: raise LabelKitError(f"judge {name!r}: {e}") from e
     whole = a.ndim == 1 and not a.is_floating_point() and len(a) == n
     if whole and a.min() >= -1 and a.max() < c:

@@ -127,15 +127,20 @@ def said_of(
 
 def check_good(
     good,  # [n] class numbers in any container, -1 or a gap where none is for sale
-    n:int, # number of samples
+    n:int, # number of samples, at least 1
     c:int, # number of classes
 )->torch.Tensor: # [n] long
     "Good labels as a tensor. Raises `LabelKitError` for another length, or no class numbers"
     t = numbers_of("good", good, 1, gap=-1).cpu()
-    if len(t) != n or t.is_floating_point() or int(t.max()) >= c:
+    if len(t) != n or t.is_floating_point():
         raise LabelKitError(
-            f"good has {len(t)} entries up to {t.max()} for {n} samples of {c} classes: pass one "
-            "class number for each sample"
+            f"good has {len(t)} entries of type {t.dtype} for {n} samples: pass one class number "
+            "for each sample"
+        )
+    if int(t.min()) < -1 or int(t.max()) >= c:
+        raise LabelKitError(
+            f"good goes from {int(t.min())} to {int(t.max())} for samples of {c} classes: pass "
+            f"0..{c-1}, or -1"
         )
     return t
 

@@ -263,8 +263,7 @@ class LabelProportions(Relabel):
     explorer = "labelkit.explore.threshold_explorer:ThresholdExplorer"
 
     def __init__(self,
-        # inferences, spread evenly over a fit; 0 turns the technique off
-        rounds:int=2,
+        rounds:int=2,         # inferences, spread evenly over a fit; 0 turns the technique off
         n_neighbors:int=5,    # of each sample
         bag_lam:float=10.,    # weight of the bags' counts
         # weight of the neighbours; 1, and 10 for the official variant, if `None`
@@ -284,6 +283,10 @@ class LabelProportions(Relabel):
 
     @property
     def due(self): return self.schedule.due(self.learn)
+
+    def check_needs(self):
+        super().check_needs()
+        bags_of(self.dls, self.bags)
 
     def read_labels(self):
         self.samples = Samples(self.dls)

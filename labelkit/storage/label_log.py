@@ -237,6 +237,10 @@ class LabelLog:
     )->list:
         "Where samples are in the data. Raises `LabelKitError` for unknown ones"
         ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if isinstance(ids, (dict, float)):
+            raise LabelKitError(
+                f"ids is {ids!r:.60}: pass numbers or keys, and their labels as labels="
+            )
         ids = [ids] if isinstance(ids, (str, PurePath, Integral)) else list(ids)
         out = []
         n = len(self.given)

@@ -2,11 +2,14 @@ import copy, pickle
 from types import SimpleNamespace
 
 import pytest, torch
+from fastai.optimizer import Adam
 from torch import nn
 
 from labelkit.errors import LabelKitError
 from labelkit.models import unwrap
-from labelkit.core.teachers import EMA, Ensemble, Frozen, as_teacher, check_teacher, ema_decay_at
+from labelkit.core.auxiliary import frozen_call
+from labelkit.core.teachers import EMA, Ensemble, Frozen, VirtualStudent, as_teacher
+from labelkit.core.teachers import check_teacher, ema_decay_at
 
 
 def net(c=3):
@@ -280,3 +283,39 @@ def test_device():
     assert Frozen(net()).device == torch.device("cpu") and Frozen(lambda x: x).device is None
     t = Frozen(net()).to("meta")
     assert t.device.type == "meta" and t(torch.empty(2, 4, device="meta")).shape == (2, 3)
+
+
+def test_several_inputs(x):
+    "A teacher of two inputs is asked for features, and a virtual student for logits"
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 5)
+            self.b = nn.Linear(2, 5)
+            self.head = nn.Linear(5, 3)
+        def forward(self, x, v): return self.head(self.a(x) + self.b(v))
+    model = Two()
+    v = torch.randn(16, 2)
+    logits,f = Frozen(model)(x, v, features=True)
+    torch.testing.assert_close(f, model.a(x) + model.b(v))
+    torch.testing.assert_close(logits, model(x, v))
+    student = VirtualStudent(model, Adam(list(model.parameters()), lr=.1))
+    torch.testing.assert_close(student(x, v), model(x, v))
+
+
+def test_a_teacher_of_other_inputs_is_named(x):
+    with pytest.raises(LabelKitError, match=r"the teacher fails for inputs of shape \(2, 5\)"):
+        check_teacher(net(), torch.rand(8, 5), 3)
+    with pytest.raises(LabelKitError, match=r"shape \(2, 4\) and \(2, 4\), which the student"):
+        check_teacher(net(), (x, x), 3)
+
+
+def test_a_traced_model(x):
+    "It is copied and averaged; what replaces its weights says that it cannot"
+    traced = torch.jit.trace(net().train(), x, check_trace=False)
+    for teacher in (Frozen(traced), EMA(traced)):
+        assert not any(p.requires_grad for p in teacher.model.parameters())
+        assert teacher(x).shape == (16, 3)
+    with pytest.raises(LabelKitError, match="is a model of torch.jit"):
+        VirtualStudent(traced, Adam(list(traced.parameters()), lr=.1))
+    with pytest.raises(LabelKitError, match="is a model of torch.jit"): frozen_call(traced, x)

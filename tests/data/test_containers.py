@@ -338,3 +338,37 @@ def test_names_of_classes():
     assert class_vocab(SimpleNamespace(vocab=[["the", "a"], ["neg", "pos"]])) == ["neg", "pos"]
     assert class_vocab(SimpleNamespace(vocab=None)) is None
     assert class_vocab(SimpleNamespace(vocab=range(3))) == [0, 1, 2]
+
+
+CONTAINERS = dict(
+    tensor=torch.as_tensor, array=np.asarray, table=lambda a: pd.DataFrame(dict(a=np.ravel(a))),
+    list=lambda a: np.asarray(a).tolist(),
+)
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_one_column_is_the_same_in_every_container(kind):
+    "Whole numbers are classes, floats 0 and 1 a yes or no; with class names, classes"
+    of = CONTAINERS[kind]
+    whole = of(np.array([[0], [1], [2]]))
+    y,_,found,_ = read_targets(whole, whole)
+    assert found == "single" and y.tolist() == [0, 1, 2]
+    yes = of(np.array([[0.], [1.], [1.]]))
+    y,_,found,_ = read_targets(yes, yes)
+    assert found == "multi" and y.tolist() == [[0], [1], [1]]
+    y,_,found,vocab = read_targets(yes, yes, vocab=["no", "yes"])
+    assert (found, vocab, y.tolist()) == ("single", ["no", "yes"], [0, 1, 1])
+    numbers = of(np.array([[.5], [1.], [3.]]))
+    assert read_targets(numbers, numbers)[2] == "regression"
+
+
+def test_a_categorical_of_numbers_with_a_gap_is_classes():
+    y,_,kind,_ = read_targets(pd.Categorical([1, None, 0]), [0, 1])
+    assert kind == "single" and y.tolist() == [1, -1, 0]
+
+
+def test_masked_labels_and_inputs_have_gaps():
+    assert class_numbers(np.ma.masked_array([2, 1], mask=[0, 1]))[0].tolist() == [2, -1]
+    names = np.ma.masked_array(["cat", "dog"], mask=[1, 0])
+    assert class_numbers(names)[0].tolist() == [-1, 0]
+    x = np.ma.masked_array(np.ones((2, 3)), mask=[[0, 0, 1], [0, 0, 0]])
+    assert read_inputs(x).isnan().tolist() == [[False, False, True], [False]*3]

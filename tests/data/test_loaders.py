@@ -2,6 +2,7 @@
 `label_dls` or `from_arrays` holds for it too."""
 import pickle
 from inspect import signature
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,3 +294,37 @@ def test_the_signature_says_every_setting():
     for k in "labeled noise_rate noise imbalance known complementary bag_size bs seed".split():
         assert k in names
     assert "settings" not in names
+
+
+@pytest.mark.parametrize("how,said", [
+    (dict(bs=0), "bs=0 is not a number at least 1"),
+    (dict(bs="8"), "bs='8' is not a whole number"),
+    (dict(ratio=0), "ratio=0 is not a number at least 1"),
+    (dict(val_bs=2.5), "val_bs=2.5 is not a whole number"),
+    (dict(seed=None), "seed=None is not a whole number"),
+])
+def test_sizes_of_batches(how, said):
+    x = torch.rand(6, 4)
+    with pytest.raises(LabelKitError, match=said):
+        from_arrays(x, [0, 1]*3, x, [0, 1]*3, **dict(labeled=4) | how)
+
+
+@pytest.mark.parametrize("dls,said", [
+    (lambda: None, "dls is a NoneType: pass DataLoaders"),
+    (lambda: own().train, "dls is a .*: pass DataLoaders, such as DataLoaders\\(train, valid\\)"),
+    (lambda: Learner(own(), nn.Linear(1, 2), loss_func=nn.MSELoss()), "dls is a Learner"),
+])
+def test_what_is_no_loaders(dls, said):
+    with pytest.raises(LabelKitError, match=said): label_dls(dls())
+
+
+@pytest.mark.parametrize("items,said", [
+    (5, "unlabeled is a int: pass the items themselves, as a list"),
+    (iter([1]), "unlabeled is a list_iterator: pass the items"),
+    (Path("/tmp"), "pass the files in it, such as get_image_files"),
+])
+def test_what_are_no_unlabeled_items(items, said):
+    with pytest.raises(LabelKitError, match=said): label_dls(own(), unlabeled=items)
+    with pytest.raises(LabelKitError, match="pass what it loads, its dataset"):
+        label_dls(own(), unlabeled=own().valid)
+    with pytest.raises(LabelKitError, match="ratio=0"): label_dls(own(), [tensor([1.])], ratio=0)

@@ -31,6 +31,7 @@ from labelkit.data.settings import (
     unknown_classes,
     weak_labels,
 )
+from labelkit.data.loaders import from_arrays
 from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 
@@ -446,3 +447,28 @@ def test_a_setting_of_ones_own():
             apply_settings(world("multi", torch.eye(C)[Y]), until=3)
     finally:
         for k in ("until", "gap"): settings.pop(k)
+
+
+def test_columns_of_pandas_as_they_come():
+    "A split keeps the numbers of its rows, which say nothing here; a sorted one is refused"
+    y = pd.Series(Y.tolist(), index=range(50, 50+len(Y)))
+    assert torch.equal(symmetric_noise(y, .3, C), symmetric_noise(Y, .3, C))
+    assert torch.equal(bags(y, 4)[0], bags(Y, 4)[0])
+    turned = pd.Series(Y.tolist(), index=range(len(Y)))[::-1]
+    with pytest.raises(LabelKitError, match="another order than its index"):
+        symmetric_noise(turned, .3, C)
+
+
+def test_settings_in_every_container():
+    x = torch.rand(12, 2)
+    y = torch.arange(12) % 3
+    make = lambda **k: from_arrays(x, y, x, y, **k)
+    away = pd.DataFrame((1-torch.eye(3).numpy())/2)
+    assert torch.equal(make(complementary=away).transition, torch.tensor(away.to_numpy()).float())
+    named = from_arrays(x, ["abc"[i] for i in y], x, ["abc"[i] for i in y], known=["c", "a"])
+    assert named.vocab == ["c", "a"]
+    assert named.given.tolist() == [1, -1, 0]*4
+    with pytest.raises(LabelKitError, match="known of sample 0 is 'z'"):
+        from_arrays(x, ["abc"[i] for i in y], x, ["abc"[i] for i in y], known=["z"])
+    for labeled in ("9", ["a", "b"]):
+        with pytest.raises(LabelKitError, match="labeled="): make(labeled=labeled)

@@ -1,4 +1,7 @@
 """What holds for every distillation, and slips that would go unnoticed."""
+from collections import Counter
+
+import pandas as pd
 import pytest
 import torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner
@@ -7,6 +10,7 @@ from torch import nn, tensor
 from contract import SLUGS, build, data, fit, learner, model, same, weights
 from labelkit.core.technique import registry
 from labelkit.core.teachers import as_teacher, check_origin
+from labelkit.data.loaders import from_arrays, label_dls
 from labelkit.distill.base import Distill, soft_kl
 from labelkit.distill.knowledge_distillation import KnowledgeDistillation
 from labelkit.distill.mdcs import MDCS, class_counts
@@ -131,3 +135,20 @@ def test_policies_by_hand():
 def test_each_asks_about_unlabeled_samples_where_it_is_told_to(slug):
     learn = fit(learner([build(slug, active=True, unlabeled=True)], slug=slug))
     assert all(o.isfinite().all() for o in weights(learn).values())
+
+
+def test_counts_by_name_are_put_into_the_order_of_the_classes():
+    "`value_counts` goes by frequency"
+    x = torch.rand(6, 1, 4, 4)
+    y = list("ccbaaa")
+    dls = from_arrays(x, y, x, y, bs=3)
+    for counts in (None, [3, 1, 2], pd.Series(y).value_counts(), Counter(y)):
+        assert class_counts(dls, counts, 3).tolist() == [3, 1, 2]
+    assert class_counts(dls, dict(b=4), 3).tolist() == [0, 4, 0]
+    turned = pd.Series([2, 2, 1, 0, 0, 0]).value_counts()
+    assert turned.index.tolist() == [0, 2, 1]
+    numbered = from_arrays(x, [2, 2, 1, 0, 0, 0], x, [0]*6, bs=3)
+    assert class_counts(numbered, turned, 3).tolist() == [3, 1, 2]
+    items = [(o, "abc".index(k)) for o,k in zip(x, y)]
+    own = label_dls(DataLoaders(DataLoader(items, bs=3), DataLoader(items, bs=3)))
+    assert class_counts(own, None, 3).tolist() == [3, 1, 2]

@@ -209,3 +209,18 @@ def test_bad_input():
         (dict(labels=[0, 1], n=-1), "n=-1"),
     ):
         with pytest.raises(LabelKitError, match=said): label_report(**args)
+
+
+def test_columns_that_were_split():
+    "Names stand in rows, whatever a column's index is; where nothing is said is one part"
+    probs = np.array([[.05, .95], [.9, .1], [.8, .2], [.1, .9]])
+    names = pd.Series(["t0", "t1", "t2", "t3"], index=[10, 11, 12, 13])
+    found = label_report([0, 0, 0, 1], names=names, pred_probs=probs).facts["errors"]["samples"]
+    assert [(o["name"], o["sample"]) for o in found] == [("t0", 0)]
+    with pytest.raises(LabelKitError, match="names has its rows in another order"):
+        label_report([0, 0, 0, 1], names=names.set_axis([3, 2, 1, 0]), pred_probs=probs)
+    nothing = pd.Series([np.nan, 1., np.nan, None], index=[3, 5, 7, 9])
+    parts = class_drift(torch.tensor([0, 1, 0, 1]), nothing, 2)["parts"]
+    assert [(o["part"], o["labeled"]) for o in parts] == [("1.0", 1), ("not said", 3)]
+    with pytest.raises(LabelKitError, match="about is 'made by me': pass a dictionary"):
+        label_report([0, 1], about="made by me")

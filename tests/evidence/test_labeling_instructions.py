@@ -2,8 +2,10 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
 from labelkit.data.loaders import from_arrays
@@ -151,3 +153,29 @@ def test_errors(tmp_path):
         choose_examples(f, y == 0, candidates=0)
     with pytest.raises(LabelKitError):
         labeling_instructions(f, y).html(tmp_path/"no"/"such"/"\0")
+
+
+def test_items_of_every_kind(tmp_path):
+    "A split column, arrays with channels last, opened images and files are shown as tensors are"
+    f = torch.tensor([[1., 0.], [.9, .5], [0., 1.], [.1, 1.]])
+    page = lambda items: labeling_instructions(f, [0, 0, 1, 1], items=items).sections()
+    texts = page(pd.Series(list("uvwx"), index=range(50, 54)))
+    assert texts == page(list("uvwx")) and "<q>u</q>" in texts
+    x = torch.arange(4*3*8*8).view(4, 3, 8, 8).remainder(256).byte()
+    last = x.permute(0, 2, 3, 1).numpy()
+    opened = [Image.fromarray(o) for o in last]
+    files = [tmp_path/f"a {i}.png" for i in range(4)]
+    for o,file in zip(opened, files): o.save(file)
+    for items in (x.float()/255, x.numpy(), last, opened, files): assert page(items) == page(x)
+    files[0].unlink()
+    files[1].unlink()
+    with pytest.raises(LabelKitError, match="items: .*png cannot be read"): page(files)
+
+
+def test_words_find_their_class_in_each_spelling():
+    f = torch.rand(4, 2)
+    page = lambda y, words: labeling_instructions(f, y, words=words).sections()
+    assert "drinks" in page(["café", "café", "b", "b"], {"cafe\u0301": "drinks"})
+    assert "naught" in page([0, 0, 1, 1], {0: "naught"})
+    with pytest.raises(LabelKitError, match="words speaks of '7', which is no class: use 0, 1"):
+        page([0, 0, 1, 1], {7: "x", "a": "y"})

@@ -348,7 +348,7 @@ def test_refused():
     flat = DataLoaders.from_dsets(
         [(o, tensor(0)) for o in x], [(o, tensor(0)) for o in x], bs=4, dl_type=DataLoader
     )
-    with pytest.raises(LabelKitError, match="gives no feature maps"):
+    with pytest.raises(LabelKitError, match="works on images"):
         fit(Learner(flat, nn.Linear(5,2), loss_func=nn.CrossEntropyLoss(), cbs=AdAutoMix()))
 
 

@@ -2,7 +2,7 @@
 resumed fit with the same clusters"""
 import pickle
 
-import pytest, torch
+import pandas as pd, pytest, torch
 from fastai.basics import Callback, DataLoader, DataLoaders, Learner, set_seed
 from fastai.callback.training import ShortEpochCallback
 
@@ -12,6 +12,7 @@ from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
 from labelkit.models import small_cnn
 from labelkit.mix.intra_cluster_mixup import (
+    check_clusters,
     IntraClusterMixUp,
     cluster_partner,
     find_clusters,
@@ -192,3 +193,17 @@ class TestRefused:
     def test_arguments(self, kwargs):
         (name,value), = kwargs.items()
         with pytest.raises(LabelKitError, match=f"{name}={value!r}"): IntraClusterMixUp(**kwargs)
+
+
+def test_clusters_in_every_container():
+    dls = digits(labeled=20)
+    n = dls.n_ids
+    want = torch.arange(n) % 4
+    for clusters in (want.tolist(), pd.Series(want.numpy(), index=range(9, 9+n)), want.double()):
+        assert torch.equal(check_clusters(clusters, dls), want)
+    gaps = want.double().numpy()
+    gaps[3] = float("nan")
+    assert int(check_clusters(gaps, dls)[3]) == -1
+    with pytest.raises(LabelKitError, match="clusters of row 0 is 'a'"):
+        check_clusters(["a"]*n, dls)
+    with pytest.raises(LabelKitError, match="holds fractions"): check_clusters(want/3, dls)

@@ -1,6 +1,8 @@
 "ActiveOutliers: votes, weights, whom to ask, and what each member is told"
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import tensor
@@ -12,6 +14,7 @@ from labelkit.errors import LabelKitError
 from labelkit.lesson.batch import look
 from labelkit.models import small_cnn
 from labelkit.pseudo.active_outliers import (
+    answers_of,
     ensemble_losses,
     ActiveOutliers, Answers, most_disputed, sureness, variation_ratio,
 )
@@ -215,3 +218,12 @@ def test_refused():
     with pytest.raises(LabelKitError, match="has no members yet"): ActiveOutliers().predict(None)
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([ActiveOutliers()], dls=data(labeled=None)))
+
+
+def test_answers_in_every_container():
+    ids = torch.tensor([4, 2])
+    for said in ([1, None], np.array([1, np.nan]), pd.Series([1, -1], index=[7, 8])):
+        assert answers_of(lambda ids: said, ids).tolist() == [1, -1]
+    for said in (None, [1], [.5, 1.], ["a", "b"]):
+        with pytest.raises(LabelKitError, match="the oracle's answer"):
+            answers_of(lambda ids: said, ids)

@@ -246,3 +246,12 @@ def test_scores_are_remembered_and_saved():
     assert torch.equal(b.score, a.score) and b.cut == a.cut
     b.update(tensor([1]), tensor([.5]))
     assert a.score[1] == -1
+
+
+def test_a_class_that_only_far_samples_have_keeps_its_gradient():
+    "The one sample of class 1 lies opposite: its share is e^-20, and its slope that of -20·cos"
+    f = torch.tensor([[1., 0.]], requires_grad=True)
+    memory = torch.tensor([[1., 0., 1., 0.], [-1., 0., 0., 1.]])
+    loss = relation_loss(f, memory, torch.tensor([[0., 1.]]))
+    torch.testing.assert_close(loss, torch.tensor(20.), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, f)[0], torch.tensor([[20., 0.]]))

@@ -1,5 +1,6 @@
 "FPL, IFPL and GRIP: who gets a label, how many in each round, whose scores, and a fresh start"
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import tensor
@@ -8,7 +9,8 @@ from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
 from labelkit.pseudo.pseudo_label_schedules import (
-    PseudoLabelSchedules, again_and_again, schedule_counts, shared_out, topic_scores, worst_recall,
+    PseudoLabelSchedules, again_and_again, schedule_counts, scores_of, shared_out, topic_scores,
+    worst_recall,
 )
 from labelkit.data.samples import Samples
 from labelkit.data.sets import sentences
@@ -185,3 +187,20 @@ def test_worst_recall_is_the_least_of_all_classes():
     learn.model = Almost()
     n = int((y == y[0]).sum())
     assert worst_recall(learn) == pytest.approx((n-1)/n) and at
+
+
+def test_scores_in_every_container():
+    dls = data()
+    scores = torch.rand(dls.n_ids, 10)
+    learn = learner(dls=dls)
+    samples = Samples(dls.unlabeled)
+    want = scores[samples.ids].log_softmax(1)
+    for table in (scores, scores.numpy(), scores.tolist(), pd.DataFrame(scores.numpy())):
+        torch.testing.assert_close(scores_of(learn, samples, table)[1], want)
+    with pytest.raises(LabelKitError, match="scorer has 12 rows, and ids go up to"):
+        scores_of(learn, samples, scores[:12])
+    scores[5] = float("nan")
+    with pytest.raises(LabelKitError, match="scorer has no number in row 5"):
+        scores_of(learn, samples, scores)
+    with pytest.raises(LabelKitError, match="scorer is 'clip': pass a model"):
+        PseudoLabelSchedules("clip")

@@ -1,4 +1,6 @@
 "Sub-pseudo labels: which combinations are classes, what each phase trains, and with which head"
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fastai.basics import Callback
@@ -9,7 +11,9 @@ from contract import data, fit, learner, model
 from labelkit.errors import LabelKitError
 from labelkit.parts.phases import weights_of
 from mix.mixtools import Keep
-from labelkit.pseudo.spl import SPL, pretext_labels, sub_labels, weakly_labeled_digits
+from labelkit.pseudo.spl import (
+    SPL, check_weak, pretext_labels, sub_labels, weakly_labeled_digits,
+)
 
 
 class TestLabels:
@@ -158,3 +162,13 @@ def test_digits():
     wrong = dls.weak_labels != dls.truth
     assert wrong.float().mean() == pytest.approx(.4, abs=.02)
     assert (dls.weak_labels[wrong] == (dls.truth[wrong] + 1) % 10).all()
+
+
+def test_weak_labels_in_every_container():
+    for weak in ([0, None, 2], np.array([0, np.nan, 2]), pd.Series([0, -1, 2], index=[5, 6, 7])):
+        assert check_weak(weak, 3, 3).tolist() == [0, -1, 2]
+    for weak,said in (
+        (["a", "b", "c"], "weak_labels of row 0 is 'a'"), ([0, -5, 1], "goes from -5 to 1"),
+        ([0, 3, 1], "goes from 0 to 3"), ([], r"weak_labels has shape \(0,\): pass"),
+    ):
+        with pytest.raises(LabelKitError, match=said): check_weak(weak, 3, 3)

@@ -182,3 +182,9 @@ def test_refused():
         with pytest.raises(LabelKitError, match=f"{k}={v}"): ValueOfLabels(**{k: v})
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(learner([ValueOfLabels()], dls=data(labeled=None)))
+
+
+def test_the_limit_of_effective_numbers_is_the_inverse_count():
+    w = effective_weights(torch.tensor([1, 2, 4]), 1.)
+    torch.testing.assert_close(w, torch.tensor([12/7, 6/7, 3/7]))
+    torch.testing.assert_close(w, effective_weights(torch.tensor([1, 2, 4]), 1-1e-9))

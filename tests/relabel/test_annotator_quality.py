@@ -285,3 +285,14 @@ def test_weights_of_any_precision(dtype):
     sure = torch.tensor([[.75, .5, .5], [1., .25, .5]])
     for pool in (weighted_consensus, posterior_consensus):
         torch.testing.assert_close(pool(votes, sure.to(dtype)), pool(votes, sure))
+
+
+def test_tables_of_what_was_found():
+    "Consensus and risk come from anywhere, and a site that nobody named is one as well"
+    consensus = pd.DataFrame([[.9, .1], [.5, .5], [.6, .4]])
+    risk = bayes_risk(consensus)
+    torch.testing.assert_close(risk, torch.tensor([.1, .5, .4], dtype=torch.double))
+    asked = next_questions([[0, -1], [-1, 1], [-1, -1]], consensus.to_numpy(), [.7, .6], n=2)
+    assert asked["sample"].tolist() == [1, 2] and asked.annotator.tolist() == [0, 0]
+    sites = risk_by_site(risk.tolist(), pd.Series(["a", None, "a"], index=[7, 8, 9]))
+    assert sites.samples.tolist() == [1, 2] and sites.index.isna().tolist() == [True, False]

@@ -258,3 +258,16 @@ def test_positives_are_counted_by_epoch():
     again.next_epoch()
     assert again.usual.tolist() == [2., 1.] and again.given.tolist() == [0., 0.]
     assert n.usual.tolist() == [0., 0.] and again.total.tolist() == [2., 1.]
+
+
+@pytest.mark.parametrize("clip", [0., .05])
+def test_a_label_that_the_network_is_sure_is_none_has_a_gradient(clip):
+    "-log p of a positive has the slope p-1, however small p is"
+    z = torch.full((1, 1), -50., requires_grad=True)
+    loss = multi_focal_loss(z, torch.ones(1, 1), torch.ones(1), clip=clip)
+    torch.testing.assert_close(loss, torch.tensor(50.))
+    torch.testing.assert_close(torch.autograd.grad(loss, z)[0], torch.full((1, 1), -1.))
+    if clip: return
+    z = torch.full((1, 1), 50., requires_grad=True)
+    loss = multi_focal_loss(z, torch.zeros(1, 1), torch.ones(1), clip=0.)
+    torch.testing.assert_close(torch.autograd.grad(loss, z)[0], torch.ones(1, 1))

@@ -265,3 +265,15 @@ def test_bad_input():
         fit(learner(dls, JudgeEnsemble(dict(k=KNeighborsClassifier(1)), folds=50)))
     with pytest.raises(LabelKitError, match="judge 'a' answers with shape"):
         read_answers(torch.zeros(2, 2), 3, 2, "a")
+
+
+@pytest.mark.parametrize("answers", [
+    np.array([0, np.nan, 1]), pd.array([0, None, 1], dtype="Int64"), [0, -1, 1], [0, None, 1.],
+])
+def test_a_gap_in_a_table_is_no_answer(answers):
+    assert read_answers(answers, 3, 2, "me").tolist() == [[1, 0], [0, 0], [0, 1]]
+
+
+def test_a_class_is_no_judge():
+    with pytest.raises(LabelKitError, match=r"is a class: pass DummyClassifier\(\)"):
+        named_judges(dict(me=DummyClassifier))

@@ -11,6 +11,7 @@ from labelkit.lesson.batch import look
 from labelkit.models import mlp
 from labelkit.relabel.label_budget import (
     LabelBudget,
+    check_good,
     pareto_front,
     purchase,
     said_of,
@@ -232,3 +233,11 @@ def test_errors():
     with pytest.raises(LabelKitError, match="of 3 classes"):
         fit(learner(dls, LabelBudget(dls.given + 1, budget=5)), 1)
     with pytest.raises(LabelKitError, match="which='best'"): LabelBudget(which="best")
+
+
+@pytest.mark.parametrize("good,said", [
+    ([], "good has 0 entries"), ([0, -7], "good goes from -7 to 0"),
+    ([.5, 1.], "good has 2 entries of type torch.float64"),
+])
+def test_what_are_no_good_labels(good, said):
+    with pytest.raises(LabelKitError, match=said): check_good(good, 2, 3)

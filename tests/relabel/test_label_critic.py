@@ -199,3 +199,16 @@ def test_what_becomes_of_each_label():
     assert o["changed"].tolist() == [False, False, True, False]
     assert o["reason"].tolist() == [0, 1, 2, 3]
     assert o["shown"].tolist() == [0, 1, 2, 2] and o["sure"].tolist() == [1., 1., 1., .5]
+
+
+def test_items_of_a_column_that_was_split():
+    seen = []
+    def judge(items, a, b):
+        seen.extend(items)
+        return [1.]*len(items)  # whole floats are answers too
+    dls = data()
+    items = pd.Series([f"t{i}" for i in range(24)], index=range(100, 124))
+    fit(LabelCritic((dls.given+1) % 3, judge, items=items), dls)
+    assert sorted(set(seen)) == sorted(items)
+    with pytest.raises(LabelKitError, match="items has 5 entries, and samples go up to 23"):
+        fit(LabelCritic((dls.given+1) % 3, judge, items=["t"]*5), dls)

@@ -161,6 +161,8 @@ class TestEdits:
         (dict(ids=8, labels=0), "id 8 is none of the data's 8 samples"),
         (dict(ids=[0, -1], labels=0), "id -1"),
         (dict(ids=True, labels=0), "id True"),
+        (dict(ids=0., labels=0), "ids is 0.0: pass numbers or keys"),
+        (dict(ids={0: "dog"}, labels=None), "ids is {0: 'dog'}: pass numbers or keys, and their"),
         (dict(ids=[0, 0], labels=0), "id 0 is there twice"),
         (
             dict(ids=0, labels="cow"),
