@@ -6,7 +6,7 @@ strangers."""
 # %% auto #0
 __all__ = ['shared_information', 'head_agreement', 'otsu_threshold', 'DivergentHeads',
            'head_losses', 'relation_loss', 'running_score', 'score_weight', 'with_strangers',
-           'InlierScores', 'known_or_not', 'DivCon']
+           'InlierScores', 'DivCon']
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a0000e
 import torch
@@ -16,14 +16,13 @@ from torch.nn import functional as F
 from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
-from ..core.teachers import evaluating
 from ..core.technique import technique
 from ..parts.banks import Queue
 from ..processes import gather_rows
 from labelkit.pseudo.base import (
     OPEN_STAGE, above_threshold, consistency_loss, hard_target,
 )
-from .open_set import OpenSet, in_one_pass
+from .open_set import OpenSet, in_one_pass, known_auroc
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a0000f
 def shared_information(
@@ -174,20 +173,6 @@ class InlierScores:
         for k,v in state.items(): setattr(self, k, v.to(self.cut.device))
 
 # %% ../../nbs/pseudo/divcon.ipynb #55a00016
-def known_or_not(
-    learn # trained on data with some classes unknown (`known=`)
-)->float: # 0..1
-    """AUROC of known against unknown validation samples: by DivCon's agreement, else by the
-    largest probability"""
-    from sklearn.metrics import roc_auc_score
-    inside = torch.cat([x for x,_ in learn.dls.valid])
-    outside = torch.cat([b[0] for b in learn.dls.test_dl(learn.dls.x_unknown)])
-    x = torch.cat([inside, outside])
-    judge = getattr(learn, "divcon", None)
-    with evaluating(learn.model):
-        score = judge.inlier_score(x) if judge else learn.model(x).softmax(1).amax(1)
-    return float(roc_auc_score([1]*len(inside) + [0]*len(outside), score.cpu()))
-
 _claim = Claim(
     "Heads that disagree know a stranger better than one that is unsure.",
     {
@@ -199,7 +184,7 @@ _claim = Claim(
     reported="CIFAR-10 with 6 known classes: 88.49, 93.72, 93.33 % of their samples right with 30, "
     "60 and 150 labels (the authors' code)",
     lack="strangers",
-    score=known_or_not,
+    score=known_auroc,
     unit="AUROC",
     note="Six digits are known. Judged is who is a stranger in the validation set: by the heads' "
     "agreement, and by the largest probability elsewhere. With the authors' diversity for "

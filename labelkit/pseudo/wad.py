@@ -26,7 +26,7 @@ from ..parts.peer import fresh_copy
 from ..parts.pretrain import pretrain
 from ..parts.rounds import Rounds
 from .base import STAGE
-from .iomatch import known_auroc
+from .open_set import known_auroc
 from .stored_labels import StoredLabels
 
 # %% ../../nbs/pseudo/wad.ipynb #5ad0000f

@@ -14,9 +14,10 @@ from labelkit.models import small_cnn
 from labelkit.pseudo.base import consistency_loss, hard_target
 from labelkit.pseudo.divcon import (
     InlierScores,
-    DivCon, head_agreement, head_losses, known_or_not, otsu_threshold, relation_loss,
+    DivCon, head_agreement, head_losses, otsu_threshold, relation_loss,
     running_score, score_weight, shared_information, with_strangers,
 )
+from labelkit.pseudo.open_set import known_auroc
 from mix.mixtools import Keep
 from places import REFERENCES
 
@@ -223,8 +224,8 @@ def test_score_of_strangers():
     x = learn.dls.x_unknown[:5].float()
     score = cb.inlier_score(x)
     assert score.shape == (5,) and ((score > 0) & (score <= 1)).all()
-    assert 0 <= known_or_not(learn) <= 1
-    assert 0 <= known_or_not(fit(six_known())) <= 1
+    assert 0 <= known_auroc(learn) <= 1
+    assert 0 <= known_auroc(fit(six_known())) <= 1
 
 
 def test_refused():

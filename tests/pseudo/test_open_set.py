@@ -5,7 +5,8 @@ from torch import nn
 
 from contract import fit, learner
 from labelkit.errors import LabelKitError
-from labelkit.pseudo.open_set import OpenSet, in_one_pass
+from labelkit.data.sets import mnist_5k
+from labelkit.pseudo.open_set import OpenSet, in_one_pass, known_auroc, known_scores
 
 
 def test_one_pass_for_all_parts():
@@ -35,3 +36,17 @@ def test_scores():
     f = learn.model.eval().features(x)
     torch.testing.assert_close(score, cb.experts(f).softmax(1).amax(1).detach())
     assert list(cb.auxiliaries) == ["experts"]
+
+
+def test_how_well_strangers_are_known():
+    "By pairs, one by one: who is above counts 1, equal ones ½; the outside may go first"
+    dls = mnist_5k(labeled=40, known=4, ratio=2, valid=300)
+    class Ink(Sure):
+        name = "ink"
+        def inlier_score(self, x): return x.flatten(1).mean(1).mul(20).round()  # many are equal
+    learn = learner([Ink()], dls=dls)
+    a,b = (known_scores(learn, x) for x in (dls.valid_ds.arrays.x, dls.x_unknown))
+    assert len(a) != len(b) > 0
+    pairs = [1. if i > o else .5 if i == o else 0. for i in a.tolist() for o in b.tolist()]
+    assert known_auroc(learn) == pytest.approx(sum(pairs)/len(pairs), abs=1e-9)
+    assert .5 in pairs and abs(known_auroc(learn) - .5) > .01
