@@ -38,7 +38,9 @@ def confidence_threshold(
     high:float=.8,   # nor above
 )->float:
     "base/(1+exp(−beta·(mean−½))), between low and high. Tarubinga, Kalafatovich, Lee 2025"
-    return min(max(base/(1+math.exp(-beta*(mean-.5))), low), high)
+    # the logistic function, that overflows for no beta
+    share = (1+math.tanh(beta*(mean-.5)/2))/2
+    return min(max(base*share, low), high)
 
 def borders(
     label:torch.Tensor # [U, H, W] long

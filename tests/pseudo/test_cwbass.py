@@ -57,6 +57,8 @@ class TestFunctions:
     def test_threshold_that_follows(self):
         steep = [confidence_threshold(c, 1.2, 8.) for c in (0., .5, 1.)]
         assert steep == pytest.approx([.3, .6, .8])
+        # a step, however steep
+        assert [confidence_threshold(c, 1., 2e4, 0., 1.) for c in (.1, .9)] == [0., 1.]
 
 
 def train(cb, *more, epochs=1):
