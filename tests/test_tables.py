@@ -2,7 +2,7 @@
 import numpy as np, pandas as pd, pyarrow as pa, pytest, torch
 
 from labelkit.errors import LabelKitError
-from labelkit.tables import is_missing, numbers_of, rows_of, unmasked
+from labelkit.tables import in_class_order, is_missing, numbers_of, rows_of, unmasked
 
 NAN = float("nan")
 WANT = [[0, 1], [2, 3]]
@@ -170,3 +170,16 @@ def test_rows_of_numbers_stay_as_they_are():
 def test_what_has_no_rows(values, said):
     with pytest.raises(LabelKitError) as e: rows_of("names", values, 2)
     assert said in str(e.value)
+
+
+def test_columns_of_classes_are_known_by_name():
+    table = pd.DataFrame([[.1, .7, .2]], columns=["b", "a", "c"], index=[5])
+    got = in_class_order("p", table, ["a", "b", "c"])
+    assert got.to_numpy().tolist() == [[.7, .1, .2]] and got.index.tolist() == [5]
+    assert in_class_order("p", table, None) is table
+    assert in_class_order("p", table, ["x", "y", "z"]) is table  # columns of something else
+    numbered = pd.DataFrame([[.1, .9]])
+    assert in_class_order("p", numbered, [1, 0]) is numbered
+    assert in_class_order("p", WANT, ["a"]) is WANT
+    for vocab,said in ((["a", "b"], "p has the column 'c'"), (list("abcd"), "p has no column 'd'")):
+        with pytest.raises(LabelKitError, match=said): in_class_order("p", table, vocab)

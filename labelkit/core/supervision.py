@@ -450,6 +450,8 @@ class LabelCallback(Settings, Callback):
                 f"{name} follows single samples and the training loader gives no ids: call "
                 "`label_dls(dls)` once"
             )
+        # what is no remedy is a reason, and speaks of targets
+        if not self.instead.startswith("use "): instead = ""
         for i,x in enumerate(s.inputs):
             if self.inputs == "images" and x.ndim != 4:
                 raise LabelKitError(
@@ -457,9 +459,11 @@ class LabelCallback(Settings, Callback):
                     f"{instead}"
                 )
             if self.inputs in ("images", "float") and not x.is_floating_point():
+                does = "averages" if self.stage == "mix" else "computes with"
                 raise LabelKitError(
-                    f"{name} averages inputs, and input {i} of the model holds {x.dtype}, which "
-                    f"cannot be (categories, tokens, bytes): turn it into floats{instead}"
+                    f"{name} {does} inputs, and input {i} of the model holds {x.dtype}, which "
+                    "cannot be (categories, tokens, bytes): turn it into floats"
+                    f"{instead if self.inputs == 'float' else ''}"
                 )
 
     def check_needs(self):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LabelKitError
-from ..tables import is_missing, numbers_of, unmasked
+from ..tables import in_class_order, is_missing, numbers_of, unmasked
 
 # %% ../../nbs/data/containers.ipynb #57c79070
 def read_inputs(
@@ -182,6 +182,8 @@ def read_targets(
         return y,y_valid,kind,vocab
     named = isinstance(y, pd.DataFrame) and kind != "regression"
     if vocab is None and named: vocab = list(y.columns)
+    order = vocab if vocab is not None else list(getattr(y, "columns", ()))
+    y,y_valid = (in_class_order(n, o, order) for n,o in (("y", y), ("y_valid", y_valid)))
     y,y_valid = (_numbers(n, o).float() for n,o in (("y", y), ("y_valid", y_valid)))
     for name,t in (("y", y), ("y_valid", y_valid)): _check_floats(name, t, kind, vocab)
     if y.shape[1:] != y_valid.shape[1:]:

@@ -142,7 +142,8 @@ class Samples:
         values = (_label(get, i) for i in range(len(ds)))
         first = next((o for o in values if o is not None), None)
         if first is None: return None
-        if first.ndim or first.is_floating_point(): return first[None]
+        column = first.shape == (1,)  # one class number each is one, also in a column
+        if first.ndim and not column or first.is_floating_point(): return first[None]
         labels = (_label(get, i) for i in range(len(ds)))
         return torch.tensor([-1 if o is None else int(o) for o in labels])
 

@@ -26,7 +26,7 @@ from .report import html_page
 from ..relabel.confident_relabel import check_probs, confident_learning
 from ..relabel.label_models import check_votes, vote_counts
 from ..storage.label_names import nfc, read_given
-from ..tables import is_missing, numbers_of, rows_of
+from ..tables import in_class_order, is_missing, numbers_of, rows_of
 
 # %% ../../nbs/evidence/label_report.ipynb #b1b00016
 def class_counts(
@@ -161,6 +161,8 @@ def class_drift(
     from scipy.stats import chi2_contingency
     part = rows_of("part", part, len(labels))
     part = part.tolist() if hasattr(part, "tolist") else part
+    if any(isinstance(o, list) for o in part):
+        raise LabelKitError("part has several columns: pass one of them")
     part = [None if is_missing(o) else o for o in part]
     names = list(dict.fromkeys(o for o in part if o is not None))
     with suppress(TypeError): names = sorted(names)  # a mixture keeps its order
@@ -425,6 +427,7 @@ def _duplicate_facts(inputs, valid_inputs, labels, vocab, n):
     return out | dict(leaked=len(both["samples"]), leaked_valid=both["valid"])
 
 def _error_facts(labels, pred_probs, vocab, names, n):
+    pred_probs = in_class_order("pred_probs", pred_probs, vocab)
     found = suspected_errors(labels, pred_probs, len(vocab), n)
     for s in found["samples"]:
         s["name"] = str(s["sample"] if names is None else names[s["sample"]])

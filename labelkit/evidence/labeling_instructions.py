@@ -205,7 +205,11 @@ def labeling_instructions(
     """Representative and borderline examples for each class, for those who are to label. A class
     without samples is left out. Raises `LabelKitError` for what does not fit together"""
     vocab,y = read_given(labels, vocab)
+    check_range("n", n, 1)
     f = read_inputs(features, "features").float()
+    if not f.isfinite().all():
+        row = int((~f.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise LabelKitError(f"features of sample {row} are no numbers: remove it or mend them")
     if f.ndim != 2 or len(f) != len(y):
         raise LabelKitError(
             f"features has shape {tuple(f.shape)} for {len(y)} labels: pass a vector for each"

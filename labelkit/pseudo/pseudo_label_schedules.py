@@ -19,6 +19,7 @@ from ..core.record import Supervision
 from ..core.supervision import LabelCallback, n_classes
 from ..core.teachers import as_teacher, evaluating
 from ..core.technique import technique
+from ..data.containers import class_vocab
 from ..data.samples import Samples, predict_samples
 from ..data.sets import sentences
 from ..errors import LabelKitError
@@ -26,7 +27,7 @@ from ..parts.phases import restart, weights_of
 from ..parts.rounds import Rounds
 from .base import top_k_per_class
 from ..storage.ledger import Ledger
-from ..tables import numbers_of
+from ..tables import in_class_order, numbers_of
 
 # %% ../../nbs/pseudo/pseudo_label_schedules.ipynb #9087989e
 def shared_out(
@@ -100,7 +101,8 @@ def scores_of(
 )->tuple: # ids [N], log-probabilities [N, C]
     "What the scorer says of each sample. Raises `LabelKitError` for one with other classes"
     if is_table(scorer):
-        table = check_scores(scorer, int(samples.ids.max())+1)
+        table = in_class_order("scorer", scorer, class_vocab(learn.dls))
+        table = check_scores(table, int(samples.ids.max())+1)
         ids,scores = (o.to(learn.dls.device or "cpu") for o in (samples.ids, table[samples.ids]))
     else:
         ask = None if scorer is None else as_teacher(scorer)

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from ..core.claim import Claim, made
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..data.containers import class_vocab
 from ..data.samples import Samples
 from ..errors import LabelKitError
 from ..parts.cross_validation import out_of_fold, step_counter
 from ..parts.peer import fresh_copy
 from .base import Relabel
 from .stage import nearly_half_wrong
-from ..tables import numbers_of
+from ..tables import in_class_order, numbers_of
 
 # %% ../../nbs/relabel/confident_relabel.ipynb #ee391368
 _filters = (
@@ -291,7 +292,8 @@ class ConfidentRelabel(Relabel):
             probs = asked[self._at]
         else:
             size = (self.ledger.n_ids, n_classes(self.learn))
-            probs = check_probs(self.pred_probs, self.ids, *size)
+            table = in_class_order("pred_probs", self.pred_probs, class_vocab(self.dls))
+            probs = check_probs(table, self.ids, *size)
         seen = probs.any(1)  # the others cannot be loaded
         ids,labels,probs = (o[seen] for o in (self.ids, self.labels, probs))
         found = confident_learning(labels, probs, self.filter_by)

@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from ..core.claim import Claim
 from ..core.supervision import check_finite, n_classes
 from ..core.technique import technique
+from ..data.containers import class_vocab
 from ..data.sets import sentences
 from ..errors import LabelKitError
 from ..models import mlp
 from ..parts.cross_validation import stratified_folds
 from .base import Relabel
 from .confident_relabel import ConfidentRelabel
-from ..tables import numbers_of
+from ..tables import in_class_order, numbers_of
 
 # %% ../../nbs/relabel/judge_ensemble.ipynb #c1c00016
 def five_judges()->dict: # name -> a classifier of scikit-learn
@@ -325,6 +326,8 @@ class JudgeEnsemble(Relabel):
 
     def find(self):
         judges = named_judges(self.judges)
+        vocab = class_vocab(self.dls)
+        judges = {k: in_class_order(f"judges[{k!r}]", v, vocab) for k,v in judges.items()}
         seed = int(torch.randint(2**30, (1,), generator=self.rng))
         c = n_classes(self.learn)
         x = the_input(self.samples.inputs(self._at), self.ids)

@@ -272,3 +272,29 @@ def test_a_model_that_wraps_another_has_its_layers():
             self.net = model()
         def forward(self, x): return self.net(x)
     assert body_layers(Wrapped()) == [f"net.{o}" for o in body_layers(model())]
+
+
+def of(x):
+    items = [(o, i % 3) for i,o in enumerate(x)]
+    dls = DataLoaders(DataLoader(items, bs=8), DataLoader(items, bs=8))
+    dls = label_dls(dls)
+    dls.c = 3
+    return dls
+
+BYTES = torch.zeros(16, 1, 8, 8).byte()
+
+@pytest.mark.parametrize("slug,x,said", [
+    ("madaug", BYTES, "MADAug computes with inputs.*turn it into floats$"),
+    ("cutmix", BYTES, "CutMix averages inputs.*turn it into floats$"),
+    ("mixup", torch.zeros(16, 4).long(), r"into floats: use ManifoldMixUp\(layers=…\) to mix"),
+    ("cutmix", torch.zeros(16, 4), r"shape \(8, 4\): use MixUp for other inputs$"),
+    ("madaug", torch.zeros(16, 4), r"MADAug works on images .* got inputs of shape \(8, 4\)$"),
+])
+def test_a_reason_about_targets_is_none_about_inputs(slug, x, said):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(x[0].numel(), 3)
+        def forward(self, x): return self.head(x.float().flatten(1))
+    learn = Learner(of(x), Net(), loss_func=nn.CrossEntropyLoss(), cbs=registry[slug].cls())
+    with pytest.raises(LabelKitError, match=said): fit(learn)

@@ -372,3 +372,16 @@ def test_masked_labels_and_inputs_have_gaps():
     assert class_numbers(names)[0].tolist() == [-1, 0]
     x = np.ma.masked_array(np.ones((2, 3)), mask=[[0, 0, 1], [0, 0, 0]])
     assert read_inputs(x).isnan().tolist() == [[False, False, True], [False]*3]
+
+
+@pytest.mark.parametrize("kind", ["multi", "soft", "regression"])
+def test_validation_columns_in_another_order(kind):
+    y = pd.DataFrame(np.eye(3)[[0, 1, 2, 1]], columns=["c", "a", "b"])
+    valid = y[["b", "c", "a"]]
+    for vocab in (None, ["a", "b", "c"]):
+        t,t_valid,_,names = read_targets(y, valid, vocab, kind)
+        assert torch.equal(t, t_valid)
+        want = y[names] if names and vocab else y
+        assert t.tolist() == want.to_numpy().tolist()
+    with pytest.raises(LabelKitError, match="y_valid has no column 'b'"):
+        read_targets(y, valid.drop(columns="b"), None, kind)

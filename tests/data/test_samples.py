@@ -282,3 +282,11 @@ def test_untouched_after_an_error():
         with untouched(): raise ValueError(random.random(), np.random.rand(), torch.rand(1))
     with pytest.raises(ValueError, match="tensor"): draw()
     assert states() == before
+
+
+def test_a_column_of_class_numbers_is_one_each():
+    items = [(torch.rand(2), tensor([i % 3])) for i in range(6)]
+    assert Samples(DataLoader(items, bs=3)).labels().tolist() == [0, 1, 2]*2
+    for y in (tensor([0, 1]), tensor([.5])):
+        with pytest.raises(LabelKitError, match="re-labeling needs one class number"):
+            Samples(DataLoader([(torch.rand(2), y)]*4, bs=2)).labels()

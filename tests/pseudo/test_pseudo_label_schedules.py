@@ -195,7 +195,10 @@ def test_scores_in_every_container():
     learn = learner(dls=dls)
     samples = Samples(dls.unlabeled)
     want = scores[samples.ids].log_softmax(1)
-    for table in (scores, scores.numpy(), scores.tolist(), pd.DataFrame(scores.numpy())):
+    names = list("0123456789")
+    turned = pd.DataFrame(scores.numpy(), columns=names)[names[::-1]]
+    tables = (scores, scores.numpy(), scores.tolist(), pd.DataFrame(scores.numpy()), turned)
+    for table in tables:
         torch.testing.assert_close(scores_of(learn, samples, table)[1], want)
     with pytest.raises(LabelKitError, match="scorer has 12 rows, and ids go up to"):
         scores_of(learn, samples, scores[:12])

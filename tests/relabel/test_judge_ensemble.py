@@ -277,3 +277,14 @@ def test_a_gap_in_a_table_is_no_answer(answers):
 def test_a_class_is_no_judge():
     with pytest.raises(LabelKitError, match=r"is a class: pass DummyClassifier\(\)"):
         named_judges(dict(me=DummyClassifier))
+
+
+def test_a_table_of_answers_by_class_name():
+    x = torch.rand(12, 1, 8, 8)
+    y = ["bac"[i % 3] for i in range(12)]
+    dls = from_arrays(x, y, x, y, bs=4, vocab=list("bac"))
+    said = pd.DataFrame(np.eye(3)[[0, 1, 2]*4], columns=list("bac"))[list("abc")]
+    cb = JudgeEnsemble(dict(me=said))
+    fit(Learner(dls, small_cnn(dls, width=4), cbs=cb))
+    assert cb.answers[0].argmax(1).tolist() == [0, 1, 2]*4
+    assert not cb.ledger.frame().flagged.any()
