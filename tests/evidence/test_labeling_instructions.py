@@ -93,6 +93,13 @@ def test_border_by_hand():
     rows,_ = border_examples(f[:3], y[:3], [torch.tensor([0])], 0)
     assert not len(rows)
 
+def test_the_border_is_measured_from_the_nearest_example():
+    "Of two opposite ones the nearer counts: own .9 and .2, the rival's .4 and .3"
+    f = torch.tensor([[1., 0., 0.], [-1., 0., 0.], [.9, .4, .173], [.2, .3, .933], [0., 1., 0.]])
+    y = torch.tensor([0, 0, 0, 0, 1])
+    rows,_ = border_examples(f, y, [torch.tensor([0, 1]), torch.tensor([4])], 0)
+    assert rows.tolist() == [3, 2]
+
 def test_similarity_of_nothing():
     assert similarity(torch.zeros(1, 2), torch.ones(1, 2)).tolist() == [[0.]]
 

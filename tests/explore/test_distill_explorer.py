@@ -68,6 +68,8 @@ def test_agreement_by_hand():
     v = torch.tensor([[3.,2.,1.],[3.,2.,1.],[1.,2.,3.]])
     z = torch.tensor([[3.,1.,2.],[2.,3.,1.],[1.,2.,3.]])
     assert agreement(v, z, torch.tensor([0, 0, 2])).tolist() == [[.5, -1, 1], [0, -1, 1]]
+    # under the classes that are given, whatever the two choose
+    assert agreement(v, z, torch.tensor([1, 1, 0])).tolist() == [[1, .5, -1], [1, 0, -1]]
 
 def test_samples_go_from_disagreement_to_agreement(logits):
     e = DistillExplorer(*logits, samples=10)

@@ -29,6 +29,7 @@ class TestProjection:
         places,_,_ = one_projection(g)
         torch.testing.assert_close(apart(places)[0], apart(places)[2], atol=1e-4, rtol=1e-4)
         assert share.sum() <= 1 + 1e-5 and (share.diff() <= 1e-6).all()
+        torch.testing.assert_close(places.mean(1), torch.zeros(3, 4), atol=1e-5, rtol=0)
 
     def test_directions_by_hand(self):
         "Along (−3, 1) and across it: the largest entry points to the right, whatever was drawn"

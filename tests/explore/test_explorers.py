@@ -361,6 +361,9 @@ def test_threshold_explorer_counts(ledger):
         )
     assert e.select(threshold=.99).readout() == "Epoch 4, threshold 0.99: none of 200 accepted."
     assert above([[1, 2, 3]]).tolist() == [[6, 5, 3]] and e.plot().axes
+    trained = np.frombuffer(e.arrays["trained"]["data"], np.int32).reshape(-1, 2)
+    assert trained.T.tolist() == [h["accepted"].tolist(), h["accepted_correct"].tolist()]
+    assert (trained[:, 1] < trained[:, 0]).any()
 
 
 def test_without_truth_nothing_is_said_about_right_and_wrong():

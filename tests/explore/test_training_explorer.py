@@ -8,6 +8,8 @@ from labelkit.storage.ledger import Ledger
 from labelkit.core.supervision import LabelCallback
 from labelkit.explore.explorer import Explorer
 from labelkit.explore.training_explorer import TrainingExplorer, series, share_of_first
+from labelkit.parts.rounds import Rounds
+from labelkit.pseudo.self_training import SelfTraining
 
 NAN = float("nan")
 # What a technique needs to be shown, and what it says without.
@@ -149,6 +151,17 @@ def test_a_second_fit_goes_on():
         and e.pseudo["accepted"][2:] == s.mask_rate.tolist()[-3:] == [1.0] * 3
     )
     assert e.pseudo["accuracy"][2:] == pytest.approx(s.accuracy.tolist()[-3:])
+
+
+def test_what_the_ledger_says_is_of_the_last_fit():
+    "Its round was in the second epoch; that of the fit before, in the third, is gone"
+    learn = learner([cb := SelfTraining(threshold=0.)])
+    cb._ensure_ready()
+    for warmup in (.67, .34):
+        cb.schedule = Rounds(1, warmup)
+        fit(learn, 3)
+    told = TrainingExplorer.from_technique(cb).pseudo["accepted"]
+    assert [o is not None for o in told] == [False]*4 + [True, False]
 
 
 def test_without_truth_and_without_validation():

@@ -123,6 +123,23 @@ def test_what_a_batch_is_told():
     close(s.losses["value_of_labels"][0], want)
 
 
+def test_unlabeled_samples_of_rare_classes_count_more_at_the_end():
+    "Labels of many classes: of a single one the weights would cancel"
+    class Mixed(ValueOfLabels):
+        name = "value_of_labels"
+        def relabel(self):
+            super().relabel()
+            self.label = torch.arange(len(self.label)) % 10
+    fit(learner([cb := Mixed(first=0., reweight=1.), keep := Keep()]))
+    s = keep.seen[-1]
+    y = cb.label[s.unlabeled_ids]
+    z = s.outputs["value_of_labels"].detach()
+    w = effective_weights(cb.counts)
+    each = F.cross_entropy(z, y, reduction="none")
+    close(s.losses["value_of_labels"][0].detach(), (each*w[y]).sum()/w[y].sum())
+    assert abs(each.mean() - (each*w[y]).sum()/w[y].sum()) > 1e-3
+
+
 def test_counts_are_of_labels_given_and_predicted():
     learn = learner([cb := ValueOfLabels(first=1.)])
     fit(learn)
