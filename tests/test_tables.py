@@ -161,7 +161,7 @@ def test_rows_of_numbers_stay_as_they_are():
         (pd.DataFrame(dict(a=["x", "y"], b=["x", "y"])), "a table of 2 columns: pass one of them"),
         (dict(a=1, b=2), "names is {'a': 1"),
         ("ab", "names is 'ab': pass a list"),
-        ({"a", "b"}, "pass a list, one for each sample"),
+        ({"a"}, "pass a list, one for each sample"),
         (torch.tensor(2), "pass a list, one for each sample"),
         (None, "names is None"),
     ],
