@@ -23,7 +23,9 @@ UNREADABLE = {
 def shown(o):
     "What an output says in words: of its forms the one that a page takes"
     data = o.get("data", {})
-    if "application/vnd.jupyter.widget-view+json" in data or o.get("name") == "stderr": return ""
+    if "application/vnd.jupyter.widget-view+json" in data: return ""
+    # the site leaves out what libraries say about themselves (scripts/site_pages.py)
+    if o.get("name") == "stderr" and "site-packages" in "".join(o["text"]): return ""
     said = "".join(data.get("text/html") or data.get("text/plain") or o.get("text") or "")
     return "" if "<svg" in said else said
 
