@@ -177,13 +177,11 @@ class ValueOfLabels(PseudoLabel):
             without_labels(self.learn, self._views.strong, self.rng, self.pretraining)
             self.start = weights_of(self.learn)
         if not self.phases.begins(self.learn): return
-        if self.phases.now(self.learn) == 0:
-            # the labels alone, in a later fit too
-            self.label.fill_(-1)
-            self.counts = self.given
-        else:
+        if self.phases.now(self.learn) == 1:
             self.relabel()
-            restart(self.learn, self.start)
+            return restart(self.learn, self.start)
+        self.label.fill_(-1)  # the labels alone, in a later fit too
+        self.counts = self.given
 
     def relabel(self):
         "Label every unlabeled sample, and count the classes again"
