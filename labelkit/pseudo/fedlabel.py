@@ -161,7 +161,7 @@ _claim = Claim(
          "training is short and the clients differ much, which is also why ten seeds decide. The "
          "global model's labels alone are as good: the lead is its own. Chosen with fifteen "
          "other seeds. There a global model that went by its averages of batch "
-         "norm, while the local one normalizes by the batch, was no better than FixMatch; with ten "
+         "norm, while the local one normalises by the batch, was no better than FixMatch; with ten "
          "rounds the lead was half as large.",
 )
 
@@ -203,8 +203,8 @@ class FedLabel(PseudoLabel):
 
     def setup(self):
         super().setup()
-        # stays as it is. The local model normalizes by the batch; if this one did by its averages,
-        # the lower entropy would tell who normalizes how
+        # stays as it is. The local model normalises by the batch; if this one did by its averages,
+        # the lower entropy would tell who normalises how
         self.world = EMA(self.learn.model, decay=1., warmup=None, batch_stats=True)
 
     def before_steps(self):

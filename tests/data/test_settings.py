@@ -330,7 +330,7 @@ def consequences(s, chosen):
     else: assert not wrong.any()
 
 
-@pytest.mark.parametrize("a,b", itertools.combinations(EACH, 2))
+@pytest.mark.parametrize("a,b", [*itertools.combinations(EACH, 2)])
 def test_any_two_settings_compose(a, b):
     chosen = EACH[a] | EACH[b]
     s = world()

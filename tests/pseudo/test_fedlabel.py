@@ -98,7 +98,7 @@ def test_two_models_that_say_different_things(judge):
     close(s.losses["fedlabel.agreement"][0], (kl*agree).mean())
 
 
-def test_the_world_normalizes_by_the_batch_as_the_local_model_does():
+def test_the_world_normalises_by_the_batch_as_the_local_model_does():
     fit(learner([cb := FedLabel(), keep := Keep()]))
     s = keep.seen[-1]
     x = s.own(cb).weak
