@@ -298,7 +298,8 @@ def _cbs_words(row):
 def _trained(claim, r):
     row = claim_row(claim, claim.row)
     steps = f", {r['steps']} steps" if r.get("steps") else ""
-    return f"{row['epochs']} epochs{steps}, {spelled(row['model'])}, lr {row['lr']}"
+    epochs = "1 epoch" if row["epochs"] == 1 else f"{row['epochs']} epochs"
+    return f"{epochs}{steps}, {spelled(row['model'])}, lr {row['lr']}"
 
 def prove(
     technique,              # its name, its class or its card

@@ -377,6 +377,7 @@ class LabelStore:
     def _rows_repr(self):
         m = self.meta
         per = f"{m['views']} view{'s'*(m['views'] != 1)}"
+        chunks = len(self._checks)
         return dict(
             path=self.path,
             samples=f"{m['samples']} of shape {'×'.join(map(str, m['shape']))}, {per} each",
@@ -387,7 +388,7 @@ class LabelStore:
             else "none",
             teacher=m["teacher_name"],
             seed=m["seed"],
-            size=f"{self.nbytes / 2**20:.1f} MB in {len(self._checks)} chunks",
+            size=f"{self.nbytes / 2**20:.1f} MB in {chunks} chunk{'s'*(chunks != 1)}",
         )
 
     def __repr__(self):
