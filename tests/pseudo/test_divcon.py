@@ -225,6 +225,9 @@ def test_score_of_strangers():
     assert score.shape == (5,) and ((score > 0) & (score <= 1)).all()
     assert 0 <= known_or_not(learn) <= 1
     assert 0 <= known_or_not(fit(six_known())) <= 1
+    # whoever is sure that the known ones, which come first, are inside is always right
+    learn.divcon.inlier_score = lambda x: -torch.arange(len(x))/len(x)
+    assert known_or_not(learn) == 1
 
 
 def test_refused():
