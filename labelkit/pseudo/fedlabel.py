@@ -24,6 +24,7 @@ from ..data.loaders import from_arrays
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError, check_range
 from ..models import small_cnn, unwrap
+from ..parts.phases import first_epoch
 from .base import PseudoLabel, above_threshold, kl_consistency
 
 # %% ../../nbs/pseudo/fedlabel.ipynb #fed00010
@@ -208,7 +209,7 @@ class FedLabel(PseudoLabel):
         self.world = EMA(self.learn.model, decay=1., warmup=None, batch_stats=True)
 
     def before_steps(self):
-        if self.learn.epoch == 0: self.world.restore(self.learn.model)
+        if self.learn.epoch == first_epoch(self.learn): self.world.restore(self.learn.model)
 
     def refine(self, g):
         mine = g.s.own(self)

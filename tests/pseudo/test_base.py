@@ -2,6 +2,7 @@
 go unnoticed."""
 import json, math, pickle
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -490,3 +491,22 @@ def test_an_unlabeled_sample_that_is_not_a_number_is_named():
 )
 def test_self_training_bad_input(kwargs, said):
     with pytest.raises(LabelKitError, match=said): SelfTraining(**kwargs)
+
+
+def test_a_dense_prediction_is_accepted_with_most_of_its_pixels():
+    "And its confidence is that of the pixels' mean"
+    learn = learner([cb := FixMatch()])
+    cb._ensure_ready()
+    learn.epoch = 0
+    ids = tensor([70, 71, 72])
+    probs = torch.zeros(3, 10, 2, 2)
+    probs[:, 1] = 1.
+    probs[1, :, 0] = 0.
+    probs[1, 2, 0] = 1.
+    probs[1, 2, 1, 0] = probs[1, 1, 1, 0] = .5
+    mask = tensor([[[True, False], [False, False]], [[True]*2]*2, [[True, True], [True, False]]])
+    cb.note(SimpleNamespace(s=SimpleNamespace(unlabeled_ids=ids), ids=ids, probs=probs), mask)
+    f = cb.ledger.frame()
+    f = f[f.epoch >= 0]
+    assert f.accepted.tolist() == [False, True, True]
+    assert f.confidence.tolist() == pytest.approx([1, .625, 1])

@@ -114,6 +114,9 @@ def test_each_fit_is_a_round():
     then = weights(learn)
     fit(learn)
     assert same(cb.world.model.state_dict(), then) and not same(then, weights(learn))
+    then = weights(learn)
+    with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-3, start_epoch=1)
+    assert same(cb.world.model.state_dict(), then) and not same(then, weights(learn))
 
 
 def test_federated_averages_what_each_client_learned():

@@ -176,6 +176,12 @@ class TestOthers:
         found = cluster_samples(x, labels, rng(), k=0, start=4, dims=2)
         assert (found[120:130] == 0).all() and (found[60:70] == 1).all()
 
+    @pytest.mark.parametrize("smallest,n", [(5, 1), (1, 2)])
+    def test_a_small_part_is_no_cluster_of_its_own(self, smallest, n):
+        x = torch.cat([heaps([0., 0.], n=30), heaps([9., 9.], n=3)])
+        cluster = torch.zeros(33, dtype=torch.long)
+        assert len(split_clusters(x, x.mean(0)[None], cluster, 0, rng(), smallest)) == n
+
     @pytest.mark.parametrize("known", [0, 1])
     def test_all_pieces_of_one_heap_are_merged(self, known):
         x = heaps([0., 0.])

@@ -90,6 +90,10 @@ class TestPasses:
         assert float((f == 0).float().mean()) == pytest.approx(dropout, abs=.02)
         assert float(f.mean()) == pytest.approx(1, abs=.05)
 
+    def test_the_view_that_was_asked_for(self):
+        o = look(learner([UPLSFDA(threshold=0., weak=lambda x: x + 7)]))
+        assert all(o.requests[f"uplsfda.{k}"].min() >= 7 for k in ("first", "second"))
+
     def test_nothing_believed(self):
         o = look(learner([UPLSFDA(threshold=1.)]))
         assert o.losses["uplsfda"][0] == 0 and o.losses["uplsfda.entropy"][0] > 0

@@ -7,10 +7,11 @@ from torch import tensor
 from torch.nn import functional as F
 
 from contract import data, fit, learner
+from labelkit.data.samples import predict_samples
 from labelkit.errors import LabelKitError
 from labelkit.parts.pretrain import pretrain
 from labelkit.pseudo.wad import (
-    WAD, class_similarities, nearest_class, share_to_move, smallest_losses,
+    WAD, class_similarities, labels_by_features, nearest_class, share_to_move, smallest_losses,
 )
 from mix.mixtools import Keep
 from places import REFERENCES
@@ -63,6 +64,17 @@ class TestFunctions:
 
 
 def pixels(x): return x.flatten(1)
+
+
+def test_features_belong_to_their_samples_in_any_order(monkeypatch):
+    learn = learner()
+    ids,label,lead = labels_by_features(learn, pixels)
+    monkeypatch.setattr(
+        "labelkit.pseudo.wad.predict_samples",
+        lambda *args, **kwargs: tuple(o.flip(0) for o in predict_samples(*args, **kwargs)),
+    )
+    turned = labels_by_features(learn, pixels)
+    for a,b in zip((ids, label, lead), turned): close(a, b.flip(0))
 
 
 def test_labels_and_weights_are_fixed_before_the_first_step():
