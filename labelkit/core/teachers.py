@@ -140,7 +140,7 @@ class Teacher:
                 "model has: use one model"
             )
         if not features: out = self.logits(*x)
-        else: out, f = with_features(self.model, self._in_its_precision(*x))
+        else: out, f = with_features(self.model, *map(self._in_its_precision, x))
         if not isinstance(out, Tensor):
             raise LabelKitError(
                 f"a teacher must give a tensor of logits [B, C], got {type(out).__name__}: wrap "

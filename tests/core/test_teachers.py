@@ -280,3 +280,17 @@ def test_device():
     assert Frozen(net()).device == torch.device("cpu") and Frozen(lambda x: x).device is None
     t = Frozen(net()).to("meta")
     assert t.device.type == "meta" and t(torch.empty(2, 4, device="meta")).shape == (2, 3)
+
+
+def test_features_of_several_inputs():
+    "Both are asked for in the teacher's precision"
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3)
+        def forward(self, a, b): return self.head(a + b)
+    teacher = Frozen(Sum().double())
+    a,b = torch.rand(2, 4, 2)
+    logits,features = teacher(a, b, features=True)
+    torch.testing.assert_close(features, a + b)
+    torch.testing.assert_close(logits, teacher(a, b))
