@@ -110,6 +110,30 @@ def test_one_seed_one_result(slug):
     assert not same(weights(a), weights(other))
 
 
+class Twins(nn.Module):
+    "A model of two images"
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(8, 10)
+    def forward(self, a, b):
+        return self.head(torch.cat([self.body(o).mean((2, 3)) for o in (a, b)], 1))
+
+
+@pytest.mark.parametrize("slug", [s for s in SLUGS if registry[s].family == "represent"])
+def test_features_of_a_model_of_two_images(slug):
+    "The slow copy's too"
+    g = torch.Generator().manual_seed(0)
+    items = list(zip(*torch.rand(2, 32, 1, 8, 8, generator=g), torch.arange(32) % 10))
+    dls = DataLoaders(*(DataLoader(items, bs=8) for _ in range(2)))
+    for o in dls.loaders: o.n_inp = 2
+    dls.c = 10
+    learn = Learner(label_dls(dls), Twins(), loss_func=nn.CrossEntropyLoss(),
+                    cbs=[build(slug, active=True)])
+    fit(learn)
+    assert all(torch.isfinite(v).all() for v in weights(learn).values())
+
+
 class Doubt(LabelCallback):
     "Every third sample of a batch counts nothing, and has another label"
     stage = "relabel"

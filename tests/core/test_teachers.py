@@ -319,3 +319,17 @@ def test_a_traced_model(x):
     with pytest.raises(LabelKitError, match="is a model of torch.jit"):
         VirtualStudent(traced, Adam(list(traced.parameters()), lr=.1))
     with pytest.raises(LabelKitError, match="is a model of torch.jit"): frozen_call(traced, x)
+
+
+def test_features_of_several_inputs():
+    "Both are asked for in the teacher's precision"
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(2, 3)
+        def forward(self, a, b): return self.head(a + b)
+    teacher = Frozen(Sum().double())
+    a,b = torch.rand(2, 4, 2)
+    logits,features = teacher(a, b, features=True)
+    torch.testing.assert_close(features, a + b)
+    torch.testing.assert_close(logits, teacher(a, b))
