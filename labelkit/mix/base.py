@@ -43,7 +43,7 @@ def _alike(labels):
     return same
 
 def _hard_terms(z, labels):
-    at = torch.stack(labels, 1)
+    at = torch.stack(labels, 1).long()
     own = z.gather(1, at)
     # finite, so that two classes alone give 0 and not nan
     rest = z.scatter(1, at, torch.finfo(z.dtype).min/4).logsumexp(1, keepdim=True)
@@ -84,7 +84,7 @@ def decoupled_terms(
             "two, use class numbers"
         )
     return _soft_terms(
-        z, *(t if t.is_floating_point() else F.one_hot(t, z.shape[1]) for t in targets)
+        z, *(t if t.is_floating_point() else F.one_hot(t.long(), z.shape[1]) for t in targets)
     )
 
 # %% ../../nbs/mix/base.ipynb #80a9ccd2

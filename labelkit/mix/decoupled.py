@@ -35,6 +35,10 @@ def decoupled_loss(
     openmixup `soft_mix_cross_entropy`"""
     check_range("eta", eta, 0)
     z = pred.float()
+    # whole numbers of fewer bits cannot be places
+    targets_a, targets_b = (
+        t if t.is_floating_point() else t.long() for t in (targets_a, targets_b)
+    )
     lam = torch.as_tensor(lam, dtype=z.dtype, device=z.device)
     if not (targets_a.is_floating_point() or targets_b.is_floating_point()):
         loss = z.logsumexp(1) - torch.lerp(

@@ -155,3 +155,14 @@ class TestDecoupled:
             with pytest.raises(LabelKitError, match="decoupled=0.1 is for one label"):
                 fit(Learner(dls, small_cnn(c=3, c_in=1), loss_func=loss, cbs=MixUp(decoupled=.1)))
         with pytest.raises(LabelKitError, match="decoupled=-1"): CutMix(decoupled=-1)
+
+
+def test_labels_of_every_type_of_whole_numbers():
+    z = torch.randn(4, 3)
+    a = torch.tensor([0, 1, 2, 0])
+    b = torch.tensor([1, 2, 0, 0])
+    want = decoupled_terms(z, a, b)
+    for kind in (torch.uint8, torch.int32, torch.int8):
+        assert torch.equal(decoupled_terms(z, a.to(kind), b.to(kind)), want)
+        small = decoupled_loss(z, a.to(kind), b.to(kind), .3, eta=.1)
+        assert torch.equal(small, decoupled_loss(z, a, b, .3, eta=.1))
