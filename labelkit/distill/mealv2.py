@@ -132,6 +132,8 @@ class MEALv2(Distill):
         "Train the discriminator, and the student against it"
         apart = told_apart(self.judge(theirs), self.judge(own.detach()))
         s.add_loss(f"{self.name}.judge", apart, auxiliary=True)
-        fooled = says(self.judge.frozen(own), 1. if self.variant == "paper" else 0.)
+        seen = self.judge.frozen(own)
+        # the student's half of `told_apart`
+        fooled = says(seen, 1.) if self.variant == "paper" else .5*says(seen, 0.)
         weight = self.soft_weight*self.adversarial_weight
         s.add_loss(f"{self.name}.adversarial", fooled, weight)

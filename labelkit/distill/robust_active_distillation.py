@@ -322,7 +322,7 @@ class RobustActiveDistillation(Distill):
         note_answers(self.ledger, ids, self.answers[ids], gain, self.learn.epoch)
 
     def before_forward(self, s:Supervision):
-        super().before_forward(s)
+        s.labeled_weight *= self.hard_weight
         ids = s.unlabeled_ids.to(self.queried.device)
         known = self.queried[ids] >= 0
         s.own(self).ids = ids[known]

@@ -204,3 +204,16 @@ def test_counts_that_half_precision_does_not_know():
     z = torch.zeros(1, 2, dtype=torch.float16)
     said = expert_logits(z, tensor([10., 1e6]), -.5)
     assert said.tolist()[0] == pytest.approx([-.5*math.log(10), -.5*math.log(1e6)], rel=1e-3)
+
+def test_the_official_student_minimises_the_discriminators_own_loss():
+    "With its factor of one half, which comes from the mean over both halves of the answers"
+    own = [model(1), model(2)]
+    b = look(learner([cb := MEALv2(own, variant="official")]))
+    s = b.record
+    judge = b.state["mealv2"].judge
+    asked = s.pred.detach().log_softmax(1).requires_grad_()
+    whole = told_apart(judge(cb.teacher(s.x).log_softmax(1)), judge(asked))
+    (want,) = torch.autograd.grad(whole, asked)
+    (grad,) = torch.autograd.grad(s.losses["mealv2.adversarial"][0], s.pred)
+    p = asked.detach().exp()
+    torch.testing.assert_close(grad, want - p*want.sum(1, keepdim=True))  # through the log-softmax

@@ -10,9 +10,11 @@ from scipy.optimize import linprog
 from torch import tensor
 from torch.nn import functional as F
 
+from contract import build, learner
 from labelkit.core.checkpoint import Checkpoint
 from labelkit.data.sets import digits
 from labelkit.errors import LabelKitError
+from labelkit.lesson.batch import look
 from labelkit.models import small_cnn
 from labelkit.data.samples import Samples
 from labelkit.distill.base import soft_kl
@@ -363,3 +365,10 @@ def test_found_at_the_first_round(teacher, kwargs, message):
 def test_needs_unlabeled_samples():
     with pytest.raises(LabelKitError, match="needs unlabeled samples"):
         fit(RobustActiveDistillation(net()), 1, dls=digits())
+
+
+def test_only_samples_with_an_answer_are_shown_to_the_student():
+    "It is about unlabeled samples anyway: `unlabeled=True` shows no others"
+    slug = "robust_active_distillation"
+    b = look(learner([build(slug, active=True, unlabeled=True)]))
+    assert list(b.record.requests) == [slug]
