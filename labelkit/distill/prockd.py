@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from ..core.auxiliary import Auxiliary
 from ..core.claim import Claim, made
 from ..core.fit import trained
-from ..core.losses import soft_target_loss
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback, check_finite, n_classes
 from ..core.teachers import evaluating
@@ -240,8 +239,7 @@ class ProCKD(LabelCallback):
         s.add_loss(self.name, loss, self.weight)
         if not self.task_weight: return
         full = enriched(mine[:len(s.x)], self.prototypes, self.temperature).mean(1)
-        said = self.task_head(full)
-        task = soft_target_loss(nn.CrossEntropyLoss(), said, s.targets, s.weights)
+        task = s.loss_of(F.cross_entropy, self.task_head(full), s.targets, s.weights)
         s.add_loss(f"{self.name}.task", task, self.task_weight)
 
     def after_update(self):
