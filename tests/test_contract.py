@@ -147,9 +147,7 @@ class Doubt(LabelCallback):
         s.weigh((~bad).float())
 
 
-@pytest.mark.parametrize(
-    "slug", [s for s in SLUGS if registry[s].family in ("mix", "augment", "represent")]
-)
+@pytest.mark.parametrize("slug", SLUGS)
 def test_a_label_that_counts_nothing_teaches_nothing(slug):
     "Neither the model nor a network beside it"
     seen = []

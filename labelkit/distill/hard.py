@@ -142,8 +142,7 @@ class HARD(Distill):
     def __init__(self,
         teacher,            # a model or Learner
         stay:float=1.,      # how much the teacher's answer should stay the same on a view
-        # function without arguments that makes a module of (images, noise [B, 4])
-        make_augmentor=SpatialAugmentor,
+        make_augmentor=SpatialAugmentor, # makes a module of (images, noise [B, 4])
         lr:float=.03,       # of the augmentor
         **kwargs            # `soft_weight`, `hard_weight`, … of `Distill`
     ):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary
 from ..core.claim import Claim, made
-from ..core.losses import soft_target_loss
+from ..core.losses import per_mass, soft_target_loss
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.teachers import Teacher, as_teacher, evaluating
@@ -81,13 +81,15 @@ def confident_consistency(
     weak:torch.Tensor,    # [B, C] logits of the weak view, taken as they are
     strong:torch.Tensor,  # [B, C] logits of the strong view, with gradient
     targets:torch.Tensor, # [B, C] distributions
+    weights:torch.Tensor=None, # [B], what each sample counts; 1 if `None`
 )->torch.Tensor: # a scalar, 0 when no weak view is right
     """KL(weak ‖ strong), mean over the samples whose weak view is classified right (Zhao et al.
     2023, https://arxiv.org/abs/2308.09922)"""
     weak = weak.detach()
     right = (weak.argmax(1) == targets.argmax(1)).to(strong.dtype)
     kl = F.kl_div(strong.log_softmax(1), weak.softmax(1), reduction="none").sum(1)
-    return (kl*right).sum()/right.sum().clamp_min(1)
+    if weights is not None: right = right*weights
+    return per_mass((kl*right).sum(), right.sum())
 
 def expert_losses(
     said:list,            # of each expert [2B, C] logits, those of the weak views first
@@ -98,7 +100,8 @@ def expert_losses(
     weak,strong = zip(*(z.chunk(2) for z in said))
     ce = partial(soft_target_loss, nn.CrossEntropyLoss(), targets=targets, weights=weights)
     loss = sum(ce(z) for z in (*weak, *strong))/2
-    return loss,sum(confident_consistency(w, z, targets) for w,z in zip(weak, strong))
+    agree = sum(confident_consistency(w, z, targets, weights) for w,z in zip(weak, strong))
+    return loss,agree
 
 # %% ../../nbs/distill/mdcs.ipynb #3b95cde4
 def own_blocks(

@@ -39,11 +39,13 @@ class Bank:
 
     def write(self,
         ids:torch.Tensor, # [n] long
+        counts:torch.Tensor=None, # [n] bool, whose rows are replaced; all if `None`
         **columns         # [n, width] each
     ):
         "Replace the rows of `ids`, from all processes"
-        ids,*values = gather_rows(ids.to(self.place.device), *columns.values())
-        at = self.place[ids]
+        at = self.place[ids.to(self.place.device)]
+        if counts is not None: at = at.where(counts.to(at.device), self.size)
+        at,*values = gather_rows(at, *columns.values())
         for name,v in zip(columns, values): self.rows[name][at] = v.to(self.rows[name].dtype)
         self.seen[at] = True
 

@@ -5,7 +5,7 @@ strangers as a class, and ask where its members disagree."""
 
 # %% auto #0
 __all__ = ['variation_ratio', 'sureness', 'most_disputed', 'WithStrangers', 'Members', 'answers_of',
-           'Answers', 'ensemble_losses', 'ActiveOutliers']
+           'Answers', 'inside_loss', 'ensemble_losses', 'ActiveOutliers']
 
 # %% ../../nbs/pseudo/active_outliers.ipynb #ac70000f
 from functools import partial
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..core.auxiliary import Auxiliary, network_of
 from ..core.claim import Claim, made
+from ..core.losses import per_mass, soft_target_loss
 from ..core.record import Supervision, as_inputs
 from ..core.supervision import n_classes
 from ..core.teachers import evaluating
@@ -176,6 +177,14 @@ class Answers:
     def load_state_dict(self, state): self.label = state["label"].cpu()
 
 # %% ../../nbs/pseudo/active_outliers.ipynb #d7ba0f4e
+def inside_loss(
+    logits:torch.Tensor, # [B, C+1] of labeled samples
+    counts:torch.Tensor, # [B], what each counts
+)->torch.Tensor: # a scalar
+    "−log of the probability that a sample is no stranger: what C+1 classes add to the loss of C"
+    each = F.softplus(logits[:, -1] - logits[:, :-1].logsumexp(1))
+    return per_mass((each*counts).sum(), counts.sum())
+
 def ensemble_losses(
     every:list,           # for each member its logits [n, C+1] of the labeled samples, the weak and
                           # strong views of the unlabeled ones, and perhaps of the answers
@@ -183,13 +192,16 @@ def ensemble_losses(
     answers:torch.Tensor, # [A] long
     share:float,          # of the answers among all that is labeled
     weight:float=1.,      # of the pseudo-labels
+    counts:torch.Tensor=None, # [B], what each labeled sample counts; 1 if `None`
 )->tuple: # for each member the loss of the labels, and of the rest; the mean [U, C+1]
     """Cross-entropy with the labels, with the answers, and with the best class of the members' mean
     on the strong views, weighted by how sure that is (Stojnić, Laskar, Tolias 2024,
     https://arxiv.org/abs/2307.03741)"""
     mean = torch.stack([o[1].detach().softmax(1) for o in every]).mean(0)
     known = F.pad(known, (0, 1))
-    given = [(1-share)*F.cross_entropy(o[0], known) for o in every]
+    if counts is None: counts = known.new_ones(len(known))
+    ce = partial(soft_target_loss, nn.CrossEntropyLoss(), targets=known, weights=counts)
+    given = [(1-share)*ce(o[0]) for o in every]
     rest = [weight*consistency_loss(o[2], hard_target(mean), sureness(mean)) for o in every]
     if share: rest = [r + share*F.cross_entropy(o[3], answers) for r,o in zip(rest, every)]
     return given,rest,mean
@@ -284,12 +296,12 @@ class ActiveOutliers(PseudoLabel):
         mine = s.own(self)
         every = self.ensemble.logits(s, mine.views)
         share = self.answers.share
-        given,rest,mean = ensemble_losses(every, s.targets, mine.answers, share, self.weight)
+        how = s.targets, mine.answers, share, self.weight, s.weights
+        given,rest,mean = ensemble_losses(every, *how)
         if not self.searching: self.note(Guess(mean.log(), s), mean.argmax(1) < s.c)
         s.labeled_weight *= 1-share
-        inside = F.softplus(every[0][0][:, -1] - s.pred.logsumexp(1)).mean()
         s.add_loss(self.name, rest[0])
-        s.add_loss(f"{self.name}.inside", inside, s.labeled_weight)
+        s.add_loss(f"{self.name}.inside", inside_loss(every[0][0], s.weights), s.labeled_weight)
         if self.members == 1: return
         s.add_loss(f"{self.name}.members", sum(given[1:] + rest[1:]), auxiliary=True)
 

@@ -196,7 +196,8 @@ class Graph:
 
     def write(self, s, batch):
         "Take up what the callback kept of a batch, beside its record"
-        self.labeled.write(s.ids, features=batch.labeled, labels=batch.labels)
+        heard = s.weights > 0
+        self.labeled.write(s.ids, heard, features=batch.labeled, labels=batch.labels)
         self.unlabeled.write(s.unlabeled_ids, features=batch.features, labels=batch.probs)
         self.mean.update(batch.raw)
 

@@ -36,11 +36,17 @@ def forget_rate(
 def small_loss(
     losses:torch.Tensor, # [B] of one network
     forget_rate:float,   # share that is left out, 0..1
+    counts:torch.Tensor=None, # [B] bool, who takes part; all if `None`
 )->torch.Tensor: # [B] bool, at least one is True
     "The ⌊(1−forget_rate)·B⌋ samples of smallest loss, which the other network learns from"
+    losses = losses.detach()
+    n = len(losses)
+    if counts is not None:
+        losses = losses.where(counts, torch.inf)
+        n = int(counts.sum())
     mask = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
-    keep = max(1, int((1-forget_rate)*len(losses) + 1e-6))  # .9·10 is 8.999… in binary
-    mask[losses.detach().argsort(stable=True)[:keep]] = True
+    keep = max(1, int((1-forget_rate)*n + 1e-6))  # .9·10 is 8.999… in binary
+    mask[losses.argsort(stable=True)[:keep]] = True
     return mask
 
 # %% ../../nbs/relabel/co_teaching.ipynb #70511c5e
@@ -164,7 +170,8 @@ class CoTeaching(LabelCallback):
         model = self.learn.model
         pred = self.peer.ask(s, model)
         logits = (s.pred, pred) if self.ranking == "train" else self.peer.evaluate(s, model)
-        for_it,for_me = (small_loss(_losses(o, s.targets), self.rate) for o in logits)
+        counts = s.weights > 0
+        for_it,for_me = (small_loss(_losses(o, s.targets), self.rate, counts) for o in logits)
         note_kept(self.ledger, s, (s.pred, pred), for_me, self.learn.epoch)
         share = 1/for_me.sum() if self.variant == "official" else 1.
         loss = s.loss_of(self.learn.loss_func, pred, s.targets, s.weights*for_it)

@@ -146,6 +146,12 @@ class Positives:
         "[C] what weights are made of; of the first epoch what was seen so far"
         return self.usual + self.given + self.found
 
+    def room(self,
+        cap:float # found labels for each given one, at most
+    )->torch.Tensor: # [C]
+        "How many more may be found"
+        return cap*self.given - self.found
+
     def state_dict(self)->dict: return {k: v.clone() for k,v in vars(self).items()}
     def load_state_dict(self, state:dict):
         for k,v in state.items(): setattr(self, k, v.to(self.given.device))
@@ -290,11 +296,11 @@ class COMIC(LabelCallback):
 
     def after_forward(self, s:Supervision):
         n = self.positives
-        if not self.searching: n.count("given", s.targets)
+        some = (s.weights > 0)[:, None]  # the others' labels say nothing
+        if not self.searching: n.count("given", s.targets*some)
         if self.learn.epoch < round(self.warmup*self.learn.n_epoch): return
         logits = s.pred - self.margin*s.targets
-        room = self.cap*n.given - n.found
-        found = recall_labels(logits.detach().sigmoid(), s.targets, self.tau, room)
+        found = recall_labels(some*logits.detach().sigmoid(), s.targets, self.tau, n.room(self.cap))
         if not self.searching:
             n.count("found", found)
             self.recalled[s.ids.to(self.recalled.device)] = found

@@ -134,7 +134,7 @@ class ProportionLoss(LabelCallback):
 
     def after_forward(self, s:Supervision):
         bag = self._bag[s.ids.to(self._bag.device)].to(s.pred.device)
-        some = bag >= 0
+        some = (bag >= 0) & (s.weights > 0)
         loss = proportion_loss(s.pred[some], s.targets[some], bag[some])
         s.labeled_weight *= self.soft_weight
         s.add_loss(self.name, loss, self.weight)
