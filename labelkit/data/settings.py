@@ -391,6 +391,8 @@ def bags(
     return bag, counts / counts.sum(1, keepdim=True)
 
 # %% ../../nbs/data/settings.ipynb #e299211a
+def _is_count(o): return hasattr(o, "__index__") and not getattr(o, "ndim", 0)
+
 def unknown_classes(
     y:Tensor,      # true labels, [N]; −1 stays unknown
     known,         # the classes that stay, in their new order; a whole number means the first ones
@@ -572,8 +574,6 @@ def takes_settings(
     return f
 
 # %% ../../nbs/data/settings.ipynb #4f3d630d
-def _is_count(o): return hasattr(o, "__index__") and not getattr(o, "ndim", 0)
-
 def _classes(known, s):
     "Classes that were given by number, or by name, as numbers"
     if any(isinstance(o, str) for o in known):
