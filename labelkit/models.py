@@ -6,11 +6,13 @@ its attention, a perceptron"""
 # %% auto #0
 __all__ = ['InputNorm', 'Classifier', 'channels_last', 'mean_places', 'SmallCNN', 'small_cnn',
            'WideBlock', 'WideResNet', 'wide_resnet', 'ViTBlock', 'SmallViT', 'small_vit', 'MLP',
-           'mlp', 'unwrap', 'logits_of', 'check_weights_move', 'head_of', 'with_features',
-           'body_layers', 'layer_name', 'layer_outputs', 'map_layer']
+           'mlp', 'unwrap', 'widened', 'in_precision_of', 'logits_of', 'check_weights_move',
+           'head_of', 'as_written', 'with_features', 'body_layers', 'layer_name', 'layer_outputs',
+           'map_layer']
 
 # %% ../nbs/models.ipynb #ecb7de43
 from contextlib import contextmanager
+import sys
 
 import torch, torch.nn.functional as F
 from torch import nn, Tensor
@@ -412,11 +414,24 @@ def unwrap(
         elif isinstance(getattr(model, "_orig_mod", None), nn.Module): model = model._orig_mod
         else: return model
 
+def widened(
+    x:Tensor # logits or features
+)->Tensor:
+    "`x` in at least 32 bits: halves become 32, 64 stay 64, and whole numbers are left alone"
+    return x.float() if x.is_floating_point() and x.dtype != torch.double else x
+
+def in_precision_of(
+    module:nn.Module, # a new network
+    model:nn.Module   # plain or wrapped
+)->nn.Module: # `module` itself
+    "Give a network beside a model of 64 bits as many; beside any other it stays as it is"
+    return module.double() if any(p.dtype == torch.double for p in model.parameters()) else module
+
 def logits_of(
     out # what a model gave
 )->Tensor:
     "A model's output, at least 32 bits. Raises `LabelKitError` for anything but one tensor"
-    if isinstance(out, Tensor): return out.float() if out.is_floating_point() else out
+    if isinstance(out, Tensor): return widened(out)
     keys = f" with {list(out)[:4]}" if isinstance(out, dict) else ""
     raise LabelKitError(
         f"the model gives a {type(out).__name__}{keys}, and techniques read one tensor: wrap "
@@ -444,17 +459,24 @@ def head_of(
         )
     return layers[-1]
 
+@contextmanager
+def as_written():
+    """Within this context compiled models run as they were written: compiled code may not see a
+    hook that came later"""
+    if "torch._dynamo" not in sys.modules: yield  # nothing was compiled
+    else:
+        with torch.compiler.set_stance("force_eager"): yield
+
 def with_features(
     model:nn.Module, # any classifier that ends in a linear layer
     *x:Tensor        # a batch, [B, ...]; several where the model takes several inputs
 )->tuple: # logits [B, C] and features [B, D]
     """What the model says about `x`, and the vector in front of its last linear layer; modes and
     gradients are the caller's"""
-    # compiled code may not see a hook that comes later
-    while isinstance(getattr(model, "_orig_mod", None), nn.Module): model = model._orig_mod
     kept = []
     handle = head_of(model).register_forward_pre_hook(lambda module,args: kept.append(args[0]))
-    try: logits = model(*x)
+    try:
+        with as_written(): logits = model(*x)
     finally: handle.remove()
     return logits, kept[-1]
 
@@ -498,9 +520,8 @@ def layer_outputs(
     layers:list=None, # names or modules; `body_layers` if `None`
 ): # a dictionary that fills while the model runs
     """Within this context, what the layers give is kept: `{name: output}` of the latest pass, in
-    the order in which they ran; modes and gradients are the caller's. A compiled model is to be
-    called as `unwrap(model)`: its code may not see what is put on it later. Raises `LabelKitError`
-    for a layer that the model has not"""
+    the order in which they ran; modes and gradients are the caller's. A compiled model runs as it
+    was written, see `as_written`. Raises `LabelKitError` for a layer that the model has not"""
     layers = body_layers(model) if layers is None else [layer_name(model, o) for o in layers]
     kept = {}
     def keeper(name):
@@ -510,7 +531,8 @@ def layer_outputs(
         return keep
     plain = unwrap(model)
     handles = [plain.get_submodule(o).register_forward_hook(keeper(o)) for o in layers]
-    try: yield kept
+    try:
+        with as_written(): yield kept
     finally:
         for o in handles: o.remove()
 

@@ -14,7 +14,7 @@ from fastai.basics import (
     set_seed,
 )
 from fastai.callback.core import Callback
-from fastai.callback.training import GradientAccumulation
+from fastai.callback.training import GradientAccumulation, ShortEpochCallback
 
 from contract import (
     EXCEPTIONS,
@@ -33,6 +33,8 @@ from contract import (
     with_dropout,
 )
 from labelkit.core.checkpoint import Checkpoint
+from labelkit.core.record import Supervision
+from labelkit.data.arrays import Arrays
 from labelkit.data.loaders import label_dls
 from labelkit.errors import LabelKitError
 from labelkit.core.supervision import LabelCallback
@@ -40,6 +42,7 @@ from labelkit.core.teachers import EMA
 from labelkit.core.technique import registry
 from labelkit.lesson.batch import look
 from labelkit.mix.cutmix import CutMix
+from labelkit.models import unwrap
 from labelkit.pseudo.fixmatch import FixMatch
 
 
@@ -120,18 +123,65 @@ class Twins(nn.Module):
         return self.head(torch.cat([self.body(o).mean((2, 3)) for o in (a, b)], 1))
 
 
-@pytest.mark.parametrize("slug", [s for s in SLUGS if registry[s].family == "represent"])
-def test_features_of_a_model_of_two_images(slug):
-    "The slow copy's too"
+@pytest.mark.parametrize("slug", [s for s in SLUGS if not registry[s].makes])
+def test_a_model_of_two_images(slug):
+    "It trains, or words say why not; techniques of features work, with the slow copy's too"
     g = torch.Generator().manual_seed(0)
     items = list(zip(*torch.rand(2, 32, 1, 8, 8, generator=g), torch.arange(32) % 10))
     dls = DataLoaders(*(DataLoader(items, bs=8) for _ in range(2)))
     for o in dls.loaders: o.n_inp = 2
     dls.c = 10
-    learn = Learner(label_dls(dls), Twins(), loss_func=nn.CrossEntropyLoss(),
-                    cbs=[build(slug, active=True)])
-    fit(learn)
+    card = registry[slug]
+    more = dict(unlabeled=[o[:2] for o in items]) if "unlabeled" in card.needs else {}
+    teacher = dict(teacher=Twins()) if "teacher" in card.needs else {}
+    learn = Learner(label_dls(dls, **more), Twins(), loss_func=nn.CrossEntropyLoss(),
+                    cbs=[build(slug, active=True, **teacher)])
+    try: fit(learn)
+    except LabelKitError:
+        if card.family == "represent": raise
     assert all(torch.isfinite(v).all() for v in weights(learn).values())
+
+
+ONE_IMAGE = [s for s in SLUGS if registry[s].cls.inputs == "image"]
+
+@pytest.mark.parametrize("slug", ONE_IMAGE)
+def test_one_image_is_what_it_looks_at(slug):
+    s = Supervision((torch.rand(4, 1, 8, 8),)*2, torch.arange(4), 10)
+    with pytest.raises(LabelKitError, match="takes 2 inputs, and .* looks at one image.* use "):
+        build(slug).check(s)
+    assert {"adautomix", "invariance_constrained", "madaug", "prockd"} <= set(ONE_IMAGE)
+
+
+# techniques that read or change what layers give, in the joint pass or in one of their own
+HOOKED = ["manifold_mixup", "mdcs", "nested_dropout", "prockd", "simclr", "smmix", "uplsfda"]
+
+@pytest.mark.parametrize("slug", HOOKED)
+def test_a_compiled_model(slug):
+    "What was compiled without hooks, for the batches in which nothing happens, gives the same"
+    trained = []
+    for wrap in (lambda o: o, lambda o: torch.compile(o, backend="eager")):
+        torch.compiler.reset()
+        learn = learner([build(slug, active=True, p=.5)], slug=slug)
+        learn.model = wrap(learn.model)
+        fit(learn, 2)
+        trained.append({k: v.clone() for k,v in unwrap(learn.model).state_dict().items()})
+    assert same(*trained)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_model_of_64_bits(slug, strict, monkeypatch):
+    """It stays one, and so do the networks beside it; a strict one does not turn its inputs into
+    its own precision"""
+    inputs = Arrays.inputs
+    monkeypatch.setattr(Arrays, "inputs", lambda self, rows: inputs(self, rows).double())
+    learn = learner([cb := build(slug, active=True)], slug=slug)
+    if strict: learn.model.normalize = nn.Identity()
+    learn.model.double()
+    fit(learn, cbs=[ShortEpochCallback(.5)])
+    moved = {k: v for k,v in weights(learn).items() if v.is_floating_point()}
+    for k,a in cb.auxiliaries.items():
+        moved |= {f"{k}.{n}": p for n,p in a.module.named_parameters()}
+    for k,v in moved.items(): assert v.dtype == torch.double and torch.isfinite(v).all(), k
 
 
 class Doubt(LabelCallback):

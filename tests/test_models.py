@@ -7,16 +7,20 @@ from torch import nn
 from labelkit.errors import LabelKitError
 from labelkit.models import (
     InputNorm,
+    as_written,
     body_layers,
     head_of,
+    in_precision_of,
     layer_name,
     layer_outputs,
+    logits_of,
     map_layer,
     mean_places,
     mlp,
     small_cnn,
     small_vit,
     wide_resnet,
+    widened,
     with_features,
 )
 
@@ -387,6 +391,48 @@ def test_layer_outputs():
     with pytest.raises(LabelKitError, match="no layer 'body'"), layer_outputs(net, ["body"]): pass
     with pytest.raises(RuntimeError), layer_outputs(net, ["stem"]): net(torch.rand(1, 2, 6, 6))
     assert not any(o._forward_hooks for o in net.modules())
+
+
+def test_a_compiled_model_is_looked_into():
+    "Also where it was compiled before, without a hook, and in place"
+    x = torch.rand(3, 1, 6, 6)
+    for in_place in (False, True):
+        torch.compiler.reset()
+        net = Two().eval()
+        want = net(x)
+        if in_place: net.compile(backend="eager")
+        compiled = net if in_place else torch.compile(net, backend="eager")
+        compiled(x)
+        with layer_outputs(compiled) as outs: z = compiled(x)
+        assert list(outs) == ["stem", "twice"] and torch.equal(z, want)
+        z,f = with_features(compiled, x)
+        assert torch.equal(net.head(f), want) and torch.equal(z, want)
+    traced = []
+    def count(graph, example):
+        traced.append(1)
+        return graph.forward
+    compiled = torch.compile(Two().eval(), backend=count)
+    with as_written(): compiled(x)
+    assert not traced
+    compiled(x)
+    assert traced
+
+
+def test_at_least_32_bits():
+    for given,want in (("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32"),
+                       ("float64", "float64"), ("int64", "int64")):
+        x = torch.ones(2, 3, dtype=getattr(torch, given))
+        for f in (widened, logits_of): assert f(x).dtype == getattr(torch, want)
+    third = torch.tensor([[1/3]], dtype=torch.double)
+    assert logits_of(third).item() == 1/3
+
+
+def test_a_network_in_the_precision_of_a_model():
+    kinds = lambda m: {p.dtype for p in m.parameters()}
+    for given,want in ((Two(), torch.float), (Two().half(), torch.float),
+                       (nn.DataParallel(Two().double()), torch.double)):
+        net = nn.Linear(2, 2)
+        assert in_precision_of(net, given) is net and kinds(net) == {want}
 
 
 def test_map_layer():

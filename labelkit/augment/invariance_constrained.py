@@ -106,7 +106,7 @@ class InvarianceConstrained(LabelCallback):
     stage = "views"
     needs = ("vision",)
     targets = CLASSES
-    inputs = "images"
+    inputs = "image"
     limits = dict(
         steps=(1, 100), level=(0, None), rate=(0, None), gamma=(0, None), rounds=(1, 10),
         magnitude=(0, 30),

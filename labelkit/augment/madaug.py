@@ -25,7 +25,7 @@ from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
 from ..data.sets import mnist_5k
 from ..models import check_weights_move, head_of, logits_of, small_cnn
-from ..models import unwrap, with_features
+from ..models import unwrap, widened, with_features
 from ..parts.inner_step import step_alone
 
 # %% ../../nbs/augment/madaug.ipynb #ba500012
@@ -52,7 +52,7 @@ class Policy(nn.Module):
 
     def forward(self, features, learning=False):
         "While it is `learning`, at temperature 1, as in the authors' code"
-        likely,strong = self.layers(features).float().chunk(2, 1)
+        likely,strong = widened(self.layers(features)).chunk(2, 1)
         temperature = 1. if learning else self.temperature
         return (likely/temperature).softmax(1), strong.sigmoid()
 
@@ -74,7 +74,7 @@ def seen_by(
     *inputs:torch.Tensor,    # as it takes them
 )->torch.Tensor: # [B, D] float
     "What stands in front of the model's last layer, in evaluation mode"
-    with evaluating(unwrap(model)) as (net,): return with_features(net, *inputs)[1].float()
+    with evaluating(unwrap(model)) as (net,): return widened(with_features(net, *inputs)[1])
 
 def each_alone(
     ops:Operations,         # K of them
@@ -189,10 +189,9 @@ class MADAug(Augment):
     share of augmented pictures grows during the training. Hou, Zhang, Zhou 2023,
     https://arxiv.org/abs/2309.04747"""
     targets = CLASSES
-    limits = dict(
-        n=(1, 10), every=(1, None), ramp=(0, None), temperature=(.01, None), magnitude=(0, 30),
-        policy_lr=(1e-9, None),
-    )
+    inputs = "image"
+    limits = dict(n=(1, 10), every=(1, None), ramp=(0, None), temperature=(.01, None),
+                  magnitude=(0, 30), policy_lr=(1e-9, None))
 
     def __init__(self,
         n:int=2,               # operations for each picture

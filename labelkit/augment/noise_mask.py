@@ -18,6 +18,7 @@ from ..core.claim import Claim, made, several
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
+from ..models import widened
 from ..parts.running import RunningMean
 
 # %% ../../nbs/augment/noise_mask.ipynb #ca500012
@@ -52,7 +53,7 @@ def grown_mask(
     x = F.interpolate(cells[:, None], (h, w), mode="nearest")
     at = torch.arange(kernel, device=x.device) - kernel//2
     k = (-.5*(at/sigma)**2).exp()
-    k = k/k.sum()
+    k = (k/k.sum()).to(x.dtype)
     pad = kernel//2
     x = F.conv2d(F.pad(x, (0, 0, pad, pad), mode="reflect"), k.view(1, 1, -1, 1))
     return F.conv2d(F.pad(x, (pad, pad, 0, 0), mode="reflect"), k.view(1, 1, 1, -1))
@@ -84,7 +85,7 @@ class MaskPolicy(nn.Module):
             nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
             nn.AdaptiveAvgPool2d(grid), nn.Conv2d(width, 2, 3, padding=1),
         )
-    def forward(self, x): return self.body(x).float()
+    def forward(self, x): return widened(self.body(x))
 
 # %% ../../nbs/augment/noise_mask.ipynb #ca50001f
 _claim = Claim(

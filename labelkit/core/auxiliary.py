@@ -15,7 +15,7 @@ from fastcore.foundation import L
 
 from ..processes import n_processes
 from ..errors import LabelKitError
-from ..models import check_weights_move
+from ..models import check_weights_move, in_precision_of
 
 # %% ../../nbs/core/auxiliary.ipynb #2b2ea83e
 def frozen_call(
@@ -42,7 +42,8 @@ class Auxiliary:
 
     With `lr=None` it follows the learner: the same optimiser function, and in each step the
     learning rate of the learner's last parameter group. A step is left out when no loss has reached
-    the network since the last one. Pickling leaves the network out, as with a teacher."""
+    the network since the last one. Beside a model of 64 bits it has 64 too. Pickling leaves the
+    network out, as with a teacher."""
     def __init__(self,
         module:nn.Module,   # the network
         learn,              # the `Learner` it stands beside
@@ -56,17 +57,18 @@ class Auxiliary:
                 f"lr={lr} is not above 0: pass a learning rate, or None to follow the learner's"
             )
         self.lr = lr
-        self.module = module.to(learn.dls.device or "cpu").train()
+        self.module = in_precision_of(module, learn.model).to(learn.dls.device or "cpu").train()
         if n_processes() > 1:
             for o in self.module.state_dict().values(): torch.distributed.broadcast(o, 0)
         make = opt_func or (learn.opt_func if lr is None else _adam)
         self.opt = make(list(module.parameters()), lr=learn.lr if lr is None else lr)
 
-    def __call__(self, *args, **kwargs): return self.module(*args, **kwargs)
+    def __call__(self, *args, **kwargs):
+        return self.module(*_in_full_precision(self.module, args), **kwargs)
 
     def frozen(self, *args, **kwargs):
         "The same output, and a gradient for the inputs but none for the network"
-        return frozen_call(self.module, *args, **kwargs)
+        return frozen_call(self.module, *_in_full_precision(self.module, args), **kwargs)
 
     @torch.no_grad()
     def step(self, learn):
@@ -123,6 +125,14 @@ def network_of(
         f"{type(technique).__name__} has no {what} yet (made in training, left out of a pickle): "
         "train with it first"
     )
+
+_full = {torch.float, torch.double}
+
+def _in_full_precision(module, args):
+    "Inputs of 32 and 64 bits in those of the network; halves are left to mixed precision"
+    kind = next((p.dtype for p in module.parameters() if p.dtype in _full), None)
+    if kind is None: return args
+    return [o.to(kind) if getattr(o, "dtype", None) in _full else o for o in args]
 
 def _adam(params, lr): return Adam(params, lr=lr, wd=0.)
 

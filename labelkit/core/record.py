@@ -137,7 +137,7 @@ class Supervision:
     def hook(self, module, fn, before:bool=False):
         """During this step's joint pass only: `fn(module, args, output)`, whose result, unless
         `None`, replaces the output of `module`; with `before`, `fn(module, args)`, whose result
-        replaces its inputs"""
+        replaces its inputs. A compiled model runs that pass as it was written"""
         self.hooks.append((module, fn, before))
 
     def want_features(self):

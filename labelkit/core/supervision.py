@@ -31,7 +31,7 @@ from ..data.ids import has_ids, ids_of
 from ..data.loaders import unlabeled_loader
 from ..data.samples import untouched
 from ..errors import LabelKitError
-from ..models import head_of, logits_of, with_features
+from ..models import as_written, head_of, logits_of, widened, with_features
 from ..processes import ShardedDL, n_processes
 
 # %% ../../nbs/core/supervision.ipynb #c23eb958
@@ -94,6 +94,13 @@ class _Answer:
     def __bool__(self):
         if self.there: self.there.synchronize()
         return bool(self.t)
+
+class _AsWritten:
+    "`as_written` from here to its removal, as hooks are there"
+    def __init__(self):
+        self.context = as_written()
+        self.context.__enter__()
+    def remove(self): self.context.__exit__(None, None, None)
 
 class SupervisionCallback(Callback):
     "Make the record of each training batch, let the techniques edit it, and turn it into the loss"
@@ -198,14 +205,15 @@ class SupervisionCallback(Callback):
 
     def _hook(self, s):
         """Hooks live from here to the end of the pass, so that a copy of the model (a teacher)
-        never has any"""
+        never has any; with hooks a compiled model runs as it was written"""
         self._handles = [
             (m.register_forward_pre_hook if before else m.register_forward_hook)(fn)
             for m, fn, before in s.hooks
         ]
         if s.wants_features:
-            def keep(module, args): s._features = args[0].float()
+            def keep(module, args): s._features = widened(args[0])
             self._handles.append(head_of(self.learn.model).register_forward_pre_hook(keep))
+        if self._handles: self._handles.append(_AsWritten())
 
     def after_pred(self):
         s = self.record
@@ -227,7 +235,7 @@ class SupervisionCallback(Callback):
         else:
             out,f = with_features(self.learn.model, *x)
             s.outputs[name] = logits_of(out)
-            s.features_apart[name] = f.float()
+            s.features_apart[name] = widened(f)
 
     def after_loss(self):
         s = self.record
@@ -238,7 +246,7 @@ class SupervisionCallback(Callback):
         parts = {"labeled": loss} | {k: v for k,(v,_) in added.items()}
         if s.labeled_weight != 1: loss = s.labeled_weight*loss
         for v,w in s.losses.values(): loss = loss + (v if w == 1 else w*v)
-        self.learn.loss = loss.clone()
+        self.learn.loss = loss.clone().float()  # fastai averages what it shows in 32 bits
         for v,w in s.auxiliary_losses.values(): loss = loss + w*v
         self.learn.loss_grad = loss
         self._finite = _Answer(loss.detach().isfinite().all())
@@ -376,7 +384,8 @@ class LabelCallback(Settings, Callback):
     stage = "teach"     # when it acts, one of `STAGES`
     needs = ()          # what it must be given: "unlabeled", "ids"
     targets = TARGETS   # kinds of targets it can work on
-    inputs = "any"      # "any", "float" (numbers that can be averaged) or "images" [B, C, H, W]
+    # "any", "float" (numbers that can be averaged), "images" [B, C, H, W], or "image": the only one
+    inputs = "any"
     instead = ""        # what to use for other targets or inputs, in words: "use MixUp"
     limits = dict(p=(0, 1), weight=(0, None))
     # arguments that leave nothing to do where they are 0, `None` or empty; those of bases count too
@@ -452,13 +461,19 @@ class LabelCallback(Settings, Callback):
             )
         # what is no remedy is a reason, and speaks of targets
         if not self.instead.startswith("use "): instead = ""
+        images = self.inputs in ("image", "images")
+        if self.inputs == "image" and len(s.inputs) > 1:
+            raise LabelKitError(
+                f"the model takes {len(s.inputs)} inputs, and {name} looks at one image"
+                f"{instead or ': use a model of one input'}"
+            )
         for i,x in enumerate(s.inputs):
-            if self.inputs == "images" and x.ndim != 4:
+            if images and x.ndim != 4:
                 raise LabelKitError(
                     f"{name} works on images [B, C, H, W] and got inputs of shape {tuple(x.shape)}"
                     f"{instead}"
                 )
-            if self.inputs in ("images", "float") and not x.is_floating_point():
+            if (images or self.inputs == "float") and not x.is_floating_point():
                 does = "averages" if self.stage == "mix" else "computes with"
                 raise LabelKitError(
                     f"{name} {does} inputs, and input {i} of the model holds {x.dtype}, which "

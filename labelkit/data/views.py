@@ -25,7 +25,7 @@ def _per_sample(v:torch.Tensor)->torch.Tensor:
     "`v [B]` as `[B,1,1,1]`"
     return v.view(-1, 1, 1, 1)
 
-def _blend(base, x, f): return torch.lerp(base, x, _per_sample(f)).clamp_(0, 1)
+def _blend(base, x, f): return torch.lerp(base, x, _per_sample(f).to(x.dtype)).clamp_(0, 1)
 
 def _grey(x):
     """Luminance `[B,1,H,W]` of colour images (ITU-R 601); any other number of channels stays as it
@@ -502,7 +502,7 @@ class RandAugment(View):
         centre:torch.Tensor, # `[n, b, 2]`
     )->torch.Tensor: # new images
         "The views that were drawn, now or once before"
-        op, value, centre = (o.contiguous() for o in (op, value, centre))
+        op, value, centre = (o.contiguous() for o in (op, value.float(), centre))
         return self._make(x, op, value, centre, self._matrix(op, value, *x.shape[-2:]))
 
     def _make(self, x, op, value, centre, matrix):

@@ -23,7 +23,7 @@ from ..data.sets import shifted
 from .base import Distill, soft_kl
 from .stage import taught
 from ..errors import check_range
-from ..models import mlp, small_cnn
+from ..models import mlp, small_cnn, widened
 from ..parts.one_network import one_network
 
 # %% ../../nbs/distill/hard.ipynb #41f28a14
@@ -164,8 +164,8 @@ class HARD(Distill):
 
     def distill_loss(self, student, teacher, s):
         views = s.own(self).views
-        with torch.enable_grad(): teacher_view = self.teacher.logits(views).float()
-        student_view = frozen_call(self.learn.model, views).float()
+        with torch.enable_grad(): teacher_view = widened(self.teacher.logits(views))
+        student_view = widened(frozen_call(self.learn.model, views))
         search = augmentor_loss(teacher, teacher_view, student_view, self.stay)
         s.add_loss(f"{self.name}.augmentor", search, auxiliary=True)
         seen = soft_kl(s.outputs[f"{self.name}.views"], teacher_view.detach()).mean()

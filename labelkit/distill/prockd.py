@@ -191,7 +191,7 @@ class ProCKD(LabelCallback):
     stage = "teach"
     needs = ("teacher",)
     targets = CLASSES
-    inputs = "images"
+    inputs = "image"
     limits = dict(
         n_prototypes=(2, None), temperature=(.001, None), decay=(0, 1), task_weight=(0, None),
         match=("prototypes", "features"),

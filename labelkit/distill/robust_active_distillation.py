@@ -15,7 +15,7 @@ from math import ceil
 import torch
 
 from ..core.claim import Claim, made
-from ..core.record import Supervision
+from ..core.record import Supervision, as_inputs, rows_of
 from ..core.supervision import n_classes
 from ..core.technique import technique
 from ..data.samples import Samples, predict_unlabeled
@@ -154,10 +154,11 @@ def choose(policy, cb, probs, k)->torch.Tensor: # [k] long, places
 def ask_logits(teacher, x, c)->torch.Tensor: # [n, c] log-probabilities
     """The teacher's answers. Asking only to check it would cost a question, so the answers
     themselves are checked"""
-    res = teacher(x)
-    if res.shape != (len(x), c):
+    n = rows_of(x)
+    res = teacher(*as_inputs(x))
+    if res.shape != (n, c):
         raise LabelKitError(
-            f"the teacher answers with shape {tuple(res.shape)} to {len(x)} samples of {c} "
+            f"the teacher answers with shape {tuple(res.shape)} to {n} samples of {c} "
             "classes: both must know the same classes"
         )
     if not res.isfinite().all():
@@ -175,8 +176,9 @@ def ask_about(
     bs:int,           # samples a question
 )->torch.Tensor: # [k, c] log-probabilities
     "The teacher's answers about `ids`, `bs` at a time; see `ask_logits`"
-    (x,*_) = samples.inputs(samples.places(ids))
-    return torch.cat([ask_logits(teacher, o, c) for o in x.to(ids.device).split(bs)])
+    inputs = samples.inputs(samples.places(ids))
+    batches = zip(*(o.to(ids.device).split(bs) for o in inputs))
+    return torch.cat([ask_logits(teacher, o, c) for o in batches])
 
 def to_ask(
     cb,    # the callback: its policy, its learner, and whom it asked before

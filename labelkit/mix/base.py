@@ -14,6 +14,7 @@ from ..core.record import Supervision, rows_of
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES
 from ..errors import LabelKitError, check_range
+from ..models import widened
 from ..parts.shares import sample_lam
 
 # %% ../../nbs/mix/base.ipynb #7f07bfcc
@@ -76,7 +77,7 @@ def decoupled_terms(
     Soft targets, pseudo-labels among them, count as the expectation over a label drawn from each.
     Raises `LabelKitError` for more than two soft targets. Decoupled Mixup, Liu et al. 2022,
     https://arxiv.org/abs/2203.10761"""
-    z = pred.float()
+    z = widened(pred)
     if not any(t.is_floating_point() for t in targets): return _hard_terms(z, targets)
     if len(targets) != 2:
         raise LabelKitError(
@@ -357,16 +358,9 @@ class ImageMix(Mix):
 class ModelMix(ImageMix):
     "A mix of images that the model is asked about, one class a sample"
     targets = CLASSES
+    inputs = "image"
     instead = "use CutMix, or MixUp for other inputs"
     asks_model = True
-
-    def check(self, s:Supervision):
-        super().check(s)
-        if len(s.inputs) > 1:
-            raise LabelKitError(
-                f"the model takes {len(s.inputs)} inputs, and {type(self).__name__} looks at one "
-                "image: use CutMix or MixUp"
-            )
 
 def _are_maps(targets, x):
     "Whether regression targets or several labels have a value for each pixel of the images"

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import check_range
+from ..models import widened
 from .base import decoupled_terms
 
 # %% ../../nbs/mix/decoupled.ipynb #f0038851
@@ -34,7 +35,7 @@ def decoupled_loss(
     partners' confidence. Decoupled Mixup, Liu et al. 2022, https://arxiv.org/abs/2203.10761;
     openmixup `soft_mix_cross_entropy`"""
     check_range("eta", eta, 0)
-    z = pred.float()
+    z = widened(pred)
     # whole numbers of fewer bits cannot be places
     targets_a, targets_b = (
         t if t.is_floating_point() else t.long() for t in (targets_a, targets_b)
@@ -46,7 +47,7 @@ def decoupled_loss(
         )
     else:
         a, b = (
-            t.float() if t.is_floating_point() else F.one_hot(t, z.shape[1]).float()
+            (t if t.is_floating_point() else F.one_hot(t, z.shape[1])).to(z.dtype)
             for t in (targets_a, targets_b)
         )
         loss = -(torch.lerp(b, a, lam.view(-1,1))*z.log_softmax(1)).sum(1)

@@ -23,7 +23,7 @@ from ..core.teachers import Teacher, as_teacher, evaluating
 from ..core.technique import CLASSES, technique
 from ..errors import LabelKitError
 from .stage import few_photographs
-from ..models import head_of, with_features
+from ..models import head_of, widened, with_features
 
 # %% ../../nbs/mix/sla.ipynb #51a0000e
 _orders = tuple(permutations(range(3)))  # of the colours
@@ -112,7 +112,7 @@ def ask_versions(
     with evaluating(model):
         own,f = with_features(model, x.flatten(0, 1))
         if head is None: return own.unflatten(0, x.shape[:2]).mean(0)
-        z = head(f.float()).unflatten(0, x.shape[:2])
+        z = head(widened(f)).unflatten(0, x.shape[:2])
     return together(z) if every else z[0, :, ::n_versions(kind)]
 
 # %% ../../nbs/mix/sla.ipynb #51a00015
@@ -205,7 +205,7 @@ class SLA(LabelCallback):
         if self.labels == "same":
             loss = versions_loss(s.outputs[self.name], s.targets.repeat(n-1, 1), s.weights)
             return s.add_loss(self.name, loss, self.weight*(n-1)/n)
-        z = self.joint_head(torch.cat([s.features(), s.features(self.name)])).float()
+        z = widened(self.joint_head(torch.cat([s.features(), s.features(self.name)])))
         loss = versions_loss(z, joint_targets(s.targets, n), s.weights)
         s.add_loss(self.name, loss, self.weight)
         if not self.distill: return

@@ -23,7 +23,7 @@ from ..data.sets import cifar10
 from ..errors import LabelKitError
 from .base import BlendPlan, ModelMix, Plan, blend, check_pair, take_partner
 from .stage import few_photographs, seldom_validated
-from ..models import head_of, small_vit, unwrap
+from ..models import head_of, small_vit, unwrap, widened
 
 # %% ../../nbs/mix/smmix.ipynb #d560d387
 def attended_regions(
@@ -95,8 +95,8 @@ def mixed_consistency_loss(
     """KL divergence from the answer to the mixed image to the mixed answers; no gradient flows to
     the unmixed ones (Chen et al. 2022)"""
     return F.kl_div(
-        pred.float().log_softmax(1),
-        blend(own, other, share).detach().float().softmax(1),
+        widened(pred).log_softmax(1),
+        widened(blend(own, other, share)).detach().softmax(1),
         reduction="batchmean",
     )
 
@@ -108,7 +108,7 @@ def unmixed(
 )->tuple: # logits [B, C], attention [B, h, w]
     "What the model says of `x`, and where it looks, in evaluation mode and without gradient"
     with evaluating(unwrap(model)) as (plain,): logits,maps = plain(x, attention=attention)
-    return logits,maps.float().mean(1)
+    return logits,widened(maps).mean(1)
 
 def check_attention(
     model:nn.Module # plain or wrapped
@@ -265,7 +265,7 @@ class SMMix(ModelMix):
         regions = (~plan.pasted, plan.pasted)  # the own, the partner's
         loss = 0
         for region,t,w in zip(regions, plan.of(mine.targets), plan.of(mine.weights)):
-            told = self.token_head(region_tokens(mine.tokens, region)).float()
+            told = widened(self.token_head(region_tokens(mine.tokens, region)))
             loss = loss + s.loss_of(self.learn.loss_func, told, t, w)/2
         s.add_loss(f"{self.name}.fine", loss, self.fine)
         own,other = plan.of(plan.logits)

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ..errors import LabelKitError
+from ..models import widened
 
 # %% ../../nbs/parts/contrast.ipynb #ba6a10e8
 def info_nce(
@@ -26,7 +27,7 @@ def info_nce(
     if not temperature > 0:
         raise LabelKitError(f"temperature={temperature!r} is not above 0: pass one such as .1")
     others = b if negatives is None else torch.cat([b, negatives])
-    sim = F.normalize(a.float(), dim=1)@F.normalize(others.float(), dim=1).T/temperature
+    sim = F.normalize(widened(a), dim=1)@F.normalize(widened(others), dim=1).T/temperature
     return F.cross_entropy(sim, torch.arange(len(a), device=a.device))
 
 # %% ../../nbs/parts/contrast.ipynb #2d74d19e
@@ -39,6 +40,6 @@ def nt_xent(
     2020, https://arxiv.org/abs/2002.05709)"""
     if not temperature > 0:
         raise LabelKitError(f"temperature={temperature!r} is not above 0: pass one such as .5")
-    z = F.normalize(torch.cat([a, b]).float(), dim=1)
+    z = F.normalize(widened(torch.cat([a, b])), dim=1)
     sim = (z@z.T/temperature).fill_diagonal_(-torch.inf)
     return F.cross_entropy(sim, torch.arange(len(z), device=z.device).roll(len(a)))

@@ -101,7 +101,7 @@ def out_of_fold(
             at,p = _predict(model, samples, known[fold == k])
             if not p.isfinite().all(): _not_finite(samples, known, lr)
             if probs is None: probs = torch.zeros(len(y), p.shape[1])
-            probs[at] = p
+            probs[at] = p.to(probs.dtype)
     return probs
 
 # %% ../../nbs/parts/cross_validation.ipynb #0bef8951

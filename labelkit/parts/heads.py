@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.teachers import evaluating
-from ..models import head_of, with_features
+from ..models import head_of, widened, with_features
 
 # %% ../../nbs/parts/heads.ipynb #5958bf4f
 def normalize_features(
@@ -36,7 +36,7 @@ class Projector(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, d), nn.ReLU(), nn.Linear(d, dim))
 
-    def forward(self, features): return F.normalize(self.layers(features).float())
+    def forward(self, features): return F.normalize(widened(self.layers(features)))
 
 # %% ../../nbs/parts/heads.ipynb #5d1f0a02
 def ask_head(
@@ -50,5 +50,5 @@ def ask_head(
     device = next(head.parameters()).device
     read = read or (lambda o: o)
     with evaluating(model, head):
-        features = (with_features(model, o.to(device))[1].float() for o in x.split(bs))
+        features = (widened(with_features(model, o.to(device))[1]) for o in x.split(bs))
         return torch.cat([read(head(o)) for o in features])

@@ -16,7 +16,7 @@ import torch
 from ..core.auxiliary import Auxiliary
 from ..core.record import Supervision
 from ..core.teachers import Ensemble, evaluating
-from ..models import unwrap
+from ..models import as_written, unwrap, widened
 
 # %% ../../nbs/parts/peer.ipynb #31e2659d
 def fresh_copy(
@@ -48,7 +48,7 @@ class Peer(Auxiliary):
     )->torch.Tensor: # [B, C] logits of the labeled samples, with gradient for the peer
         "What the peer says about the batch, in training mode and with the model's hooks"
         with self._hooked(s.hooks, unwrap(model)), self._own_numbers(s.y.device):
-            return self.module(*s.inputs).float()
+            return widened(self.module(*s.inputs))
 
     def evaluate(self,
         s:Supervision, # a batch
@@ -66,7 +66,8 @@ class Peer(Auxiliary):
             (m.register_forward_pre_hook if before else m.register_forward_hook)(fn)
             for m,fn,before in found
         ]
-        try: yield
+        try:
+            with as_written(): yield
         finally:
             for h in handles: h.remove()
 

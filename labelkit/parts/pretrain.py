@@ -15,7 +15,7 @@ from torch import nn
 from ..core.record import as_inputs
 from ..core.supervision import check_finite
 from ..data.samples import Samples
-from ..models import head_of, with_features
+from ..models import head_of, in_precision_of, with_features
 from .contrast import nt_xent
 from .heads import Projector
 
@@ -29,7 +29,8 @@ class Embedding(nn.Module):
         super().__init__()
         self.model = model
         device = next(model.parameters()).device
-        self.projector = Projector(head_of(model).in_features, dim).to(device)
+        projector = Projector(head_of(model).in_features, dim)
+        self.projector = in_precision_of(projector, model).to(device)
 
     def forward(self, *x): return self.projector(with_features(self.model, *x)[1])
 

@@ -25,7 +25,7 @@ from ..core.technique import technique
 from ..data.samples import Samples
 from ..data.sets import mnist_5k
 from ..errors import LabelKitError
-from ..models import head_of, small_cnn, unwrap, with_features
+from ..models import head_of, small_cnn, unwrap, widened, with_features
 from ..parts.peer import fresh_copy
 from ..parts.rounds import Rounds
 from .base import Guess, PseudoLabel, consistency_loss, hard_target
@@ -69,7 +69,7 @@ class WithStrangers(nn.Module):
 
     def forward(self, *x):
         z,f = with_features(self.model, *x)
-        return torch.cat([z, self.stranger(f)], 1).float()
+        return widened(torch.cat([z, self.stranger(f)], 1))
 
 class Members(Auxiliary):
     "An ensemble whose first member is the learner's model; all have a logit for strangers"

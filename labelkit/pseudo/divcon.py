@@ -17,6 +17,7 @@ from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import technique
+from ..models import widened
 from ..parts.banks import Queue
 from ..processes import gather_rows
 from labelkit.pseudo.base import (
@@ -82,7 +83,7 @@ class DivergentHeads(nn.Module):
 
     def project(self, features):
         "[N, d] → [N, width] of length 1"
-        return F.normalize(self.projector(features).float())
+        return F.normalize(widened(self.projector(features)))
 
     def forward(self, features):
         "[N, d] → [N, n, c]"
@@ -111,7 +112,7 @@ def relation_loss(
     temperature:float=.1,  # of the nearness, above 0; lower: only the nearest count
 )->torch.Tensor: # a scalar
     "Cross-entropy of `targets` to the mean of the memory's distributions, by nearness"
-    kept,said = memory.split([features.shape[1], targets.shape[1]], 1)
+    kept,said = memory.to(features).split([features.shape[1], targets.shape[1]], 1)
     near = (features@kept.T/temperature).softmax(1)
     # the bound is for a class that nobody in the memory has; a rare one keeps its gradient
     arrived = (near@said).clamp_min(torch.finfo(near.dtype).tiny)

@@ -22,7 +22,7 @@ from ..core.technique import technique
 from ..data.samples import Samples, predict_samples
 from ..data.arrays import LabelDataLoaders
 from ..data.sets import mnist_5k
-from ..models import head_of, small_cnn, with_features
+from ..models import head_of, small_cnn, widened, with_features
 from ..parts.contrast import nt_xent
 from ..parts.heads import Projector
 from ..parts.rounds import Rounds
@@ -348,10 +348,10 @@ class GPC(PseudoLabel):
         for k in "ab": s.forward(f"{self.name}.{k}", self._views.strong(s.unlabeled_inputs))
 
     def after_forward(self, s:Supervision):
-        a,b = (self.projector(s.features(f"{self.name}.{k}")).float() for k in "ab")
+        a,b = (widened(self.projector(s.features(f"{self.name}.{k}"))) for k in "ab")
         loss = nt_xent(a, b, self.temperature)
         s.add_loss(f"{self.name}.contrast", loss, self.weight*self.contrast)
         if self.centres is None or not self.prototypes: return
         target = self.cluster[s.unlabeled_ids.to(self.cluster.device)].repeat(2)
-        loss = F.cross_entropy(torch.cat([a, b])@self.centres.T/self.density, target)
+        loss = F.cross_entropy(torch.cat([a, b])@self.centres.to(a).T/self.density, target)
         s.add_loss(f"{self.name}.prototypes", loss, self.weight*self.prototypes)

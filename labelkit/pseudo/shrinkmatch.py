@@ -15,7 +15,7 @@ from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import n_classes
 from ..core.technique import CLASSES, technique
-from ..models import head_of
+from ..models import head_of, widened
 from ..parts.running import RunningMean
 from ..processes import gather_rows
 from .base import STAGE, PseudoLabel, above_threshold
@@ -137,6 +137,6 @@ class ShrinkMatch(PseudoLabel):
     def after_forward(self, s:Supervision):
         super().after_forward(s)
         if not self.shrink: return
-        z = self.second_head(s.features(f"{self.name}.strong")).float()
+        z = widened(self.second_head(s.features(f"{self.name}.strong")))
         loss = self.sure.value*shrunk_losses(z, s.own(self).probs, self.threshold).mean()
         s.add_loss(f"{self.name}.shrink", loss, self.weight*self.shrink)

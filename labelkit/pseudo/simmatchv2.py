@@ -130,6 +130,7 @@ def edges(
     known:torch.Tensor=None, # [N] bool: rows of the bank that hold something
 )->torch.Tensor: # [U, N] logarithms of edges that add up to 1
     "log softmax(features·bank/temperature)"
+    bank = bank.to(features)  # which has 32 bits
     return _similar(features, bank, temperature, _absent(bank, known)).log_softmax(1)
 
 def edge_edge_loss(
@@ -146,7 +147,7 @@ def node_edge_loss(
 )->torch.Tensor: # a scalar
     """Cross-entropy of the labels that arrive over the strong view's edges to `target`, mean over
     samples"""
-    arrived = (strong.exp()@labels).clamp_min(torch.finfo(strong.dtype).tiny)
+    arrived = (strong.exp()@labels.to(strong)).clamp_min(torch.finfo(strong.dtype).tiny)
     return -(target*arrived.log()).sum(1).mean()
 
 def edge_losses(

@@ -19,7 +19,7 @@ from ..core.claim import Claim, made
 from ..core.record import Supervision, as_inputs
 from ..core.supervision import LabelCallback
 from ..core.technique import technique
-from ..models import head_of
+from ..models import head_of, widened
 from ..parts.view_pair import ViewPair
 from ..processes import gather_rows
 from .shift import asleep, only_statistics, source_model, target_alone
@@ -65,7 +65,7 @@ def each_head(
     keep = 1-dropout
     drawn = torch.rand(features.shape, generator=rng).to(features.device)
     own,*others = (features*(drawn < keep)/max(keep, 1e-6)).chunk(k)
-    return torch.stack([head(own), *copies(others)]).float()
+    return widened(torch.stack([head(own), *copies(others)]))
 
 def believed_loss(
     logits:torch.Tensor, # [K, B, C] of the heads

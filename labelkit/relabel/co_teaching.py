@@ -16,6 +16,7 @@ from ..core.claim import Claim, made
 from ..core.record import Supervision
 from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
+from ..models import widened
 from ..parts.peer import Peer, predict_together
 from ..processes import gather_rows
 from .stage import nearly_half_wrong
@@ -51,7 +52,7 @@ def small_loss(
 
 # %% ../../nbs/relabel/co_teaching.ipynb #70511c5e
 def _losses(logits, targets):
-    return F.cross_entropy(logits.detach().float(), targets, reduction="none")
+    return F.cross_entropy(widened(logits.detach()), targets, reduction="none")
 
 def note_kept(
     ledger,            # a `Ledger`

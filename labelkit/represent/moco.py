@@ -98,7 +98,8 @@ class MoCo(Contrastive):
         ids = all_ids(s).to(k)[:, None]
         negatives = self.queue.rows[:, :-1]
         same = (ids == self.queue.rows[:, -1]) & (ids >= 0)
-        logits = self.logits(self.project(s, "one"), k, negatives, same)
+        q = self.project(s, "one")
+        logits = self.logits(q, k.to(q), negatives.to(q), same)
         if not self.searching: self.queue.push(torch.cat([k, ids], 1))
         return first_is_right(logits)
 
