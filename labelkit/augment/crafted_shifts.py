@@ -94,10 +94,13 @@ def category_view(
     name:str,          # one of `CATEGORIES`
     strength:float=1., # of the strongest change, 0..1; each picture gets a random share of it
 )->View:
-    "One category's changes as a view of pictures in [0, 1]. `LabelKitError` for an unknown name"
+    """One category's changes as a view of pictures in [0, 1]. Strength 0 leaves them as they are;
+    above it, equalize and autocontrast are always whole, for they have no strength. Raises
+    `LabelKitError` for an unknown name"""
     if name not in CATEGORIES:
         raise LabelKitError(f"category {name!r} is not known: use one of {', '.join(CATEGORIES)}")
     check_range("strength", strength, 0, 1)
+    if not strength: return CustomView(lambda x, _: x)
     if CATEGORIES[name]:
         high = dict(cutout=.5) if name == "holes" else CATEGORIES[name]
         magnitude = 30*strength

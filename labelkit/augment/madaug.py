@@ -24,6 +24,7 @@ from ..core.supervision import check_finite
 from ..core.teachers import evaluating
 from ..core.technique import CLASSES, technique
 from ..data.sets import mnist_5k
+from ..errors import check_range
 from ..models import check_weights_move, head_of, logits_of, small_cnn
 from ..models import unwrap, widened, with_features
 from ..parts.inner_step import step_alone
@@ -59,14 +60,18 @@ class Policy(nn.Module):
 def drawn_operations(
     weights:torch.Tensor,   # [B, K] how likely each operation is
     strengths:torch.Tensor, # [B, K] in 0..1
-    n:int,                  # operations for each picture
+    n:int,                  # operations for each picture, at most K
     share:float,            # of the pictures that get any, 0..1
     rng:torch.Generator,    # on the CPU
 )->tuple: # operations [n, B] long, K for none, and their strengths [n, B], on the CPU
-    "Draw what to do to each picture, and how strongly"
-    op = torch.multinomial(weights.cpu(), n, True, generator=rng)
+    """Draw what to do to each picture, and how strongly: no operation twice, as in the authors'
+    code, and none of weight 0"""
+    w = weights.cpu()
+    check_range("n", n, 1, w.shape[1])
+    op = torch.multinomial(w.clamp_min(1e-30), n, generator=rng)
     still = torch.rand(len(op), generator=rng) >= share
-    return op.T.masked_fill(still, weights.shape[1]), strengths.cpu().gather(1, op).T
+    none = still | (w.gather(1, op).T <= 0)
+    return op.T.masked_fill(none, w.shape[1]), strengths.cpu().gather(1, op).T
 
 # %% ../../nbs/augment/madaug.ipynb #ba500014
 def seen_by(
@@ -194,7 +199,7 @@ class MADAug(Augment):
                   magnitude=(0, 30), policy_lr=(1e-9, None))
 
     def __init__(self,
-        n:int=2,               # operations for each picture
+        n:int=2,               # different operations for each picture
         every:int=5,           # batches between two steps of the policy
         ramp:float=1/6,        # share of the training after which most pictures are augmented
         temperature:float=2.,  # of what is drawn from; larger: all more alike

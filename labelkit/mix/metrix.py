@@ -138,7 +138,13 @@ def recall_at_1(
     embeddings:torch.Tensor, # [N, D]
     labels:torch.Tensor,     # [N]
 )->float: # in 0..1
-    "Share of samples whose nearest other sample has the same label"
+    """Share of samples whose nearest other sample has the same label. Raises `LabelKitError` for
+    fewer than two samples: there is no other one"""
+    if len(embeddings) < 2 or len(labels) != len(embeddings):
+        raise LabelKitError(
+            f"embeddings has {len(embeddings)} rows and labels {len(labels)}: pass as many of "
+            "both, two samples or more"
+        )
     d = _distances(F.normalize(embeddings, dim=1)).fill_diagonal_(float("inf"))
     return (labels[d.argmin(1)] == labels).float().mean().item()
 

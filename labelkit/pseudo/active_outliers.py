@@ -35,7 +35,8 @@ from ..tables import numbers_of
 def variation_ratio(
     probs:torch.Tensor # [M, N, C] distributions of M members
 )->torch.Tensor: # [N] in 0..1−1/M
-    "Share of the members that do not vote with the majority"
+    """Share of the members that do not vote with the most frequent class, 1 − mode/M as usual for
+    this name. The authors' code counts those that differ from the best class of the mean"""
     votes = F.one_hot(probs.argmax(2), probs.shape[2]).float().mean(0)
     return 1 - votes.amax(1)
 

@@ -5,8 +5,9 @@ view."""
 
 # %% auto #0
 __all__ = ['STAGE', 'OPEN_STAGE', 'above_threshold', 'top_k', 'top_k_per_class', 'above_margin',
-           'energy_score', 'below_energy', 'class_thresholds', 'hard_target', 'sharpen',
-           'consistency_loss', 'kl_consistency', 'Guess', 'PseudoLabel', 'WeakViews', 'ramp_up']
+           'quantile_of', 'energy_score', 'below_energy', 'class_thresholds', 'hard_target',
+           'sharpen', 'consistency_loss', 'kl_consistency', 'Guess', 'PseudoLabel', 'WeakViews',
+           'ramp_up']
 
 # %% ../../nbs/pseudo/base.ipynb #0ad35266
 from dataclasses import dataclass
@@ -68,6 +69,21 @@ def above_margin(
     "Samples whose best class leads the second best by at least `margin`"
     first,second = probs.topk(2, dim=1).values.unbind(1)
     return first-second >= margin
+
+_most = 16_000_000 # values that torch's own quantile takes
+
+def quantile_of(
+    values:torch.Tensor, # float, of any shape, one value or more
+    share:float,         # in 0..1
+)->torch.Tensor: # a scalar
+    """The value that this share of the values are below, interpolated between neighbours. More
+    than torch's `quantile` takes are no matter: class maps have many pixels"""
+    v = values.flatten()
+    if len(v) <= _most: return v.quantile(share)
+    rank = share*(len(v)-1)
+    below = int(rank)
+    v = v.sort().values
+    return v[below].lerp(v[min(below+1, len(v)-1)], rank-below)
 
 def energy_score(
     logits:torch.Tensor # [U, C]

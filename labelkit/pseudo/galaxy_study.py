@@ -18,7 +18,7 @@ from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
 from ..data.samples import Samples
 from ..data.sets import mnist_5k
-from ..errors import LabelKitError
+from ..errors import LabelKitError, check_range
 from ..models import with_features
 from .shift import blurred
 
@@ -50,7 +50,14 @@ def calibration_error(
     bins:int=15,        # of equal width over the confidences
 )->float: # 0..1
     """How far confidence is from the share of right predictions, mean over predictions (Guo,
-    Pleiss, Sun, Weinberger 2017, https://arxiv.org/abs/1706.04599)"""
+    Pleiss, Sun, Weinberger 2017, https://arxiv.org/abs/1706.04599). Raises `LabelKitError` for
+    shapes that do not fit, and without a prediction"""
+    check_range("bins", bins, 1)
+    if probs.ndim != 2 or y.shape != probs.shape[:1] or not probs.numel():
+        raise LabelKitError(
+            f"probs has shape {tuple(probs.shape)} and y {tuple(y.shape)}: pass [N, C] and [N], "
+            "one prediction or more"
+        )
     confidence,label = probs.max(1)
     right = (label == y).float()
     # a bin holds its upper edge

@@ -20,7 +20,7 @@ from ..core.supervision import n_classes
 from ..core.teachers import EMA
 from ..core.technique import technique
 from ..processes import gather_rows
-from .base import PseudoLabel
+from .base import PseudoLabel, quantile_of
 from .shift import source_model, two_domains
 
 # %% ../../nbs/pseudo/hiast.ipynb #343734ed
@@ -37,7 +37,7 @@ def adaptive_thresholds(
     new = theta.clone()
     for c in label.unique().tolist():
         own = torch.cat([confidence[label == c], theta[c:c+1]])
-        found = own.quantile(1-share*float(theta[c])**power)
+        found = quantile_of(own, 1-share*float(theta[c])**power)
         new[c] = decay*theta[c] + (1-decay)*found
     return new.clamp_max(.999)
 

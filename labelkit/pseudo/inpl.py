@@ -17,7 +17,8 @@ from ..core.technique import technique
 from ..data.sets import mnist_5k
 from ..errors import check_range
 from ..parts.running import RunningMean, WindowMean
-from .base import STAGE, PseudoLabel, below_energy, consistency_loss, energy_score
+from .base import STAGE, PseudoLabel, below_energy, consistency_loss
+from .base import energy_score, quantile_of
 
 # %% ../../nbs/pseudo/inpl.ipynb #b1307782
 named_thresholds = dict(paper=-9.5)  # the authors', on CIFAR-10 with a long tail
@@ -37,7 +38,7 @@ def energy_level(
     share:float,         # in 0..1
 )->torch.Tensor: # [1]
     "The energy that this share of the samples are below"
-    return energy_score(logits).quantile(share)[None]
+    return quantile_of(energy_score(logits), share)[None]
 
 def _over_pixels(t, dims):
     "The mean over all but the first `dims` dimensions"

@@ -20,6 +20,7 @@ from ..core.supervision import LabelCallback
 from ..core.technique import CLASSES, technique
 from ..data.arrays import LabelDataLoaders
 from ..data.loaders import from_arrays
+from ..errors import LabelKitError
 
 # %% ../../nbs/pseudo/robust_self_training.ipynb #99f469da
 def input_distance(
@@ -28,10 +29,22 @@ def input_distance(
 )->torch.Tensor: # [N], not negative, with a gradient for the weights
     """How far `x` lies from the nearest decision boundary, to first order: the lead of the best
     class over the second by the length of its slope. Exact for a linear model; the slope is taken
-    as a constant"""
+    as a constant. Raises `LabelKitError` for fewer than two classes, other rows, and without a
+    graph from `x` to `logits`"""
+    if logits.ndim != 2 or logits.shape[1] < 2 or len(logits) != len(x):
+        raise LabelKitError(
+            f"logits has shape {tuple(logits.shape)} for x {tuple(x.shape)}: pass [N, C] for N "
+            "inputs, of two classes or more"
+        )
     first,second = logits.topk(2, dim=1).values.unbind(1)
     lead = first-second
-    slope, = torch.autograd.grad(lead.sum(), x, retain_graph=True)
+    graph = logits.requires_grad and x.requires_grad
+    how = dict(retain_graph=True, allow_unused=True)
+    slope = torch.autograd.grad(lead.sum(), x, **how)[0] if graph else None
+    if slope is None:
+        raise LabelKitError(
+            "logits have no gradient towards x: call x.requires_grad_(), and the model on it after"
+        )
     length = slope.detach().flatten(1).float().norm(dim=1)
     return lead/length.clamp_min(1e-6)
 

@@ -107,9 +107,15 @@ def weighted_consensus(
     weights:torch.Tensor, # [A, C], how much an annotator's vote for a class counts
 )->torch.Tensor: # [N, C], rows sum to one; uniform where nobody was asked
     """Share of the weight behind each class: C = Σ weight·vote, divided by the weights of those who
-    were asked"""
-    n,_ = votes.shape
+    were asked. Raises `LabelKitError` for shapes that do not fit, and what are no votes"""
+    if votes.ndim != 2 or weights.ndim != 2 or votes.shape[1] != len(weights):
+        raise LabelKitError(
+            f"votes has shape {tuple(votes.shape)} and weights {tuple(weights.shape)}: pass "
+            "[samples, annotators] and [annotators, classes]"
+        )
     c = weights.shape[1]
+    if votes.numel(): votes,_ = check_votes(votes, c)
+    n = len(votes)
     weights = weights.float()
     at = votes.clamp_min(0)
     w = weights.expand(n, -1, -1).gather(2, at[..., None])[..., 0]*(votes >= 0)

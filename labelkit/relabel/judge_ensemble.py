@@ -238,14 +238,14 @@ _claim = Claim(
 
 # %% ../../nbs/relabel/judge_ensemble.ipynb #c1c00029
 _reasons = ("judges agree with the label", "all judges name another", "most judges name another",
-            "few judges name another, but are sure")
+            "half of the judges or fewer name another, but are sure")
 
 def reason_of_judges(
     dissent:torch.Tensor, # [n] share of judges
     flagged:torch.Tensor, # [n] bool
 )->torch.Tensor: # [n] long, 0 to 3
     "Number of the reason for each sample"
-    return torch.where(dissent >= 1, 1, torch.where(dissent >= .5, 2, 3))*flagged
+    return torch.where(dissent >= 1, 1, torch.where(dissent > .5, 2, 3))*flagged
 
 def verdicts(
     labels:torch.Tensor, # [n] long, given labels

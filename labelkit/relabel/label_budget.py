@@ -33,16 +33,18 @@ def purchase(
     price:float,     # of a good label, in cheap ones
     share:float,     # of the money that goes for good labels, 0..1
     n:int,           # samples there are: no more labels of a kind are bought
+    for_sale:int=None,# of which so many have a good label to buy; all if `None`
 )->tuple: # numbers of cheap and of good labels
-    "What a budget buys; money for which there is no sample left goes for the other kind"
+    "What a budget buys; money for which there is no label left goes for the other kind"
     check_range("budget", budget, 0)
     check_range("price", price, 0)
     check_range("share", share, 0, 1)
     if not price: raise LabelKitError("price=0 makes good labels free: pass a number above 0")
-    good = min(n, int(share*budget/price + 1e-9))
+    most = n if for_sale is None else min(n, for_sale)
+    good = min(most, int(share*budget/price + 1e-9))
     cheap = min(n, int(budget - good*price + 1e-9))
     left = budget - good*price - cheap
-    if share > 0: good = min(n, good + int(left/price + 1e-9))
+    if share > 0: good = min(most, good + int(left/price + 1e-9))
     return cheap,good
 
 def affordable(
@@ -52,9 +54,8 @@ def affordable(
     n:int,         # samples there are
     for_sale:int,  # of which so many have a good label to buy
 )->tuple: # numbers of cheap and of good labels, and what they cost
-    "`purchase` where not every sample is for sale. Raises `LabelKitError` where it buys nothing"
-    cheap,good = purchase(budget, price, share, n)
-    good = min(good, for_sale)
+    "`purchase`, and what it costs. Raises `LabelKitError` where it buys nothing"
+    cheap,good = purchase(budget, price, share, n, for_sale)
     if cheap or good: return cheap, good, cheap + price*good
     raise LabelKitError(
         f"budget={budget} buys no label at price={price}: pass more, or share=0 for cheap ones"

@@ -84,8 +84,14 @@ def linear_accuracy(
     truth:torch.Tensor,   # [M] long
     c:float=1.,           # inverse strength of the penalty, as in scikit-learn
 )->float:
-    "Accuracy of a logistic regression on standardised features"
+    """Accuracy of a logistic regression on standardised features. Raises `LabelKitError` where the
+    labels name fewer than two classes, and where nothing is asked"""
     from sklearn.linear_model import LogisticRegression
+    if (found := len(labels.unique())) < 2 or not len(asked):
+        raise LabelKitError(
+            f"labels of {len(labels)} samples name {found} classes, and {len(asked)} are asked: a "
+            "linear probe needs samples of two classes or more, and one to ask"
+        )
     mean = known.mean(0)
     std = known.std(0) + 1e-6
     x,t = ((o-mean)/std for o in (known, asked))
@@ -113,7 +119,8 @@ class Contrastive(LabelCallback):
     that says what the two have to do with each other; a technique overrides `contrast`
 
     Labels train the model's last layer alone, unless `labels` is true: what the learner reports is
-    then a linear probe of features that no label has touched."""
+    then a linear probe of features that no label has touched. In batches that `p` leaves out,
+    labels train the whole network all the same."""
     stage = "views"  # before mixes, so that a view is of one image
     needs = ("vision",)
     targets = tuple(o for o in TARGETS if o != "segmentation")
@@ -126,7 +133,8 @@ class Contrastive(LabelCallback):
         weight:float=1.,       # of the loss; 0 turns the technique off
         temperature:float=.5,  # of the similarities, above 0; lower: only the nearest count
         dim:int=64,            # length of a projection
-        labels:bool=False,     # labels train the whole network; else its last layer alone
+        # labels train the whole network; else its last layer alone, in batches in which it acts
+        labels:bool=False,
         # the view that is drawn twice, or any function of inputs (and a generator); by the data
         # if `None`
         view=None,

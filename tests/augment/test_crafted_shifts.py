@@ -50,6 +50,12 @@ class TestOrder:
 
 class TestViews:
     @pytest.mark.parametrize("name", CATEGORIES)
+    def test_strength_0_changes_nothing(self, name):
+        "Not even the tones, of which two operations have no strength"
+        x = .2 + .5*torch.rand(30, 3, 14, 14, generator=gen())
+        assert torch.equal(category_view(name, 0.)(x, gen(1)), x)
+
+    @pytest.mark.parametrize("name", CATEGORIES)
     @pytest.mark.parametrize("c", [1, 3])
     def test_shape_range_and_seed(self, name, c):
         x = torch.rand(9, c, 14, 14, generator=gen())

@@ -183,9 +183,22 @@ class TestOperations:
         op,strength = drawn_operations(w, m, 2, .25, torch.Generator().manual_seed(0))
         assert op.shape == strength.shape == (2, 400)
         on = op[0] != 3
-        assert set(op[:, on].flatten().tolist()) == {1} and (op[:, ~on] == 3).all()
+        # what has no weight is not drawn, also where nothing else is left
+        assert set(op[0, on].tolist()) == {1} and (op[:, ~on] == 3).all() and (op[1] == 3).all()
         assert .15 < on.float().mean() < .35
-        close(strength, torch.full((2, 400), .2))
+        close(strength[0], torch.full((400,), .2))
+
+    def test_no_operation_twice(self):
+        """First k by its weight, then another one by what is left: second is 1 with chance
+        .6·.3/.4 + .1·.3/.9"""
+        w = tensor([[.6, .3, .1]]).expand(20_000, 3)
+        op,_ = drawn_operations(w, w, 2, 1., torch.Generator().manual_seed(0))
+        assert (op[0] != op[1]).all()
+        shares = [o.bincount(minlength=3)/20_000 for o in op]
+        close(shares[0], tensor([.6, .3, .1]), .02)
+        close(shares[1][1], tensor(.6*.3/.4 + .1*.3/.9), .02)
+        with pytest.raises(LabelKitError, match="n=4"):
+            drawn_operations(w, w, 4, 1., torch.Generator())
 
     def test_each_alone(self):
         "The first operation leaves a picture, the second inverts it"

@@ -209,6 +209,8 @@ def test_a_sample_is_not_its_own_neighbour():
     # by hand: the nearest to 0 and to 1 are each other, of different classes; to 2 it is 1
     z = tensor([[1.,0.],[.9,.1],[.5,.5]])
     assert recall_at_1(z, tensor([0,1,1])) == pytest.approx(1/3)
+    with pytest.raises(LabelKitError, match="two samples or more"): recall_at_1(z[:1], tensor([0]))
+    with pytest.raises(LabelKitError, match="3 rows and labels 2"): recall_at_1(z, tensor([0, 1]))
 
 
 def test_the_middle_of_the_body():

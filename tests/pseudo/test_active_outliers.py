@@ -28,6 +28,12 @@ class TestFunctions:
         p = F.one_hot(tensor([[0, 2], [0, 1], [1, 1], [0, 0]]), 3).float()
         close(variation_ratio(p), tensor([.25, .5]))
 
+    def test_the_most_frequent_vote_and_not_the_mean(self):
+        "Two members say class 0, just so; the third is sure of class 1, which the mean says too"
+        p = tensor([[[.55, .45]], [[.55, .45]], [[0., 1.]]])
+        assert int(p.mean(0).argmax()) == 1
+        close(variation_ratio(p), tensor([1/3]))
+
     def test_sureness(self):
         p = tensor([[1., 0., 0.], [1/3]*3, [.5, .5, 0.]])
         close(sureness(p), tensor([1., 0., 1-math.log(2)/math.log(3)]), atol=1e-6, rtol=0)

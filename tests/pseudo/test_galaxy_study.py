@@ -43,6 +43,9 @@ def test_calibration():
     assert calibration_error(p, y) == pytest.approx((2*.4 + 2*.4)/4, abs=1e-6)
     assert calibration_error(p, y, bins=1) == pytest.approx(abs(.75-.75), abs=1e-6)
     assert calibration_error(tensor([[1., 0.]]), tensor([0])) == 0
+    for wrong in ((p, y[:2]), (p[:, 0], y), (p[:0], y[:0])):
+        with pytest.raises(LabelKitError, match="one prediction or more"): calibration_error(*wrong)
+    with pytest.raises(LabelKitError, match="bins=0"): calibration_error(p, y, 0)
 
 
 def test_pools():

@@ -20,11 +20,12 @@ from labelkit.pseudo.base import (
     energy_score,
     hard_target,
     kl_consistency,
+    quantile_of,
     sharpen,
 )
 from labelkit.pseudo.fixmatch import FixMatch
 from labelkit.pseudo.flexmatch import FlexMatch
-from labelkit.pseudo.inpl import InPL, margin_logits
+from labelkit.pseudo.inpl import InPL, energy_level, margin_logits
 from labelkit.pseudo.uda import UDA, tsa_keep, tsa_threshold
 from pseudo.classmaps import dense
 
@@ -167,6 +168,24 @@ def test_the_ledger_has_the_energy():
     f = cb.ledger.frame()
     assert (f.accepted == (f.energy < -2.4)).all() and f.accepted.any() and not f.accepted.all()
     assert cb.explore() is not None
+
+
+class TestQuantile:
+    def test_as_torch_where_torch_can(self, monkeypatch):
+        "The same number bit for bit, and beyond the limit the same by its own interpolation"
+        v = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
+        shares = (0., .05, .3, .95, 1.)
+        want = [v.flatten().quantile(q) for q in shares]
+        assert [quantile_of(v, q) for q in shares] == want
+        monkeypatch.setattr("labelkit.pseudo.base._most", 5)
+        torch.testing.assert_close([quantile_of(v, q) for q in shares], want)
+        assert quantile_of(tensor([0., 1., 2., 3., 4., 5.]), .5).item() == 2.5
+
+    def test_maps_of_big_pictures(self):
+        "17 million pixels are more than torch's quantile takes"
+        z = torch.arange(17_000_000.).view(1, 1, 4250, 4000)
+        got = energy_level(z, .95)
+        assert got.shape == (1,) and got.item() == pytest.approx(-.05*16_999_999, abs=1.)
 
 
 def test_the_threshold_follows_the_labeled_energies():

@@ -27,6 +27,15 @@ class TestFormulas:
         on = x - d[:, None]*w/w.norm(dim=1, keepdim=True)
         close(net(on).gather(1, first[:, None]), net(on).gather(1, second[:, None]))
 
+    def test_no_distance(self):
+        x = torch.randn(4, 2, requires_grad=True)
+        z = x@torch.randn(2, 3)
+        for wrong in (z[:, :1], z[:, 0], z[:2], z[..., None]):
+            with pytest.raises(LabelKitError, match="logits has shape"): input_distance(wrong, x)
+        for wrong in (z.detach(), torch.randn(4, 3, requires_grad=True)):
+            with pytest.raises(LabelKitError, match="no gradient towards x"):
+                input_distance(wrong, x)
+
     def test_the_ramp_is_what_an_adversary_gains(self):
         d = torch.linspace(-2, 6, 81)
         gamma = .4

@@ -234,6 +234,24 @@ def test_banks_and_teacher_in_a_fit():
     assert len(cb.graph.unlabeled["features"]) == (given == -1).sum()
 
 
+def test_the_bank_of_labeled_samples_holds_their_own_features():
+    "What the teacher said of the last batch's labeled rows, at their ids, and of no other rows"
+    seen = {}
+    class Seen(SimMatchV2):
+        name = "simmatchv2"
+        def predict(self, s):
+            logits = super().predict(s)
+            weak = s.own(self).weak
+            told = self.teacher_projector(self.teacher(weak, features=True)[1])
+            seen.update(ids=s.ids, told=told[:len(s.ids)], rest=told[len(s.ids):])
+            return logits
+    fit(learner([cb := Seen()]))
+    bank = cb.graph.labeled
+    held = bank["features"][bank.place[seen["ids"]]]
+    torch.testing.assert_close(held, seen["told"])
+    assert torch.cdist(held, seen["rest"]).min() > 1e-3
+
+
 def test_losses_of_a_step():
     "The node loss has the propagated label and the aligned confidence; several views are averaged"
     cb = SimMatchV2(threshold=.12, views=2, node_weight=10.)

@@ -97,6 +97,16 @@ def test_weighted_consensus_is_normalised():
     assert torch.allclose(bayes_risk(c), torch.tensor([.4, 0., .5]))
     # weak people who agree are believed, whatever their weights are
     assert weighted_consensus(torch.tensor([[1, 1]]), torch.full((2, 2), .1))[0, 1] == 1
+    assert weighted_consensus(torch.zeros(0, 2).long(), torch.ones(2, 3)).shape == (0, 3)
+
+@pytest.mark.parametrize("votes, weights, said", [
+    ([0, 1], (2, 2), r"votes has shape \(2,\)"), ([[0, 1]], (2,), r"weights \(2,\)"),
+    ([[0, 1]], (3, 2), r"votes has shape \(1, 2\) and weights \(3, 2\)"),
+    ([[0, 4]], (2, 2), "votes go from 0 to 4"), ([[0, .5]], (2, 2), "float32"),
+])
+def test_what_is_no_consensus(votes, weights, said):
+    with pytest.raises(LabelKitError, match=said):
+        weighted_consensus(torch.tensor(votes), torch.ones(weights))
 
 
 def test_posterior_is_bayes_rule():

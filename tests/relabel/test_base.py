@@ -161,6 +161,20 @@ class TestRounds:
 
 
 class TestStatistics:
+    @pytest.mark.parametrize("labels, shape, said", [
+        ([], (0, 3), r"labels has shape \(0,\)"), ([0, 0], (2, 1), r"probs \(2, 1\)"),
+        ([0, 1], (3, 2), r"labels has shape \(2,\) and probs \(3, 2\)"), ([0, 1], (2,), "probs"),
+        ([0, 3], (2, 3), "go from 0 to 3"), ([-1, 0], (2, 2), "go from -1 to 0"),
+        ([0., 1.], (2, 2), "torch.float32"),
+    ])
+    def test_what_does_not_fit(self, labels, shape, said):
+        with pytest.raises(LabelKitError, match=said):
+            confident_learning(torch.tensor(labels), torch.full(shape, .5))
+
+    def test_a_rule_that_cleanlab_does_not_know(self):
+        with pytest.raises(LabelKitError, match="filter_by='worst' is not known"):
+            confident_learning(torch.tensor([0, 1]), torch.full((2, 2), .5), "worst")
+
     def test_reference(self):
         e = reference["expected"]
         tol = reference["tolerance"]

@@ -145,7 +145,7 @@ def test_the_threshold_itself_is_enough_and_the_label_must_be_beaten():
 def test_reasons():
     dissent = torch.tensor([1., .75, .5, .4, 1.])
     flagged = torch.tensor([True, True, True, True, False])
-    assert reason_of_judges(dissent, flagged).tolist() == [1, 2, 2, 3, 0]
+    assert reason_of_judges(dissent, flagged).tolist() == [1, 2, 3, 3, 0]  # half are not most
 
 
 def test_each_fold_draws_other_numbers_and_answers_stand_where_they_belong():

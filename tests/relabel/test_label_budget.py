@@ -11,6 +11,7 @@ from labelkit.lesson.batch import look
 from labelkit.models import mlp
 from labelkit.relabel.label_budget import (
     LabelBudget,
+    affordable,
     check_good,
     pareto_front,
     purchase,
@@ -36,6 +37,16 @@ def test_what_a_budget_buys(args, want):
     cheap,good = purchase(*args)
     assert cheap + price*good <= budget and max(cheap, good) <= n
     if args != (1., .5, .5, 9): assert (cheap, good) == want
+
+@pytest.mark.parametrize("share, for_sale, want", [
+    (1., 3, (398, 3, 548)),    # 12 would be paid for, 3 are there: 450 are left for cheap ones
+    (.5, 3, (398, 3, 548)),
+    (.1, 5, (398, 4, 598)),    # cheap ones run out, and what they leave buys good ones
+    (.1, 1, (398, 1, 448)),
+    (1., 0, (398, 0, 398)),
+])
+def test_money_for_which_there_is_no_good_label(share, for_sale, want):
+    assert affordable(600, 50, share, 398, for_sale) == want
 
 def test_prices_that_are_none():
     with pytest.raises(LabelKitError, match="price=0"): purchase(10, 0, .5, 3)
@@ -183,9 +194,9 @@ def test_what_is_not_for_sale_is_not_bought():
     good = torch.full((24,), -1)
     good[3] = 2
     cb = LabelBudget(good, budget=12, price=4, share=1.)
-    fit(learner(dls, cb), 1)
+    fit(learner(dls, cb), 2)
     assert (cb.table.weights > 0).nonzero().flatten().tolist() == [3]
-    assert cb.bought == dict(cheap=0, good=1) and cb.cost == 4
+    assert cb.bought == dict(cheap=8, good=1) and cb.cost == 12
 
 @pytest.mark.parametrize("which", ["unsure", "sure"])
 def test_the_network_says_whom_to_ask(which):

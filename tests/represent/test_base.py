@@ -72,14 +72,17 @@ class TestLabels:
 
     def test_no_label_reaches_the_features(self):
         "Other labels, the same features"
-        def trained(shift):
+        def trained(shift, p=1.):
             dls = data(labeled=None)
             dls.train_ds.arrays.y[:] = (dls.train_ds.arrays.y + shift) % 10
-            return weights(fit(learner([SimCLR()], dls=dls), 2))
+            return weights(fit(learner([SimCLR(p=p)], dls=dls), 2))
         a = trained(0)
         b = trained(3)
         body = lambda w: {k: v for k,v in w.items() if not k.startswith("head")}
         assert same(body(a), body(b)) and not torch.equal(a["head.weight"], b["head.weight"])
+        # in batches that are left out they train the whole network, as the docstring says
+        a,b = (trained(shift, 1e-9) for shift in (0, 3))
+        assert not same(body(a), body(b))
 
     def test_dense_targets_are_refused(self):
         assert "segmentation" not in Contrastive.targets
@@ -97,6 +100,11 @@ class TestProbe:
         x = torch.randn(60, 2)
         y = (x[:, 0] > 0).long()
         assert linear_accuracy(x, y, x*tensor([1., 1.]), y) > .9
+        for n in (0, 1, 60):
+            with pytest.raises(LabelKitError, match=f"labels of {n} samples name"):
+                linear_accuracy(x[:n], y[:n]*0, x, y)
+        with pytest.raises(LabelKitError, match="0 are asked"):
+            linear_accuracy(x, y, x[:0], y[:0])
 
     def test_leaves_the_learner_alone(self):
         learn = fit(learner([SimCLR()]))
