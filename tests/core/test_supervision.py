@@ -143,7 +143,8 @@ def test_models_of_two_inputs(slug, how):
 
 
 @pytest.mark.parametrize("slug,said", [
-    ("prockd", "ProCKD works on images"), ("adautomix", "AdAutoMix works on images"),
+    ("prockd", "takes 2 inputs, and ProCKD looks at one image"),
+    ("adautomix", "takes 2 inputs, and AdAutoMix looks at one image"),
     ("ssld", "the teacher fails for inputs of shape .* and "),
 ])
 def test_what_is_for_one_input_alone(slug, said):
